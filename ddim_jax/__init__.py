@@ -1,0 +1,21 @@
+"""Denoising diffusion implicit models in JAX.
+
+Attributes are imported on first use: data readers import this package again in their own
+processes, and ``import ddim_jax`` should cost nothing there.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ddim_jax.pipeline import Pipeline as Pipeline
+    from ddim_jax.pipeline import load as load
+
+__version__ = "0.1.0"
+__all__ = ["Pipeline", "__version__", "load"]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Pipeline", "load"):
+        return getattr(importlib.import_module("ddim_jax.pipeline"), name)
+    raise AttributeError(f"module 'ddim_jax' has no attribute '{name}'")

@@ -1,0 +1,148 @@
+"""How the network learns: spoil an image by a known amount of noise, and ask for what was done to it.
+
+A training step draws for each image a noise level t and noise eps, makes x_t (:func:`diffuse`), gives it to the network
+and compares the output with the target. For the noise as target and mean squared error this is the "simple" objective
+of DDPM (Ho et al. 2020, eq. 14 and algorithm 1), which DDIM shares: its models are DDPM's.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ddim_jax.diffusion.prediction import per_image
+from ddim_jax.errors import UserError
+from ddim_jax.random_streams import fold_in_each
+
+
+def diffuse(x0: jax.Array, eps: jax.Array, alpha_bar: jax.typing.ArrayLike) -> jax.Array:
+    """Brings clean images to a noise level: x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps (DDPM, eq. 4).
+
+    Args:
+        x0: [n, h, w, c].
+        eps: standard normal, like x0.
+        alpha_bar: scalar or [n].
+    """
+    alpha_bar = per_image(alpha_bar, x0)
+    return jnp.sqrt(alpha_bar) * x0 + jnp.sqrt(1 - alpha_bar) * eps
+
+
+def training_target(objective: str, x0: jax.Array, eps: jax.Array, alpha_bar: jax.typing.ArrayLike) -> jax.Array:
+    """What the network shall answer: eps, x0, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0.
+
+    The inverse of :func:`~ddim_jax.diffusion.prediction.to_prediction`. v asks for the noise where there is little of
+    it and for the image where there is little of that, so it is never given away by the input.
+
+    Args:
+        objective: ``eps``, ``x0`` or ``v``.
+        x0: [n, h, w, c].
+        eps: like x0.
+        alpha_bar: scalar or [n].
+
+    Raises:
+        UserError: an unknown objective.
+    """
+    if objective == "eps":
+        return eps
+    if objective == "x0":
+        return x0
+    if objective == "v":
+        alpha_bar = per_image(alpha_bar, x0)
+        return jnp.sqrt(alpha_bar) * eps - jnp.sqrt(1 - alpha_bar) * x0
+    raise UserError(f"objective '{objective}' does not exist; choose from: eps, x0, v")
+
+
+def draw_levels(kind: str, num_levels: int, key: jax.Array, index: jax.Array, batch_size: int) -> jax.Array:
+    """Draws the noise levels of a training batch: int32 [n], in 1 ... T.
+
+    Over a batch, levels are uniform on 1 ... T in expectation. The kinds differ in how the examples depend on each
+    other, which changes the variance of the gradient but not its mean.
+
+    - ``uniform``: not at all (DDPM).
+    - ``antithetic``: examples 2j and 2j + 1 get t and T + 1 - t, so that a batch holds as much high noise as low (as
+      in DDIM's code, which pairs the first half of the batch with the second).
+    - ``stratified``: example i draws from the i-th of ``batch_size`` equal parts of the range, so that a batch covers
+      all of it evenly. Low positions always get low levels, which is harmless since the data come in random order.
+
+    A level is a function of the key and the example's position in the global batch, so the split of a batch over
+    devices, or into micro-batches, does not change it.
+
+    Args:
+        kind: one of the three.
+        num_levels: T.
+        key: of this training step.
+        index: int [n], positions in the global batch.
+        batch_size: size of the global batch.
+
+    Raises:
+        UserError: an unknown kind.
+    """
+    if kind == "uniform":
+        return _uniform_levels(fold_in_each(key, index), num_levels)
+    if kind == "antithetic":
+        level = _uniform_levels(fold_in_each(key, index // 2), num_levels)
+        return jnp.where(index % 2 == 0, level, num_levels + 1 - level)
+    if kind == "stratified":
+        within = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(fold_in_each(key, index))
+        level = 1 + jnp.floor(num_levels * (index + within) / batch_size).astype(jnp.int32)
+        return jnp.minimum(level, num_levels)  # the last example's draw may round up to 1
+    raise UserError(f"time sampling '{kind}' does not exist; choose from: antithetic, uniform, stratified")
+
+
+def _uniform_levels(keys: jax.Array, num_levels: int) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.randint(key, (), 1, num_levels + 1, jnp.int32))(keys)
+
+
+def example_loss(output: jax.Array, target: jax.Array, loss: str = "mse", reduction: str = "mean") -> jax.Array:
+    """Distance between output and target of each example: float32 [n].
+
+    Args:
+        output: [n, h, w, c], any float dtype.
+        target: like output.
+        loss: ``mse`` (squared) or ``mae`` (absolute difference).
+        reduction: over h, w and c: ``mean`` (DDPM's code) or ``sum`` (DDIM's code). With Adam the factor between them
+            hardly matters, unless gradients are clipped: to the same norm, sums are cut almost always.
+
+    Raises:
+        UserError: an unknown loss or reduction.
+    """
+    if loss not in ("mse", "mae"):
+        raise UserError(f"loss '{loss}' does not exist; choose from: mse, mae")
+    if reduction not in ("mean", "sum"):
+        raise UserError(f"loss reduction '{reduction}' does not exist; choose from: mean, sum")
+    difference = output.astype(jnp.float32) - target.astype(jnp.float32)
+    distance = jnp.square(difference) if loss == "mse" else jnp.abs(difference)
+    axes = tuple(range(1, difference.ndim))
+    return jnp.mean(distance, axes) if reduction == "mean" else jnp.sum(distance, axes)
+
+
+def min_snr_weight(alpha_bar: jax.typing.ArrayLike, objective: str, gamma: float) -> jax.Array:
+    """Min-SNR weights (Hang et al. 2023): levels with little noise shall not rule the training.
+
+    On the error of the clean image the weight is min(SNR, gamma), SNR = alpha_bar / (1 - alpha_bar). Errors of the
+    other targets are the same error times a known factor, so that their weights follow:
+
+    - ``x0``: min(SNR, gamma).
+    - ``eps``: |eps - ε̂|² = SNR |x_0 - x̂0|², hence min(SNR, gamma) / SNR = min(1, gamma / SNR).
+    - ``v``: |v - v̂|² = (SNR + 1) |x_0 - x̂0|², hence min(SNR, gamma) / (SNR + 1), which is
+      min(alpha_bar, gamma (1 - alpha_bar)).
+
+    Args:
+        alpha_bar: scalar or [n], in (0, 1); 0 is possible too.
+        objective: ``eps``, ``x0`` or ``v``.
+        gamma: positive; the paper uses 5.
+
+    Returns:
+        The factor of each example's squared error, like alpha_bar.
+
+    Raises:
+        UserError: an unknown objective, or gamma is not positive.
+    """
+    if not gamma > 0:
+        raise UserError(f"min-SNR gamma={gamma}: must be positive; the paper uses 5")
+    alpha_bar = jnp.asarray(alpha_bar)
+    if objective == "x0":
+        return jnp.minimum(alpha_bar / (1 - alpha_bar), gamma)
+    if objective == "eps":
+        return jnp.minimum(1, gamma * (1 - alpha_bar) / alpha_bar)
+    if objective == "v":
+        return jnp.minimum(alpha_bar, gamma * (1 - alpha_bar))
+    raise UserError(f"objective '{objective}' does not exist; choose from: eps, x0, v")

@@ -1,0 +1,132 @@
+"""From what the network says to what samplers need: the clean image and the noise in the current one.
+
+At noise level t an image is x = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps. Knowing x, either of x_0 and eps gives
+the other, so a network may be trained to predict either of them, or a mixture (Salimans and Ho 2022, appendix D):
+
+    v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0.
+
+Samplers see none of this: they call ``predict(x, row)`` and get both. Clipping is a wrapper around such a function; a
+closed-form denoiser of a toy distribution is another such function, which is how samplers are tested.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ddim_jax.diffusion.steps import StepTable
+from ddim_jax.errors import UserError
+
+
+class Prediction(NamedTuple):
+    """What an image at some noise level is thought to be made of.
+
+    Attributes:
+        x0: the clean image, like x.
+        eps: the noise, like x; of unit variance.
+    """
+
+    x0: jax.Array
+    eps: jax.Array
+
+
+# network(x [n, h, w, c], time [n]) -> output like x; time is in x's dtype.
+Network = Callable[[jax.Array, jax.Array], jax.Array]
+# predict(x [n, h, w, c], row) -> Prediction; the row of the step table holds scalars in x's dtype.
+Predict = Callable[[jax.Array, StepTable], Prediction]
+
+
+def make_predict(network: Network, objective: str, clip: str = "none") -> Predict:
+    """Turns a network into what samplers call.
+
+    Args:
+        network: of x [n, h, w, c] and time [n], the same number for all images.
+        objective: what it was trained to predict: ``eps``, ``x0`` or ``v``.
+        clip: see :func:`clipped`.
+
+    Raises:
+        UserError: an unknown objective or clip.
+    """
+    _check_objective(objective)
+
+    def predict(x: jax.Array, row: StepTable) -> Prediction:
+        time = jnp.full(x.shape[0], row.time, x.dtype)
+        return to_prediction(network(x, time).astype(x.dtype), x, row.alpha_bar, objective)
+
+    return clipped(predict, clip)
+
+
+def to_prediction(output: jax.Array, x: jax.Array, alpha_bar: jax.typing.ArrayLike, objective: str) -> Prediction:
+    """Solves for the clean image and the noise, given the network's output.
+
+    - ``eps``: x̂0 = (x - sqrt(1 - alpha_bar) ε̂) / sqrt(alpha_bar). Not defined at alpha_bar = 0, where x is all noise
+      and the noise says nothing about the image (the last level of ``jsd``); the other two are.
+    - ``x0``: ε̂ = (x - sqrt(alpha_bar) x̂0) / sqrt(1 - alpha_bar).
+    - ``v``: x̂0 = sqrt(alpha_bar) x - sqrt(1 - alpha_bar) v̂ and ε̂ = sqrt(1 - alpha_bar) x + sqrt(alpha_bar) v̂.
+
+    Args:
+        output: [n, ...].
+        x: the noisy images, [n, ...].
+        alpha_bar: their level's, below 1; a scalar or [n].
+        objective: ``eps``, ``x0`` or ``v``.
+
+    Raises:
+        UserError: an unknown objective.
+    """
+    _check_objective(objective)
+    alpha_bar = per_image(alpha_bar, x)
+    signal, noise = jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar)
+    if objective == "eps":
+        return Prediction(x0=(x - noise * output) / signal, eps=output)
+    if objective == "x0":
+        return Prediction(x0=output, eps=(x - signal * output) / noise)
+    return Prediction(x0=signal * x - noise * output, eps=noise * x + signal * output)
+
+
+def clipped(predict: Predict, clip: str) -> Predict:
+    """Keeps predicted clean images inside [-1, 1], the range of normalised pixels.
+
+    Projects differ in what becomes of the noise, and results with them:
+
+    - ``none``: no clipping. DDIM's code for its own sampler, and so its published tables.
+    - ``keep_eps``: clips x̂0 and leaves ε̂ as it was, so that the two no longer add up to x. The default of diffusers'
+      ``DDIMScheduler``.
+    - ``rederive_eps``: clips x̂0 and takes as noise what is then left of x, ε̂ = (x - sqrt(alpha_bar) x̂0) /
+      sqrt(1 - alpha_bar). DDPM, DDIM's code for σ̂ (``ddpm_noisy``) and OpenAI's improved- and guided-diffusion, which
+      write it as the posterior mean of the clipped x̂0; diffusers with ``use_clipped_model_output``.
+
+    Args:
+        predict: the function to wrap.
+        clip: one of the three.
+
+    Raises:
+        UserError: an unknown clip.
+    """
+    if clip == "none":
+        return predict
+
+    def keep_eps(x: jax.Array, row: StepTable) -> Prediction:
+        x0, eps = predict(x, row)
+        return Prediction(jnp.clip(x0, -1, 1), eps)
+
+    def rederive_eps(x: jax.Array, row: StepTable) -> Prediction:
+        x0 = jnp.clip(predict(x, row).x0, -1, 1)
+        return to_prediction(x0, x, row.alpha_bar, "x0")
+
+    if clip == "keep_eps":
+        return keep_eps
+    if clip == "rederive_eps":
+        return rederive_eps
+    raise UserError(f"clip '{clip}' does not exist; choose from: none, keep_eps, rederive_eps")
+
+
+def per_image(values: jax.typing.ArrayLike, images: jax.Array) -> jax.Array:
+    """Shapes a scalar or one value per image, [n], so that it multiplies images [n, h, w, c]."""
+    values = jnp.asarray(values)
+    return values.reshape(values.shape + (1,) * (images.ndim - 1) * values.ndim)
+
+
+def _check_objective(objective: str) -> None:
+    if objective not in ("eps", "x0", "v"):
+        raise UserError(f"objective '{objective}' does not exist; choose from: eps, x0, v")

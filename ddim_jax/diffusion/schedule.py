@@ -1,0 +1,105 @@
+"""Noise schedules: how much of the image is left at each noise level.
+
+Diffusion spoils an image x_0 in T small steps,
+
+    x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) z_t,    z_t ~ N(0, I),    t = 1 ... T,
+
+which adds up to a single one (Ho et al. 2020, "DDPM", eq. 4; DDIM writes alpha for this alpha_bar):
+
+    x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps,    alpha_bar_t = prod_{s <= t} (1 - beta_s).
+
+This file owns the numbering of levels. **Level 0 is the clean image, alpha_bar[0] = 1; levels 1 ... T are noisy.**
+Networks are told the level by the number ``level - 1`` in 0 ... T - 1, since that is how published checkpoints were
+trained; :meth:`Schedule.time_input` is the only place that knows. No network is ever asked about level 0.
+"""
+
+from typing import NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from ddim_jax.errors import UserError
+
+Level = TypeVar("Level", int, np.ndarray, jax.Array)
+
+
+class Schedule(NamedTuple):
+    """The noise levels 0 ... T.
+
+    Attributes:
+        name: what :func:`make_schedule` calls it.
+        alpha_bar: float64 [T + 1], share of the image's variance that is left at each level: 1 at level 0, falling.
+    """
+
+    name: str
+    alpha_bar: np.ndarray
+
+    @property
+    def num_levels(self) -> int:
+        """T, the number of noisy levels."""
+        return len(self.alpha_bar) - 1
+
+    @property
+    def beta(self) -> np.ndarray:
+        """Float64 [T]: variance of the noise added by each small step; ``beta[t - 1]`` leads to level t."""
+        return 1 - self.alpha_bar[1:] / self.alpha_bar[:-1]
+
+    @property
+    def log_snr(self) -> np.ndarray:
+        """Float64 [T + 1]: log of the signal-to-noise ratio alpha_bar / (1 - alpha_bar); +inf at level 0."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.alpha_bar) - np.log1p(-self.alpha_bar)
+
+    def time_input(self, level: Level) -> Level:
+        """The number that tells the network a level in 1 ... T: ``level - 1``."""
+        return level - 1
+
+
+def make_schedule(name: str, num_levels: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """Builds a noise schedule in float64.
+
+    The published code keeps alpha_bar in float32, which differs by less than 1e-6 of its value.
+
+    Args:
+        name: which betas:
+
+            - ``linear``: from ``beta_start`` to ``beta_end`` in equal steps (DDPM; all of DDIM's published models).
+            - ``quad``: the same for sqrt(beta); latent-diffusion models call it scaled linear.
+            - ``sigmoid``: between the two along a sigmoid from -6 to 6.
+            - ``const``: ``beta_end`` everywhere.
+            - ``jsd``: 1/T, 1/(T-1) ... 1, so that alpha_bar falls in a straight line to exactly 0 at level T. There x_T
+              holds nothing of the image, so a network that predicts the noise cannot be used; predict x0 or v.
+            - ``cosine``: alpha_bar_t = f(t/T) / f(0), f(u) = cos²((u + s) / (1 + s) · pi/2), s = 0.008, with betas cut
+              at 0.999 (Nichol and Dhariwal 2021, eq. 17).
+
+            The first five are those of DDPM's and DDIM's code.
+        num_levels: T.
+        beta_start: first beta of linear and quad, lower limit of sigmoid.
+        beta_end: last beta of linear and quad, upper limit of sigmoid, and every beta of const.
+
+    Raises:
+        UserError: an unknown name, no levels, or betas outside (0, 1).
+    """
+    if num_levels < 1:
+        raise UserError(f"num_levels={num_levels}: a noise schedule needs at least 1 level")
+    if not (0 < beta_start < 1 and 0 < beta_end < 1):
+        raise UserError(f"beta_start={beta_start}, beta_end={beta_end}: both must lie strictly between 0 and 1")
+    beta = _betas(name, num_levels, beta_start, beta_end)
+    return Schedule(name, np.concatenate([[1.0], np.cumprod(1 - beta)]))
+
+
+def _betas(name: str, num_levels: int, beta_start: float, beta_end: float) -> np.ndarray:
+    if name == "linear":
+        return np.linspace(beta_start, beta_end, num_levels)
+    if name == "quad":
+        return np.linspace(beta_start**0.5, beta_end**0.5, num_levels) ** 2
+    if name == "sigmoid":
+        return beta_start + (beta_end - beta_start) / (1 + np.exp(-np.linspace(-6, 6, num_levels)))
+    if name == "const":
+        return np.full(num_levels, beta_end)
+    if name == "jsd":
+        return 1 / np.linspace(num_levels, 1, num_levels)
+    if name == "cosine":
+        f = np.cos((np.arange(num_levels + 1) / num_levels + 0.008) / 1.008 * np.pi / 2) ** 2
+        return np.minimum(1 - f[1:] / f[:-1], 0.999)
+    raise UserError(f"schedule '{name}' does not exist; choose from: linear, quad, const, jsd, sigmoid, cosine")

@@ -1,0 +1,122 @@
+"""Images between disk and network: uint8 ↔ float, grids, PNG files.
+
+Images are uint8 [n, h, w, c] wherever they are stored, shown or measured, and floats only between
+the network's input and its output.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from PIL import Image, ImageDraw
+
+
+class Normalization(NamedTuple):
+    """How pixels in [0, 1] become the network's floats: ``(pixel - mean) / std``.
+
+    Attributes:
+        mean: one value, or one per channel.
+        std: one value, or one per channel; mean = std = 0.5 gives [-1, 1].
+    """
+
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+
+
+def to_float(images: Any, normalization: Normalization, dtype: Any = jnp.float32) -> Any:
+    """uint8 [..., h, w, c] in 0 ... 255 → floats, (image / 255 - mean) / std."""
+    pixels = jnp.asarray(images, dtype) / 255.0
+    return (pixels - jnp.asarray(normalization.mean, dtype)) / jnp.asarray(normalization.std, dtype)
+
+
+def to_uint8(images: Any, normalization: Normalization) -> Any:
+    """Floats [..., h, w, c] → uint8, clipped to 0 ... 255 and rounded half up.
+
+    Truncating instead, as several codebases do, darkens images by half a level and moves FID.
+    """
+    pixels = images * jnp.asarray(normalization.std, images.dtype) + jnp.asarray(normalization.mean, images.dtype)
+    return jnp.floor(jnp.clip(pixels, 0.0, 1.0) * 255.0 + 0.5).astype(jnp.uint8)
+
+
+def grid(images: np.ndarray, columns: int | None = None, padding: int = 2, min_side: int = 64) -> np.ndarray:
+    """Lays images out row by row on white.
+
+    Args:
+        images: uint8 [n, h, w, c].
+        columns: images per row; the grid is about square when None.
+        padding: white pixels between images.
+        min_side: images smaller than this are enlarged by a whole factor (pixels repeated), so that 8x8 digits can be
+            looked at.
+
+    Returns:
+        uint8 [rows * (h' + padding) + padding, columns * (w' + padding) + padding, c].
+    """
+    images = enlarge(images, min_side)
+    n, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    canvas = np.full((rows * (height + padding) + padding, columns * (width + padding) + padding, channels), 255, np.uint8)
+    for i, image in enumerate(images):
+        top = padding + (i // columns) * (height + padding)
+        left = padding + (i % columns) * (width + padding)
+        canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
+def labelled_rows(rows: Sequence[tuple[str, np.ndarray]], columns: int | None = None) -> np.ndarray:
+    """Stacks grids under a line of text each; uint8 [h, w, 3].
+
+    Args:
+        rows: pairs of a title and images uint8 [n, h, w, c].
+        columns: images per row of each grid.
+    """
+    blocks = []
+    for title, images in rows:
+        picture = as_rgb(grid(images, columns))
+        blocks.append((title, picture))
+    title_height = 22
+    width = max(picture.shape[1] for _, picture in blocks)
+    height = sum(picture.shape[0] + title_height for _, picture in blocks)
+    canvas = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(canvas)
+    top = 0
+    for title, picture in blocks:
+        draw.text((4, top + 3), title, fill="black", font_size=14)
+        canvas.paste(Image.fromarray(picture), (0, top + title_height))
+        top += picture.shape[0] + title_height
+    return np.asarray(canvas)
+
+
+def enlarge(images: np.ndarray, min_side: int) -> np.ndarray:
+    """Repeats pixels of uint8 [n, h, w, c] until the shorter side has at least ``min_side``."""
+    factor = max(1, math.ceil(min_side / min(images.shape[1:3])))
+    return images.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """Grey [..., 1] → RGB [..., 3] by repetition; RGB unchanged."""
+    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
+
+
+def save_png(path: epath.PathLike, image: np.ndarray) -> None:
+    """Writes uint8 [h, w, 1 or 3] as PNG; the file appears whole or not at all.
+
+    A run can be killed at any moment and resumes by the files that exist, so a half-written one must never carry the
+    final name.
+    """
+    path = epath.Path(path)
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        picture.save(file, format="PNG")
+    partial.replace(path)
+
+
+def load_png(path: epath.PathLike) -> np.ndarray:
+    """Reads what :func:`save_png` wrote: uint8 [h, w, 1 or 3]."""
+    with epath.Path(path).open("rb") as file, Image.open(file) as picture:
+        pixels = np.asarray(picture)
+    return pixels[..., None] if pixels.ndim == 2 else pixels

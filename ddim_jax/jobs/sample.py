@@ -1,0 +1,195 @@
+"""``--mode=sample``: draw N images into ``WORKDIR/sample/NAME-HASH/``, resuming by missing index."""
+
+import concurrent.futures
+import dataclasses
+import time
+from typing import Any, Protocol
+
+import numpy as np
+from etils import epath
+
+from ddim_jax import parallel, pipeline
+from ddim_jax.config import Config, SampleConfig
+from ddim_jax.images import grid, load_png, save_png
+from ddim_jax.sampling.sampler import ImageSampler
+from ddim_jax.workdir import config_for_job, job_dir, write_run_record
+from ddim_jax.writers import progress, say
+
+_GRID_IMAGES = 64
+
+# These settings say how an image is computed or stored, not which image it is.
+_NOT_DECIDING = ("batch_size", "format", "checkpoint")
+
+
+def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
+    """Runs the job.
+
+    Exactly ``sample.num`` images, of indices ``sample.start`` and up. Started again after a kill, it computes only what
+    is missing. Each process writes the indices that leave its own remainder.
+
+    Args:
+        config: the command line's config; its ``sample`` group counts, the rest must agree with the workdir.
+        workdir: a trained workdir.
+
+    Returns:
+        The folder written: images, ``grid.png``, ``run.json``.
+
+    Raises:
+        UserError: no checkpoint, a config that contradicts it, or a folder that cannot be written.
+    """
+    config = config_for_job(workdir, config)
+    settings = config.sample
+    pipe = dataclasses.replace(pipeline.load(workdir, settings.checkpoint, settings.ema), config=config)
+    folder = job_dir(workdir, "sample", _name(settings, pipe.step), _decides(settings, pipe.step))
+    store: _Store = (_PngStore if settings.format == "png" else _NpzStore)(folder, settings)
+    indices = np.arange(settings.start, settings.start + settings.num)
+    sampler = ImageSampler(config, pipe.model, _batch_size(settings))
+    parallel.barrier("sample folder")
+
+    mine = indices[indices % parallel.process_count() == parallel.process_index()]
+    missing = np.setdiff1d(mine, store.present())
+    if parallel.is_main_process():
+        _announce(config, sampler, pipe.step, len(mine) - len(missing))
+    started = time.perf_counter()
+    bar = progress(len(mine), "sampling", "image", len(mine) - len(missing), parallel.is_main_process())
+    with bar, concurrent.futures.ThreadPoolExecutor() as pool:
+        # Files are written by the pool while the next batch is computed.
+        writing: list[concurrent.futures.Future[None]] = []
+        for batch_indices, images in sampler.batches(pipe.variables, missing):
+            writing.extend(store.write(pool, batch_indices, images))
+            bar.update(len(batch_indices))
+        for future in writing:
+            future.result()
+    seconds = time.perf_counter() - started
+    parallel.barrier("sampled")
+
+    if parallel.is_main_process():
+        store.finish(indices)
+        save_png(folder / "grid.png", grid(store.read(indices[:_GRID_IMAGES])))
+        write_run_record(
+            folder,
+            config,
+            mode="sample",
+            seed=settings.seed,
+            checkpoint_step=pipe.step,
+            device=parallel.device_description(),
+            seconds=round(seconds, 3),
+            images=settings.num,
+            images_computed=len(missing),
+            network_evaluations_per_image=sampler.evaluations,
+        )
+        say(f"wrote {settings.num:,} images to {folder}, the first of them in {folder / 'grid.png'}")
+    parallel.barrier("sample written")
+    return folder
+
+
+def _batch_size(settings: SampleConfig) -> int:
+    """Images per device: from what the whole job needs, so that a resumed job uses the same shape."""
+    share = -(-settings.num // (parallel.process_count() * len(parallel.local_devices())))
+    return min(settings.batch_size, share)
+
+
+def _name(settings: SampleConfig, step: int) -> str:
+    noise = f"-eta{settings.eta:g}" if settings.sampler == "ddim" and not settings.eta_per_step else ""
+    return f"step{step}-{settings.sampler}-S{settings.steps}{noise}-n{settings.num}"
+
+
+def _decides(settings: SampleConfig, step: int) -> dict[str, Any]:
+    values = dataclasses.asdict(settings)
+    return {"checkpoint_step": step, **{k: v for k, v in values.items() if k not in _NOT_DECIDING}}
+
+
+def _announce(config: Config, sampler: ImageSampler, step: int, present: int) -> None:
+    settings = config.sample
+    say(
+        f"{settings.num:,} images from the checkpoint of step {step:,} on {parallel.device_description()}: "
+        f"{settings.sampler}, {sampler.evaluations} network evaluations each ({settings.spacing}), first alpha_bar "
+        f"{sampler.table.alpha_bar[0]:.3g}" + (f"; {present:,} are there already" if present else "")
+    )
+
+
+class _Store(Protocol):
+    """Where images of a job go."""
+
+    def present(self) -> np.ndarray: ...
+    def write(
+        self, pool: concurrent.futures.Executor, indices: np.ndarray, images: np.ndarray
+    ) -> list[concurrent.futures.Future[None]]: ...
+    def finish(self, indices: np.ndarray) -> None: ...
+    def read(self, indices: np.ndarray) -> np.ndarray: ...
+
+
+class _PngStore:
+    """``NNNNNN.png`` for each image, in sub-folders of 1,000 when there are more than 10,000."""
+
+    def __init__(self, folder: epath.Path, settings: SampleConfig) -> None:
+        self._folder = folder
+        self._nested = settings.num > 10_000
+
+    def _path(self, index: int) -> epath.Path:
+        parent = self._folder / f"{index // 1000:03d}" if self._nested else self._folder
+        return parent / f"{index:06d}.png"
+
+    def present(self) -> np.ndarray:
+        pattern = "*/[0-9]*.png" if self._nested else "[0-9]*.png"
+        return np.array(sorted(int(path.stem) for path in self._folder.glob(pattern)), np.int64)
+
+    def write(
+        self, pool: concurrent.futures.Executor, indices: np.ndarray, images: np.ndarray
+    ) -> list[concurrent.futures.Future[None]]:
+        for parent in {self._path(int(i)).parent for i in indices}:
+            parent.mkdir(parents=True, exist_ok=True)
+        return [pool.submit(save_png, self._path(int(i)), image) for i, image in zip(indices, images, strict=True)]
+
+    def finish(self, indices: np.ndarray) -> None:
+        """All is in place already."""
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        return np.stack([load_png(self._path(int(i))) for i in indices])
+
+
+class _NpzStore:
+    """One ``samples.npz`` with ``arr_0`` uint8 [n, h, w, c] and ``index`` [n]; parts are kept until all are there."""
+
+    def __init__(self, folder: epath.Path, settings: SampleConfig) -> None:
+        del settings
+        self._path = folder / "samples.npz"
+        self._parts = folder / "parts"
+
+    def _load(self) -> tuple[np.ndarray, list[np.ndarray]]:
+        paths = [self._path] if self._path.exists() else sorted(self._parts.glob("*.npz"))
+        indices, images = [np.empty(0, np.int64)], []
+        for path in paths:
+            with path.open("rb") as file, np.load(file) as part:
+                indices.append(part["index"])
+                images.append(part["arr_0"])
+        return np.concatenate(indices), images
+
+    def present(self) -> np.ndarray:
+        return self._load()[0]
+
+    def write(
+        self, pool: concurrent.futures.Executor, indices: np.ndarray, images: np.ndarray
+    ) -> list[concurrent.futures.Future[None]]:
+        self._parts.mkdir(parents=True, exist_ok=True)
+        path = self._parts / f"{indices[0]:06d}-{parallel.process_index()}.npz"
+        return [pool.submit(_save_npz, path, indices, images)]
+
+    def finish(self, indices: np.ndarray) -> None:
+        if self._path.exists():
+            return
+        found, images = self._load()
+        order = np.argsort(found)
+        assert np.array_equal(found[order], indices), "parts do not add up to the images asked for"
+        _save_npz(self._path, indices, np.concatenate(images)[order])
+        self._parts.rmtree()
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        return np.concatenate(self._load()[1])[: len(indices)]
+
+
+def _save_npz(path: epath.Path, indices: np.ndarray, images: np.ndarray) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        np.savez(file, arr_0=images, index=np.asarray(indices, np.int64))
+    partial.replace(path)

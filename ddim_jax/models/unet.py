@@ -1,0 +1,378 @@
+"""The U-Net of DDPM and DDIM (Ho et al. 2020, appendix B; Song et al. 2021, appendix D.1).
+
+The network takes a noisy image and its noise level and returns one value per pixel and channel:
+the predicted noise, unless another objective was trained. Its shape is an hourglass::
+
+    x ── conv_in ── level 0 ─────────── skip connections ─────────── level 0 ── conv_out ── eps
+                       └── level 1 ──────────────────────────── level 1 ──┘
+                              └── ... ── mid: block, attention, block ── ... ──┘
+
+On the way down each level runs ``num_blocks`` residual blocks and then halves the resolution; on
+the way up it runs one block more and doubles it. Every tensor made on the way down (the output
+of ``conv_in``, of each block and of each downsampling) is kept, and the blocks on the way up take
+them back, last in first out, concatenated to their input. The noise level enters every residual
+block as a per-channel bias.
+
+Arrays are [n, height, width, channels]. Details follow the published code, whose PyTorch and
+TensorFlow versions compute the same function, so that published checkpoints give the published
+numbers: group norm with 32 groups and eps = 1e-6, zeros padded right and below when downsampling,
+one attention head, attention after *every* block of its resolutions, both ways.
+"""
+
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Initialization = Literal["ddpm", "torch"]
+
+
+class UNet(nn.Module):
+    """The network eps(x, t), see the module's docstring.
+
+    Attributes:
+        out_channels: channels of the output; those of the image, for all objectives.
+        channels: width of level 0; a multiple of 32, the number of groups of the norms.
+        multipliers: width of each level in units of ``channels``.
+        num_blocks: residual blocks per level on the way down (one more on the way up).
+        attention_resolutions: heights, in pixels, at which each block is followed by attention.
+        dropout: rate of dropout before the second convolution of each block.
+        num_classes: 0 for an unconditional network, else the number of labels. One label more,
+            ``num_classes`` itself, means "no label", for classifier-free guidance.
+        initialization: how fresh parameters are drawn, see :func:`initializers`.
+        dtype: dtype of activations. Parameters, norms, softmax, the embedding of time and label,
+            the last layer and the output are float32 in any case.
+        remat: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    out_channels: int
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    num_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (16,)
+    dropout: float = 0.1
+    num_classes: int = 0
+    initialization: Initialization = "ddpm"
+    dtype: jax.typing.DTypeLike = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        time: jax.Array,
+        label: jax.Array | None = None,
+        dropout_keys: jax.Array | None = None,
+    ) -> jax.Array:
+        """Applies the network.
+
+        Args:
+            x: [n, h, w, c] noisy images; h and w divisible by 2^(levels - 1).
+            time: [n] noise levels on the scale of the checkpoint, 0 ... 999 for published ones;
+                they need not be integers.
+            label: [n] class labels in 0 ... num_classes, the last meaning "no label", which is
+                also what None means. Only for a class-conditional network.
+            dropout_keys: [n] keys, one per example, or None to switch dropout off. The masks of an
+                example depend on its key alone, not on the batch or the devices it is split over.
+
+        Returns:
+            [n, h, w, out_channels] float32.
+
+        Raises:
+            ValueError: h or w is not divisible, or a label is given to an unconditional network.
+        """
+        num_levels = len(self.multipliers)
+        factor = 2 ** (num_levels - 1)
+        if x.shape[1] % factor or x.shape[2] % factor:
+            raise ValueError(f"{num_levels} levels need a height and width divisible by {factor}, got {x.shape}")
+
+        block_type = nn.remat(ResidualBlock) if self.remat else ResidualBlock
+        attention_type = nn.remat(Attention) if self.remat else Attention
+        num_built = 0
+
+        def block(x: jax.Array, width: int, name: str) -> jax.Array:
+            nonlocal num_built
+            module = block_type(width, self.dropout, num_built, self.initialization, self.dtype, name=name)
+            num_built += 1
+            return module(x, embedding, dropout_keys)
+
+        def attention(x: jax.Array, name: str) -> jax.Array:
+            return attention_type(self.initialization, self.dtype, name=name)(x)
+
+        embedding = self._embed(time, label)
+        x = _conv(self.channels, x, "conv_in", self.initialization, self.dtype)
+
+        skips = [x]
+        for level, multiplier in enumerate(self.multipliers):
+            for i in range(self.num_blocks):
+                x = block(x, self.channels * multiplier, f"down_{level}_block_{i}")
+                if x.shape[1] in self.attention_resolutions:
+                    x = attention(x, f"down_{level}_attention_{i}")
+                skips.append(x)
+            if level < num_levels - 1:
+                # SAME at stride 2 on even sizes pads right and below only, as published.
+                x = _conv(x.shape[-1], x, f"down_{level}_downsample", self.initialization, self.dtype, stride=2)
+                skips.append(x)
+
+        x = block(x, x.shape[-1], "mid_block_0")
+        x = attention(x, "mid_attention")
+        x = block(x, x.shape[-1], "mid_block_1")
+
+        for level, multiplier in reversed(list(enumerate(self.multipliers))):
+            for i in range(self.num_blocks + 1):
+                x = jnp.concatenate([x, skips.pop()], axis=-1)
+                x = block(x, self.channels * multiplier, f"up_{level}_block_{i}")
+                if x.shape[1] in self.attention_resolutions:
+                    x = attention(x, f"up_{level}_attention_{i}")
+            if level > 0:
+                x = _conv(x.shape[-1], upsample_nearest(x), f"up_{level}_upsample", self.initialization, self.dtype)
+
+        # The last layer in float32: its 2^-8 rounding in bfloat16 would be noise in every sampling step.
+        x = nn.swish(GroupNorm(jnp.float32, name="norm_out")(x))
+        return _conv(self.out_channels, x, "conv_out", self.initialization, jnp.float32, zero=True)
+
+    def _embed(self, time: jax.Array, label: jax.Array | None) -> jax.Array:
+        """What the blocks are told of time and label: [n, 4 * channels] float32."""
+        width = 4 * self.channels
+        embedding = time_embedding(time, self.channels)
+        embedding = _dense(width, embedding, "time_dense_0", self.initialization, jnp.float32)
+        embedding = _dense(width, nn.swish(embedding), "time_dense_1", self.initialization, jnp.float32)
+        if self.num_classes:
+            if label is None:
+                label = jnp.full(time.shape, self.num_classes)
+            # N(0, 1): PyTorch's default for embeddings, and usual for this network; the papers have no labels.
+            table = nn.Embed(
+                self.num_classes + 1, width, embedding_init=nn.initializers.normal(1.0), name="label_embed"
+            )
+            embedding = embedding + table(label)
+        elif label is not None:
+            raise ValueError("a label was given to an unconditional network (num_classes=0)")
+        # Each block starts with this swish; it is the same for all, so it is done once.
+        return nn.swish(embedding)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(dropout(swish(norm(conv(swish(norm(x))) + dense(embedding))))).
+
+    Attributes:
+        features: channels of the output; where they differ from the input's, a 1x1 convolution
+            (``shortcut``) carries x over.
+        dropout: dropout rate.
+        index: number of the block in the network, folded into the dropout keys.
+        initialization: see :func:`initializers`.
+        dtype: dtype of activations.
+    """
+
+    features: int
+    dropout: float
+    index: int
+    initialization: Initialization = "ddpm"
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, embedding: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
+        """Maps [n, h, w, c] to [n, h, w, features], given [n, e] activated embeddings and [n] keys."""
+        h = nn.swish(GroupNorm(self.dtype, name="norm_0")(x))
+        h = _conv(self.features, h, "conv_0", self.initialization, self.dtype)
+        h = h + _dense(self.features, embedding, "time_dense", self.initialization, self.dtype)[:, None, None, :]
+        h = nn.swish(GroupNorm(self.dtype, name="norm_1")(h))
+        if dropout_keys is not None and self.dropout > 0:
+            h = dropout_each(h, jax.vmap(lambda key: jax.random.fold_in(key, self.index))(dropout_keys), self.dropout)
+        h = _conv(self.features, h, "conv_1", self.initialization, self.dtype, zero=True)
+        if x.shape[-1] != self.features:
+            x = _dense(self.features, x, "shortcut", self.initialization, self.dtype)
+        return x + h
+
+
+class Attention(nn.Module):
+    """x + proj_out(softmax(q k^T / sqrt(c)) v): one head, every pixel attends to every pixel.
+
+    Attributes:
+        initialization: see :func:`initializers`.
+        dtype: dtype of activations; logits and softmax are float32.
+    """
+
+    initialization: Initialization = "ddpm"
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [n, h, w, c] to [n, h, w, c]."""
+        n, height, width, c = x.shape
+        tokens = GroupNorm(self.dtype, name="norm")(x).reshape(n, height * width, c)
+        query, key, value = (
+            _dense(c, tokens, name, self.initialization, self.dtype) for name in ("query", "key", "value")
+        )
+        logits = jnp.einsum("nqc,nkc->nqk", query, key, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits * c**-0.5).astype(self.dtype)
+        attended = jnp.einsum("nqk,nkc->nqc", weights, value)
+        out = _dense(c, attended, "proj_out", self.initialization, self.dtype, zero=True)
+        return x + out.reshape(x.shape)
+
+
+class GroupNorm(nn.Module):
+    """:func:`group_norm` with a learned scale and bias per channel, started at 1 and 0.
+
+    Attributes:
+        dtype: dtype of the result.
+    """
+
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises [n, h, w, c]."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return group_norm(x, scale, bias).astype(self.dtype)
+
+
+def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, num_groups: int = 32, eps: float = 1e-6) -> jax.Array:
+    """Group normalisation (Wu and He 2018): zero mean, unit variance over pixels and channels of a group.
+
+    Each channel is averaged over its pixels on its own and channels are joined into groups only
+    afterwards, on [n, c] numbers: XLA runs that faster than a reduction over a reshaped image. The
+    variance is that of the centred values; E[x^2] - E[x]^2 is no faster here and loses its digits
+    when the mean is large.
+
+    Args:
+        x: [n, h, w, c], any float dtype; computed in float32.
+        scale: [c] factor after normalisation.
+        bias: [c] offset after normalisation.
+        num_groups: number of groups of neighbouring channels.
+        eps: added to the variance.
+
+    Returns:
+        [n, h, w, c] float32.
+
+    Raises:
+        ValueError: c is not a multiple of ``num_groups``.
+    """
+    n, _, _, c = x.shape
+    if c % num_groups:
+        raise ValueError(f"{c} channels cannot be split into {num_groups} groups")
+
+    def group_mean(values: jax.Array) -> jax.Array:
+        """Means over pixels and channels of each group, repeated for its channels: [n, 1, 1, c]."""
+        means = jnp.mean(values, axis=(1, 2)).reshape(n, num_groups, -1)
+        repeated = jnp.broadcast_to(jnp.mean(means, axis=-1, keepdims=True), means.shape)
+        return repeated.reshape(n, 1, 1, c)
+
+    centred = x.astype(jnp.float32)
+    centred = centred - group_mean(centred)
+    variance = group_mean(jnp.square(centred))
+    return centred * (jax.lax.rsqrt(variance + eps) * scale) + bias
+
+
+def time_embedding(time: jax.Array, width: int) -> jax.Array:
+    """Sines, then cosines, of time at ``width / 2`` frequencies from 1 down to 1/10000.
+
+    The frequencies are 10000^(-k / (half - 1)), k = 0 ... half - 1, half = width / 2 (Vaswani et
+    al. 2017 as in DDPM's code; other projects divide by half, or put the cosines first, and their
+    checkpoints cannot be exchanged with these).
+
+    Args:
+        time: [n] noise levels.
+        width: length of the embedding, even and at least 4.
+
+    Returns:
+        [n, width] float32.
+    """
+    half = width // 2
+    # In float32 from the exponent on, as the published networks were trained: at time 999 a frequency's last bit
+    # is 1e-4 in the phase.
+    frequency = np.exp(np.arange(half, dtype=np.float32) * np.float32(-np.log(10000.0) / (half - 1)))
+    phase = time.astype(jnp.float32)[:, None] * frequency
+    return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
+
+
+def upsample_nearest(x: jax.Array) -> jax.Array:
+    """Doubles height and width of [n, h, w, c] by repeating every pixel."""
+    n, height, width, c = x.shape
+    repeated = jnp.broadcast_to(x[:, :, None, :, None, :], (n, height, 2, width, 2, c))
+    return repeated.reshape(n, 2 * height, 2 * width, c)
+
+
+def dropout_each(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
+    """Dropout with one key per example: zeroes values with probability ``rate``, scales the rest by 1 / (1 - rate).
+
+    Args:
+        x: [n, ...] activations.
+        keys: [n] keys; example i's mask depends on ``keys[i]`` alone.
+        rate: probability in [0, 1).
+
+    Returns:
+        [n, ...], of x's dtype.
+    """
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+class Initializers(NamedTuple):
+    """How a layer's parameters are drawn: functions of (key, shape, dtype)."""
+
+    kernel: jax.nn.initializers.Initializer
+    bias: jax.nn.initializers.Initializer
+
+
+def initializers(initialization: Initialization, fan_in: int, zero: bool) -> Initializers:
+    """The published initialisations of a convolution or dense layer.
+
+    ``ddpm`` is that of DDPM's code, from which the published CIFAR-10 and LSUN checkpoints were
+    trained: kernels uniform with variance 2 / (fan_in + fan_out), biases zero, and the layers that
+    end a residual branch or the network with 1e-10 times that variance, so that a fresh network
+    returns almost zero and every block is almost the identity. ``torch`` is PyTorch's default, which
+    DDIM's code leaves in place: kernels and biases uniform within 1 / sqrt(fan_in), no layer zero.
+
+    Args:
+        initialization: ``ddpm`` or ``torch``.
+        fan_in: inputs of one output value: input channels times the kernel's pixels.
+        zero: whether the layer ends a residual branch or the network.
+
+    Raises:
+        ValueError: ``initialization`` is neither.
+    """
+    if initialization == "ddpm":
+        kernel = nn.initializers.variance_scaling(1e-10 if zero else 1.0, "fan_avg", "uniform")
+        return Initializers(kernel, nn.initializers.zeros)
+    if initialization == "torch":
+        bound = fan_in**-0.5
+
+        def uniform(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        return Initializers(uniform, uniform)
+    raise ValueError(f"initialization must be 'ddpm' or 'torch', got {initialization!r}")
+
+
+def _conv(
+    features: int,
+    x: jax.Array,
+    name: str,
+    initialization: Initialization,
+    dtype: jax.typing.DTypeLike,
+    *,
+    stride: int = 1,
+    zero: bool = False,
+) -> jax.Array:
+    """A 3x3 convolution of the calling module, applied to x."""
+    kernel_init, bias_init = initializers(initialization, 9 * x.shape[-1], zero)
+    return nn.Conv(
+        features, (3, 3), (stride, stride), dtype=dtype, kernel_init=kernel_init, bias_init=bias_init, name=name
+    )(x)
+
+
+def _dense(
+    features: int,
+    x: jax.Array,
+    name: str,
+    initialization: Initialization,
+    dtype: jax.typing.DTypeLike,
+    *,
+    zero: bool = False,
+) -> jax.Array:
+    """A dense layer (on images: a 1x1 convolution) of the calling module, applied to x."""
+    kernel_init, bias_init = initializers(initialization, x.shape[-1], zero)
+    return nn.Dense(features, dtype=dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)(x)

@@ -1,0 +1,219 @@
+"""Devices and processes: the only file that knows ``pmap``, process indices and collectives.
+
+The work is data parallel. A step function takes ``(replicated, sharded)`` arguments: the first is
+the same on all devices (parameters, optimiser state), the second is split along its leading axis
+(images, labels, keys). :func:`pmap_step` compiles it for all devices of all processes. Replicated
+values have no device axis outside, so the rest of the program handles ordinary arrays and never
+sees how many devices there are.
+"""
+
+import collections
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ddim_jax.errors import UserError
+
+_AXIS = "devices"
+
+# XLA's CPU backend aborts the process when about 32 steps with collectives are queued; eight keep
+# every backend busy.
+MAX_STEPS_IN_FLIGHT = 8
+
+
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    automatic: bool = False,
+    deterministic: bool = False,
+) -> None:
+    """Starts JAX's distributed runtime where several processes were asked for, else does nothing.
+
+    Must run before the first JAX computation.
+
+    Args:
+        coordinator: ``host:port`` of process 0, for an explicit start.
+        num_processes: number of processes of an explicit start.
+        process_id: index of this process, 0 ... num_processes - 1.
+        automatic: let JAX find the others (TPU pods, Slurm, Open MPI).
+        deterministic: ask XLA for GPU kernels whose results are the same in every run.
+
+    Raises:
+        UserError: an incomplete explicit start, or the others cannot be reached.
+    """
+    if deterministic:
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    explicit = (coordinator, num_processes, process_id)
+    if not automatic and all(value is None for value in explicit):
+        return
+    if automatic and any(value is not None for value in explicit):
+        raise UserError("--distributed=auto finds the processes itself: leave out --coordinator and its companions")
+    if not automatic and any(value is None for value in explicit):
+        raise UserError("--coordinator, --num_processes and --process_id belong together: give all three")
+    # CPU collectives need gloo; other backends ignore the setting.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        if automatic:
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(coordinator, num_processes, process_id)
+    except (ValueError, RuntimeError) as error:
+        first_line = str(error).splitlines()[0]
+        raise UserError(f"the processes could not be connected: {first_line}") from error
+
+
+# --- processes ----------------------------------------------------------------------------------
+
+
+def process_index() -> int:
+    """Index of this process; 0 writes what is written once."""
+    return jax.process_index()
+
+
+def process_count() -> int:
+    """Number of processes of this run."""
+    return jax.process_count()
+
+
+def is_main_process() -> bool:
+    """Whether this process writes what is written once."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes reach the same point; free with one process."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def stop_requested_anywhere(step: int) -> bool:
+    """Whether a SIGTERM reached any process, answered alike by all at the same step.
+
+    With several processes JAX's coordination service catches the signal and agrees on a step that
+    all have yet to reach. With one process it is not running, and the answer is no.
+    """
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+
+
+# --- devices ------------------------------------------------------------------------------------
+
+
+def device_description() -> str:
+    """The devices in words, e.g. ``8 x cpu`` or ``4 x NVIDIA H100 80GB HBM3 in 2 processes``."""
+    kind = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return kind if jax.process_count() == 1 else f"{kind} in {jax.process_count()} processes"
+
+
+def training_devices(batch_size: int, parts: int = 1) -> list[jax.Device]:
+    """The devices that share a training batch: as many of each process as divide its share.
+
+    Args:
+        batch_size: images of the global batch.
+        parts: micro-batches that each device's share must divide into (gradient accumulation).
+
+    Returns:
+        The devices, those of process 0 first; the same number for each process.
+
+    Raises:
+        UserError: the batch does not divide among the processes.
+    """
+    processes = jax.process_count()
+    if batch_size % (processes * parts):
+        raise UserError(
+            f"train.batch_size={batch_size} must be divisible by {processes} processes x {parts} parts (train.accumulate)"
+        )
+    share = batch_size // (processes * parts)
+    by_process = [[d for d in jax.devices() if d.process_index == p] for p in range(processes)]
+    per_process = max(n for n in range(1, min(map(len, by_process)) + 1) if share % n == 0)
+    return [device for devices in by_process for device in devices[:per_process]]
+
+
+def local_devices() -> list[jax.Device]:
+    """The devices of this process, for work that needs no other process (sampling)."""
+    return jax.local_devices()
+
+
+def mean_over_devices(tree: Any) -> Any:
+    """Averages each leaf over all devices; only inside a function given to :func:`pmap_step`."""
+    return jax.lax.pmean(tree, _AXIS)
+
+
+def pmap_step(function: Callable[..., Any], devices: list[jax.Device], *, donate: bool = False) -> Callable[..., Any]:
+    """Compiles ``function(replicated, sharded) -> (replicated, replicated)`` for all devices.
+
+    Args:
+        function: sees one device's part of ``sharded`` and must make its results equal on all
+            devices by :func:`mean_over_devices`.
+        devices: from :func:`training_devices`.
+        donate: give the memory of ``replicated`` to the result.
+
+    Returns:
+        A function of the replicated value and of this process's part of the sharded one, cut by
+        :func:`shard`.
+    """
+    return jax.pmap(
+        function,
+        axis_name=_AXIS,
+        in_axes=(None, 0),
+        out_axes=(None, None),
+        devices=devices,
+        donate_argnums=(0,) if donate else (),
+    )
+
+
+def pmap_map(function: Callable[..., Any], devices: list[jax.Device]) -> Callable[..., Any]:
+    """Compiles ``function(replicated, sharded) -> sharded`` for the given devices of one process."""
+    return jax.pmap(function, axis_name=_AXIS, in_axes=(None, 0), out_axes=0, devices=devices)
+
+
+def shard(tree: Any, device_count: int) -> Any:
+    """Cuts the leading axis into one part per device: [n, ...] → [device_count, n / device_count, ...]."""
+    return jax.tree.map(lambda x: x.reshape(device_count, -1, *x.shape[1:]), tree)
+
+
+def unshard(tree: Any) -> Any:
+    """Fetches a sharded result of one process: [devices, n, ...] → NumPy [devices * n, ...]."""
+    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
+
+
+class StepsInFlight:
+    """Bounds how many dispatched steps may be unfinished, see ``MAX_STEPS_IN_FLIGHT``.
+
+    Results come back in order, each once its step has finished, so that looking at a loss never holds up the device.
+    """
+
+    def __init__(self) -> None:
+        """Starts with none."""
+        self._pending: collections.deque[Any] = collections.deque()
+
+    def add(self, result: Any) -> list[Any]:
+        """Takes the newest step's (small) result; returns those that had to finish to make room."""
+        self._pending.append(result)
+        return [self._pop() for _ in range(len(self._pending) - MAX_STEPS_IN_FLIGHT)]
+
+    def drain(self) -> list[Any]:
+        """Waits for all steps and returns their results."""
+        return [self._pop() for _ in range(len(self._pending))]
+
+    def _pop(self) -> Any:
+        return jax.device_get(self._pending.popleft())
+
+
+def replicate(tree: Any, devices: list[jax.Device]) -> Any:
+    """Puts a copy on those of ``devices`` that this process owns, in the form that compiled steps take."""
+    local = [device for device in devices if device.process_index == jax.process_index()]
+    return jax.device_put(tree, NamedSharding(Mesh(np.asarray(local), (_AXIS,)), PartitionSpec()))
+
+
+def host_copy(tree: Any) -> Any:
+    """Copies replicated values to NumPy arrays of their own.
+
+    A real copy: on the CPU a view would change under the reader when the next step reuses the donated memory.
+    """
+    return jax.tree.map(lambda x: np.array(x.addressable_data(0) if isinstance(x, jax.Array) else x), tree)

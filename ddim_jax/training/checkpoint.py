@@ -1,0 +1,101 @@
+"""Checkpoints of a run: the only use of Orbax."""
+
+import logging
+from types import TracebackType
+from typing import Any, Self
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+from ddim_jax.errors import UserError
+from ddim_jax.parallel import host_copy
+from ddim_jax.training.state import TrainState
+
+
+class Checkpoints:
+    """The folder ``checkpoints/STEP/`` of a workdir.
+
+    Saving is asynchronous: the state is copied to the host, then written while training goes on. A checkpoint appears
+    under its final name once it is whole, so a run killed at any moment finds only good ones.
+    """
+
+    def __init__(self, directory: epath.PathLike, keep_last: int | None = None, keep_every: int | None = None) -> None:
+        """Opens the folder, creating it if needed.
+
+        Args:
+            directory: ``WORKDIR/checkpoints``.
+            keep_last: delete all but this many newest checkpoints; None keeps all.
+            keep_every: never delete a checkpoint whose step is a multiple of this.
+        """
+        logging.getLogger("absl").addFilter(_not_orbax_chatter)
+        self._directory = epath.Path(directory)
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep_last, keep_period=keep_every, create=True),
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint's step, None when there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts writing ``state``; returns once it is copied and may be donated.
+
+        With several processes all call it; the replicated values are written by process 0.
+        """
+        self._manager.save(step, args=ocp.args.StandardSave(host_copy(state)))  # pyright: ignore[reportCallIssue]
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """Reads the whole state as NumPy arrays.
+
+        Args:
+            step: one of :meth:`steps`.
+            like: a state, or its shapes (``abstract_state``).
+
+        Raises:
+            UserError: there is no such checkpoint, or it is of another network or cannot be read.
+        """
+        self._require(step)
+        try:
+            return self._manager.restore(step, args=ocp.args.StandardRestore(like))  # pyright: ignore[reportCallIssue]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"checkpoint {self._directory / str(step)} cannot be restored: {reason}") from error
+
+    def _require(self, step: int) -> None:
+        if step not in self.steps():
+            steps = ", ".join(map(str, self.steps())) or "none"
+            raise UserError(f"no checkpoint of step {step} in {self._directory}; there are: {steps}")
+
+    def wait(self) -> None:
+        """Waits until the checkpoint being written is whole."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the checkpoint being written and releases the folder."""
+        self._manager.close()
+
+    def __enter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the folder, also when the run fails."""
+        self.close()
+
+
+def _not_orbax_chatter(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or "orbax" not in record.pathname
+
+
+def select_weights(state: TrainState, ema: bool) -> dict[str, Any]:
+    """The variables to run the network with: the moving averages, or the raw parameters."""
+    if ema:
+        return {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
+    return {"params": state.params, "batch_stats": state.batch_stats}

@@ -1,0 +1,97 @@
+"""What a training run carries from step to step, and how it starts."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from ddim_jax.config import Config, TrainConfig
+from ddim_jax.random_streams import Stream, root_key
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that decides the next step, together with the config and the data.
+
+    Attributes:
+        step: int32 scalar, optimiser steps done.
+        params: parameters of the network, float32.
+        opt_state: optax state.
+        ema_params: moving average of ``params``; what samples and metrics use.
+        batch_stats: running statistics of batch norms; empty for networks without them.
+        ema_batch_stats: moving average of those.
+    """
+
+    step: Any
+    params: Any
+    opt_state: Any
+    ema_params: Any
+    batch_stats: Any
+    ema_batch_stats: Any
+
+
+def learning_rate_schedule(train: TrainConfig, total_steps: int) -> optax.Schedule:
+    """Linear warm-up from 0, then constant or cosine decay to 0 at ``total_steps``."""
+    if train.lr_schedule == "cosine":
+        after = optax.cosine_decay_schedule(train.learning_rate, max(1, total_steps - train.warmup_steps))
+    else:
+        after = optax.constant_schedule(train.learning_rate)
+    if train.warmup_steps == 0:
+        return after
+    warmup = optax.linear_schedule(0.0, train.learning_rate, train.warmup_steps)
+    return optax.join_schedules([warmup, after], [train.warmup_steps])
+
+
+def make_optimizer(train: TrainConfig, total_steps: int) -> optax.GradientTransformation:
+    """Clipping by global norm, then Adam or AdamW with the learning-rate schedule."""
+    clip = optax.clip_by_global_norm(train.grad_clip) if train.grad_clip else optax.identity()
+    rate = learning_rate_schedule(train, total_steps)
+    if train.optimizer == "adamw":
+        update = optax.adamw(rate, train.adam_b1, train.adam_b2, train.adam_eps, weight_decay=train.weight_decay)
+    else:
+        update = optax.adam(rate, train.adam_b1, train.adam_b2, train.adam_eps)
+    return optax.chain(clip, update)
+
+
+def init_state(config: Config, model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; depends on ``config.seed`` alone.
+
+    The moving averages start at the initial values, as in DDPM and DDIM.
+    """
+    side, channels = config.data.image_size, config.data.channels
+
+    def init(key: jax.Array) -> TrainState:
+        variables = model.init(key, jnp.zeros((1, side, side, channels)), jnp.zeros((1,)))
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            opt_state=optimizer.init(params),
+            ema_params=params,
+            batch_stats=batch_stats,
+            ema_batch_stats=batch_stats,
+        )
+
+    return jax.jit(init)(root_key(config.seed, Stream.INIT))
+
+
+def abstract_state(config: Config, model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes and dtypes of :func:`init_state`, without computing anything."""
+    return jax.eval_shape(lambda: init_state(config, model, optimizer))
+
+
+def ema_decay(train: TrainConfig, step: jax.Array) -> jax.Array:
+    """Decay of the moving average at ``step`` steps done: constant as published, or warmed up.
+
+    The warm-up, min(decay, (1 + step) / (10 + step)), lets a short run forget its initial values.
+    """
+    constant = jnp.float32(train.ema_decay)
+    return jnp.minimum(constant, (1.0 + step) / (10.0 + step)) if train.ema_warmup else constant
+
+
+def update_ema(average: Any, new: Any, decay: jax.Array) -> Any:
+    """average ← decay · average + (1 - decay) · new, leaf by leaf."""
+    return jax.tree.map(lambda a, n: decay * a + (1.0 - decay) * n, average, new)

@@ -1,0 +1,186 @@
+"""The layout of a workdir, and the rules by which runs share one.
+
+::
+
+    WORKDIR/config.json            the resolved config of the training run
+    WORKDIR/checkpoints/STEP/      Orbax checkpoints
+    WORKDIR/metrics.jsonl          one JSON object a line, with ``step``
+    WORKDIR/tensorboard/           TensorBoard event files
+    WORKDIR/samples/step_NNNNNNNN.png   grids drawn while training
+    WORKDIR/MODE/NAME-HASH/        what each later job wrote, with ``run.json``
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from ddim_jax.config import Config, ConfigError, differences, flatten, from_json, to_json
+from ddim_jax.errors import UserError
+
+# Keys that say where, how fast or how often, not what: they may change when a run resumes, and
+# differ between training and sampling.
+_FREE_DATA = {"data.dir", "data.path", "data.cache", "data.cache_limit_gib", "data.threads", "data.prefetch"}
+_FREE_TRAIN = {
+    f"train.{name}"
+    for name in (
+        *("steps", "epochs", "checkpoint_every", "keep_last", "keep_every", "log_every", "sample_every"),
+        *("sample_num", "final_sample_steps", "tensorboard", "overwrite"),
+    )
+}
+
+
+def config_path(workdir: epath.PathLike) -> epath.Path:
+    """``WORKDIR/config.json``."""
+    return epath.Path(workdir) / "config.json"
+
+
+def checkpoint_dir(workdir: epath.PathLike) -> epath.Path:
+    """``WORKDIR/checkpoints``."""
+    return epath.Path(workdir) / "checkpoints"
+
+
+def sample_grid_path(workdir: epath.PathLike, step: int, suffix: str = "") -> epath.Path:
+    """``WORKDIR/samples/step_NNNNNNNN.png``."""
+    return epath.Path(workdir) / "samples" / f"step_{step:08d}{suffix}.png"
+
+
+def read_config(workdir: epath.PathLike) -> Config:
+    """Reads the config that the workdir was trained with.
+
+    Raises:
+        UserError: the workdir has none, or it cannot be read.
+    """
+    path = config_path(workdir)
+    if not path.exists():
+        raise UserError(f"no config.json in workdir {workdir}: train there first, or name another --workdir")
+    try:
+        return from_json(path.read_text())
+    except ConfigError as error:
+        raise UserError(f"{path} cannot be used: {error}") from error
+
+
+def prepare_for_training(workdir: epath.PathLike, config: Config, write: bool = True) -> None:
+    """Makes the workdir, or checks that a run there may be resumed with ``config``, and writes ``config.json``.
+
+    With ``train.overwrite`` another config's run is not deleted but moved to ``WORKDIR/replaced-TIME/``.
+
+    Args:
+        workdir: the folder.
+        config: the run to start or resume.
+        write: False on all processes but the first, which only check.
+
+    Raises:
+        UserError: the folder cannot be written, or holds a run of another config.
+    """
+    workdir = epath.Path(workdir)
+    if config_path(workdir).exists():
+        changed = {
+            key: values
+            for key, values in differences(read_config(workdir), config, ("data", "model", "diffusion", "train", "seed")).items()
+            if key not in _FREE_DATA | _FREE_TRAIN
+        }
+        if changed and not config.train.overwrite:
+            raise UserError(
+                f"workdir {workdir} holds a run of another config: {_list_changes(changed, 'there', 'now')}; choose another "
+                "--workdir, or set that run aside and start anew with --config.train.overwrite=true"
+            )
+        if changed and write:
+            _set_aside(workdir)
+    if write:
+        try:
+            (workdir / "samples").mkdir(parents=True, exist_ok=True)
+            _write_whole(config_path(workdir), to_json(config))
+        except OSError as error:
+            raise UserError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
+
+
+def config_for_job(workdir: epath.PathLike, config: Config) -> Config:
+    """The config of a job on a trained workdir.
+
+    What was trained (``data``, ``model``, ``diffusion``, ``train``, ``seed``) comes from the workdir, what is to be
+    done (``sample``, ``eval``) from the command line.
+
+    Raises:
+        UserError: the command line contradicts the workdir.
+    """
+    trained = read_config(workdir)
+    changed = {
+        key: values
+        for key, values in differences(trained, config, ("data", "model", "diffusion")).items()
+        if key not in _FREE_DATA
+    }
+    if changed:
+        raise UserError(
+            f"--config contradicts what workdir {workdir} was trained with: "
+            f"{_list_changes(changed, 'trained', 'command line')}; pass the config of the training run"
+        )
+    return dataclasses.replace(trained, sample=config.sample, eval=config.eval)
+
+
+def _list_changes(changed: Mapping[str, tuple[Any, Any]], old_name: str, new_name: str) -> str:
+    shown = [f"{key} ({old_name} {old!r}, {new_name} {new!r})" for key, (old, new) in changed.items()]
+    more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
+    return ", ".join(shown[:6]) + more
+
+
+def _set_aside(workdir: epath.Path) -> None:
+    target = workdir / f"replaced-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}"
+    target.mkdir()
+    for entry in list(workdir.iterdir()):
+        if not entry.name.startswith("replaced-"):
+            entry.rename(target / entry.name)
+
+
+def _write_whole(path: epath.Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+# --- later jobs ---------------------------------------------------------------------------------
+
+
+def job_dir(workdir: epath.PathLike, mode: str, name: str, decides: Mapping[str, Any]) -> epath.Path:
+    """The folder of a job, made: ``WORKDIR/MODE/NAME-HASH``.
+
+    Args:
+        workdir: the trained workdir.
+        mode: e.g. ``sample``.
+        name: short description for people.
+        decides: all that decides the results (checkpoint step, settings, seed). Its hash is part of the name, so that
+            a resumed job can never mix results of two settings.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+    folder = epath.Path(workdir) / mode / f"{name}-{digest}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+    return folder
+
+
+def write_run_record(folder: epath.Path, config: Config, **facts: Any) -> None:
+    """Writes ``run.json``: the config, the versions, and the job's own facts (device, seconds, evaluations ...)."""
+    packages = ("ddim_jax", "jax", "jaxlib", "flax", "numpy")
+    record = {
+        **facts,
+        "versions": {name: _version(name) for name in packages},
+        "config": flatten(config),
+    }
+    _write_whole(folder / "run.json", json.dumps(record, indent=2) + "\n")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,117 @@
+"""Where a run's numbers go: ``metrics.jsonl``, TensorBoard, the log, a progress bar."""
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+log = logging.getLogger("ddim_jax")
+
+
+class MetricWriter:
+    """Appends metrics to ``metrics.jsonl`` and, if wanted, TensorBoard event files.
+
+    A resumed run starts again from its last checkpoint, so lines of later steps, written before it was killed, are
+    dropped first: each step stands in the file once.
+
+    clu's writers would import TensorFlow; tensorboardX writes the same files without it.
+    """
+
+    def __init__(self, workdir: epath.PathLike, resume_step: int = 0, tensorboard: bool = True) -> None:
+        """Opens the files of ``workdir``; keeps lines up to and including ``resume_step``."""
+        workdir = epath.Path(workdir)
+        self._path = workdir / "metrics.jsonl"
+        self._drop_lines_after(resume_step)
+        self._file = self._path.open("a")
+        self._board = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+
+    def _drop_lines_after(self, step: int) -> None:
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the line that was being written when the run was killed
+            if record["step"] <= step:
+                kept.append(line + "\n")
+        partial = self._path.with_name(self._path.name + ".partial")
+        partial.write_text("".join(kept))
+        partial.replace(self._path)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one line; a value that is not finite is written as null, since JSON has no NaN."""
+        numbers = {key: float(value) for key, value in values.items()}
+        record = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+        self._file.write(json.dumps({"step": step, **record}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for key, value in numbers.items():
+                self._board.add_scalar(key, value, step)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Shows uint8 [h, w, c] in TensorBoard."""
+        if self._board is not None:
+            self._board.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes and closes all files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def __enter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *unused: Any) -> None:
+        """Closes the files, also when the run fails."""
+        self.close()
+
+
+class SilentWriter(MetricWriter):
+    """Writes nothing: what all processes but the first use."""
+
+    def __init__(self) -> None:
+        """Opens nothing."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Drops the values."""
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Drops the image."""
+
+    def close(self) -> None:
+        """Has nothing to close."""
+
+
+def progress(total: int, description: str, unit: str, initial: int = 0, show: bool = True) -> tqdm:
+    """A progress bar with rate and ETA; in a log file a line now and then instead of every moment."""
+    interactive = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        unit=unit,
+        disable=not show,
+        dynamic_ncols=interactive,
+        ncols=None if interactive else 100,
+        mininterval=0.2 if interactive else 10.0,
+        file=sys.stderr,
+    )
+
+
+def say(message: str) -> None:
+    """Tells the user one line without tearing a progress bar apart."""
+    tqdm.write(message, file=sys.stderr)

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Trains with several processes on this machine, each with some fake CPU devices: how a multi-host run is tried out.
+#
+#     scripts/launch_processes.sh 2 --config=configs/digits.py:tiny --workdir=runs/two
+set -euo pipefail
+count=$1
+shift
+port=${PORT:-12355}
+pids=()
+for ((id = 0; id < count; id++)); do
+    python -m ddim_jax.main "$@" --coordinator="localhost:$port" --num_processes="$count" --process_id="$id" &
+    pids+=($!)
+done
+status=0
+for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
+exit "$status"

@@ -1,0 +1,303 @@
+"""The three sources, the lines that users see when something is wrong, and life without TensorFlow."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddim_jax.config import DataConfig
+from ddim_jax.data.sources import DigitsSource, FolderSource, TfdsSource, check_labels, open_source
+from ddim_jax.data.transforms import ImageError
+from ddim_jax.errors import UserError
+
+
+def save(path: Path, level: int, size: tuple[int, int] = (8, 8)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (level, level, level)).save(path)
+
+
+def level(source: Any, index: int) -> int:
+    return int(source[index].image[0, 0, 0])
+
+
+# --- digits -------------------------------------------------------------------------------------
+
+
+def test_digits() -> None:
+    from sklearn.datasets import load_digits
+
+    digits: Any = load_digits()
+    source = open_source(DataConfig(source="digits"))
+    assert len(source) == 1797
+    assert source.num_classes == 10
+    assert source.describe() == "digits: 1,797 images, 10 classes"
+    for index in (0, 17, 1796):
+        image, label = source[index]
+        assert image.dtype == np.uint8
+        np.testing.assert_array_equal(image[..., 0], np.floor(digits.images[index] * 255 / 16 + 0.5))
+        assert label == digits.target[index]
+    # 8 / 16 of 255 is 127.5: halves go up.
+    values = np.concatenate([source[index].image.ravel() for index in range(100)])
+    assert set(np.unique(values)) == {int(v * 255 / 16 + 0.5) for v in range(17)}
+    assert 128 in values
+    with pytest.raises(IndexError):
+        source[1797]
+
+
+# --- folder -------------------------------------------------------------------------------------
+
+
+def test_folder_order_classes_and_depth(tmp_path: Path) -> None:
+    save(tmp_path / "dog" / "2.png", 20)
+    save(tmp_path / "dog" / "deep" / "er" / "1.PNG", 30)
+    save(tmp_path / "cat" / "b.bmp", 10)
+    save(tmp_path / "cat" / "a.webp", 0)
+    save(tmp_path / "cat-like" / "x.png", 15)
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    save(tmp_path / "cat" / "._b.png", 99)
+    save(tmp_path / ".hidden" / "c.png", 99)
+    source = FolderSource(str(tmp_path))
+    assert source.classes == ["cat", "cat-like", "dog"]
+    files = ["cat/a.webp", "cat/b.bmp", "cat-like/x.png", "dog/2.png", "dog/deep/er/1.PNG"]
+    assert [source.where(i) for i in range(len(source))] == [str(tmp_path / file) for file in files]
+    assert [example.label for example in source] == [0, 0, 1, 2, 2]
+    assert [level(source, i) for i in range(1, 5)] == [10, 15, 20, 30]
+    assert source.num_classes == 3
+    assert source.describe() == f"{tmp_path.name}: 5 images, 3 classes"
+
+
+def test_folder_without_classes(tmp_path: Path) -> None:
+    save(tmp_path / "b.png", 2)
+    save(tmp_path / "a.png", 1)
+    save(tmp_path / "sub" / "c.png", 3)
+    source = FolderSource(str(tmp_path), name="flat")
+    assert [level(source, i) for i in range(3)] == [1, 2, 3]
+    assert [source[i].label for i in range(3)] == [0, 0, 0]
+    assert source.num_classes == 0
+    assert source.describe() == "flat: 3 images, no labels"
+
+
+def test_folder_follows_links(tmp_path: Path) -> None:
+    save(tmp_path / "elsewhere" / "a.png", 7)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "class").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert level(FolderSource(str(tmp_path / "root")), 0) == 7
+
+
+def test_folder_mistakes_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data.path='.*nowhere' is not a folder; name the folder of images"):
+        open_source(DataConfig(source="folder", path=str(tmp_path / "nowhere")))
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(UserError, match=r"has no images; looked for \.png, \.jpg"):
+        open_source(DataConfig(source="folder", path=str(tmp_path)))
+
+
+def test_a_vanished_file_is_not_a_bad_image(tmp_path: Path) -> None:
+    """Whether a file can be opened may change; skipping it would make runs differ."""
+    save(tmp_path / "a.png", 1)
+    source = FolderSource(str(tmp_path))
+    os.remove(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a\.png: cannot be opened: No such file") as caught:
+        source[0]
+    assert not isinstance(caught.value, ImageError)
+
+
+# --- labels -------------------------------------------------------------------------------------
+
+
+def test_check_labels(tmp_path: Path) -> None:
+    check_labels(DigitsSource(), 10)
+    check_labels(DigitsSource(), 0)
+    with pytest.raises(UserError, match=r"model\.num_classes=7, but digits has 10 classes; set it to 10"):
+        check_labels(DigitsSource(), 7)
+    save(tmp_path / "a.png", 1)
+    with pytest.raises(UserError, match=r"model\.num_classes=7, but flat has no labels; set it to 0"):
+        check_labels(FolderSource(str(tmp_path), "flat"), 7)
+
+
+# --- TFDS ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def builder_class() -> Any:
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class DdimTinySquares(tfds.core.GeneratorBasedBuilder):
+        """Twelve training and five test squares of constant grey, encoded, so TensorFlow is not needed."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> Any:
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "label": tfds.features.ClassLabel(num_classes=3),
+                "caption": tfds.features.Text(),
+                "extra": {"score": np.float32},
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {"train": self._generate_examples(12), "test": self._generate_examples(5)}
+
+        def _generate_examples(self, num: int) -> Iterator[tuple[int, dict[str, Any]]]:
+            for i in range(num):
+                buffer = io.BytesIO()
+                # One truncated image, the last test one.
+                Image.new("P" if i == 1 else "RGB", (8, 8), 0 if i == 1 else (i, i, i)).save(buffer, "PNG")
+                data = buffer.getvalue()[: 40 if num == 5 and i == 4 else None]
+                yield i, {"image": data, "label": i % 3, "caption": "a square", "extra": {"score": 0.5}}
+
+    return DdimTinySquares
+
+
+@pytest.fixture(scope="module")
+def prepared(builder_class: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory = str(tmp_path_factory.mktemp("tfds"))
+    builder_class(data_dir=directory, file_format="array_record").download_and_prepare()
+    return directory
+
+
+def test_tfds_reads_a_prepared_data_set(prepared: str) -> None:
+    source = open_source(DataConfig(source="tfds", name="ddim_tiny_squares", split="train", dir=prepared))
+    assert len(source) == 12
+    assert source.num_classes == 3
+    assert source.where(3) == "ddim_tiny_squares, split train, example 3"
+    levels = [level(source, i) for i in range(12)]
+    # The palette image of level 1 is black; TFDS's own order is a fixed shuffle.
+    assert sorted(levels) == [0, 0, *range(2, 12)]
+    assert all(source[i].image.shape == (8, 8, 3) and source[i].image.dtype == np.uint8 for i in range(12))
+    assert all(source[i].label == levels[i] % 3 for i in range(12) if levels[i] > 1)
+    assert [level(source, i) for i in range(12)] == levels
+    with pytest.raises(IndexError):
+        source[12]
+
+
+def test_tfds_slices(prepared: str) -> None:
+    whole = TfdsSource("ddim_tiny_squares", "train", prepared)
+    half = TfdsSource("ddim_tiny_squares:1.0.0", "train[50%:]", prepared)
+    assert [level(half, i) for i in range(len(half))] == [level(whole, i) for i in range(6, 12)]
+    assert len(TfdsSource("ddim_tiny_squares", "train+test", prepared)) == 17
+
+
+def test_tfds_truncated_image(prepared: str) -> None:
+    source = TfdsSource("ddim_tiny_squares", "test", prepared)
+    outcomes = []
+    for index in range(5):
+        try:
+            outcomes.append(level(source, index))
+        except ImageError:
+            outcomes.append(-1)
+    assert sorted(outcomes) == [-1, 0, 0, 2, 3]
+
+
+@pytest.mark.parametrize("split", ["nosuch", "train[:90", "train[:0]", "train[:999]"])
+def test_tfds_unknown_split(prepared: str, split: str) -> None:
+    with pytest.raises(UserError, match=r"is no split of .*; it has: train, test \(and slices") as caught:
+        TfdsSource("ddim_tiny_squares", split, prepared)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("cifar11", "TFDS does not know this name.*; did you mean .*cifar10"),
+        ("zzzzzzzz", "TFDS does not know this name.*; see tensorflow.org/datasets/catalog"),
+        ("bad name", "data.name='bad name': TFDS cannot open it"),
+        ("ddim_tiny_squares:7.0.0", "data.name='ddim_tiny_squares:7.0.0': TFDS "),
+    ],
+)
+def test_tfds_unknown_name(prepared: str, name: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as caught:
+        TfdsSource(name, "train", prepared)
+    assert "\n" not in str(caught.value)
+
+
+def test_tfds_without_images(tmp_path: Path) -> None:
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class DdimTinyTexts(tfds.core.GeneratorBasedBuilder):
+        """No image at all."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> Any:
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text()})
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self) -> Iterator[tuple[int, dict[str, str]]]:
+            yield 0, {"text": "hello"}
+
+    DdimTinyTexts(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    with pytest.raises(UserError, match="has no single image per example; its features are text"):
+        TfdsSource("ddim_tiny_texts", "train", str(tmp_path))
+
+
+def test_tfds_format_without_random_access(builder_class: Any, tmp_path: Path) -> None:
+    """A folder that another program prepared as TFRecord, TFDS's usual format."""
+    folder = Path(builder_class(data_dir=str(tmp_path), file_format="array_record").data_dir)
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text(
+        '{"fileFormat": "tfrecord", "name": "ddim_tiny_squares", "version": "1.0.0", "splits": [{"name": "train", '
+        '"numBytes": "9", "shardLengths": ["1"], "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"}]}'
+    )
+    with pytest.raises(UserError, match=r"in a format without random access; set data\.dir to another folder"):
+        TfdsSource("ddim_tiny_squares", "train", str(tmp_path))
+
+
+def test_tfds_prepares_on_first_use(builder_class: Any, tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    assert len(TfdsSource("ddim_tiny_squares", "train", str(tmp_path))) == 12
+    files = list((tmp_path / "ddim_tiny_squares" / "1.0.0").glob("*.array_record*"))
+    assert len(files) == 2
+
+
+# Runs in a fresh interpreter in which TensorFlow cannot be found, installed or not. The data set's
+# code is unknown there: it is read from the prepared folder alone.
+_WITHOUT_TENSORFLOW = """
+import sys
+
+class Hide:
+    def __init__(self, finder): self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] == "tensorflow" else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name): return getattr(self.finder, name)
+
+sys.meta_path[:] = [Hide(finder) for finder in sys.meta_path]
+from ddim_jax.config import DataConfig
+from ddim_jax.data.sources import open_source
+from ddim_jax.errors import UserError
+tfds_dir, folder, empty = sys.argv[1:]
+print(open_source(DataConfig(source="digits"))[0].image.shape)
+print(open_source(DataConfig(source="folder", path=folder))[0].image.shape)
+print(open_source(DataConfig(source="tfds", name="ddim_tiny_squares", dir=tfds_dir))[0].image.shape)
+try:
+    open_source(DataConfig(source="tfds", name="mnist", dir=empty))
+except UserError as error:
+    print(error)
+print("tensorflow" in sys.modules)
+"""
+
+
+def test_nothing_needs_tensorflow(prepared: str, tmp_path: Path) -> None:
+    save(tmp_path / "images" / "a.png", 1, (5, 5))
+    arguments = [prepared, str(tmp_path / "images"), str(tmp_path / "empty")]
+    result = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_TENSORFLOW, *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    digits, folder, tiny, refusal, imported = result.stdout.strip().splitlines()
+    assert (digits, folder, tiny) == ("(8, 8, 1)", "(5, 5, 3)", "(8, 8, 3)")
+    assert refusal.startswith("data.name='mnist' is not prepared in ")
+    assert "pip install 'ddim_jax[tfds]'" in refusal
+    assert imported == "False"

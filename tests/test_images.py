@@ -1,0 +1,59 @@
+"""uint8 ↔ float, grids and PNG files."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddim_jax import images
+from ddim_jax.images import Normalization, grid, labelled_rows, load_png, save_png, to_float, to_uint8
+
+
+@pytest.mark.parametrize("normalization", [Normalization(), Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))])
+def test_all_256_values_come_back(normalization):
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=-1)
+    floats = to_float(pixels, normalization)
+    np.testing.assert_array_equal(to_uint8(floats, normalization), pixels)
+
+
+def test_the_default_range_is_minus_one_to_one():
+    np.testing.assert_array_equal(to_float(np.uint8([0, 255]), Normalization()), [-1.0, 1.0])
+
+
+def test_rounding_is_half_up_and_clipped():
+    # 100.5 / 255 in [0, 1] lies half way between two levels; floor(x + 0.5) takes the upper one.
+    pixels = jnp.asarray([-0.1, 0.0, 100.49 / 255, 100.51 / 255, 1.0, 1.7])
+    np.testing.assert_array_equal(to_uint8(2 * pixels - 1, Normalization()), [0, 0, 100, 101, 255, 255])
+
+
+def test_grid_places_images_row_by_row():
+    tiles = np.stack([np.full((64, 64, 1), 10 * i, np.uint8) for i in range(3)])
+    picture = grid(tiles, columns=2, padding=1)
+    assert picture.shape == (1 + 2 * 65, 1 + 2 * 65, 1)
+    assert (picture[1, 1, 0], picture[1, 66, 0], picture[66, 1, 0]) == (0, 10, 20)
+    assert picture[66, 66, 0] == 255
+
+
+def test_grid_enlarges_small_images_by_whole_pixels():
+    small = np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1)
+    picture = grid(small, padding=0)
+    np.testing.assert_array_equal(picture[::8, ::8], small[0])
+
+
+def test_labelled_rows_stack_all_grids():
+    tiles = np.zeros((4, 64, 64, 1), np.uint8)
+    one = labelled_rows([("one", tiles)], columns=4)
+    two = labelled_rows([("one", tiles), ("two", tiles)], columns=4)
+    assert two.shape == (2 * one.shape[0], one.shape[1], 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_round_trip_leaves_no_partial_file(tmp_path, channels):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, channels), np.uint8)
+    save_png(tmp_path / "image.png", image)
+    np.testing.assert_array_equal(load_png(tmp_path / "image.png"), image)
+    assert [path.name for path in tmp_path.iterdir()] == ["image.png"]
+
+
+def test_grey_becomes_rgb_by_repetition():
+    grey = np.arange(4, dtype=np.uint8).reshape(2, 2, 1)
+    np.testing.assert_array_equal(images.as_rgb(grey), np.repeat(grey, 3, -1))
