@@ -37,8 +37,8 @@ class DataConfig:
         path: root of the ``folder`` source; its first-level sub-folders are the classes.
         image_size: side of the square images that the network sees, in pixels.
         channels: 1 (grey) or 3 (RGB).
-        crop: ``none`` (the image must be square already unless it is resized), ``center`` (largest
-            centred square) or ``celeba`` (rows 57:185, columns 25:153: the DDIM paper's crop).
+        crop: ``none`` (images must be square already), ``center`` (largest centred square) or
+            ``celeba`` (rows 57:185, columns 25:153 of 178x218 pixels: the DDIM paper's crop).
         resize: filter used when the cropped image is not ``image_size`` wide; ``none`` refuses
             such an image.
         flip: mirror each image left to right with probability 1/2.
@@ -49,7 +49,8 @@ class DataConfig:
         cache_limit_gib: memory that ``auto`` may use, in GiB.
         threads: reader threads per process.
         prefetch: batches prepared ahead.
-        on_error: ``fail`` stops at the first unreadable image, ``skip`` counts and leaves it out.
+        on_error: ``fail`` stops at the first unreadable image; ``skip`` counts it, and puts the next
+            readable one in its place.
     """
 
     source: Literal["digits", "folder", "tfds"] = "digits"

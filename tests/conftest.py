@@ -1,6 +1,16 @@
 """Runs the tests on eight fake CPU devices, so that every test of sharding is a real one."""
 
-import jax
+import os
+import pathlib
 
-jax.config.update("jax_platforms", "cpu")
+# Most of the tests' time is compilation. Programs are compiled with less effort, and kept for the next test, process
+# and run. Commands that tests start inherit this.
+_CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax  # noqa: E402 - reads the variables above
+
 jax.config.update("jax_num_cpu_devices", 8)

@@ -262,6 +262,27 @@ def test_tfds_prepares_on_first_use(builder_class: Any, tmp_path: Path) -> None:
     assert len(files) == 2
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ModuleNotFoundError("No module named 'scipy.io'", name="scipy.io"), "preparing it needs the package scipy; "),
+        (AssertionError("Manual download required.\nGo to ..."), "in .*: AssertionError: Manual download required.$"),
+        (ConnectionError(), "could not be prepared in .*: ConnectionError$"),
+    ],
+)
+def test_tfds_failed_preparation_is_one_line(
+    builder_class: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    pytest.importorskip("tensorflow")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(builder_class, "download_and_prepare", fail)
+    with pytest.raises(UserError, match=reason):
+        TfdsSource("ddim_tiny_squares", "train", str(tmp_path))
+
+
 # Runs in a fresh interpreter in which TensorFlow cannot be found, installed or not. The data set's
 # code is unknown there: it is read from the prepared folder alone.
 _WITHOUT_TENSORFLOW = """

@@ -276,6 +276,10 @@ def _prepare(builder: Any, name: str) -> None:
     tf.config.set_visible_devices([], "GPU")
     try:
         builder.download_and_prepare(file_format="array_record")
+    except ImportError as error:
+        # Some data sets need packages of their own to be prepared.
+        package = (error.name or "").split(".")[0] or _first_line(error)
+        raise UserError(f"data.name={name!r}: preparing it needs the package {package}; install that") from error
     except Exception as error:
         # It runs the data set's own code and downloads: anything may be raised here.
         raise UserError(

@@ -81,9 +81,9 @@ def draw_levels(kind: str, num_levels: int, key: jax.Array, index: jax.Array, ba
         level = _uniform_levels(fold_in_each(key, index // 2), num_levels)
         return jnp.where(index % 2 == 0, level, num_levels + 1 - level)
     if kind == "stratified":
-        within = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(fold_in_each(key, index))
-        level = 1 + jnp.floor(num_levels * (index + within) / batch_size).astype(jnp.int32)
-        return jnp.minimum(level, num_levels)  # the last example's draw may round up to 1
+        # floor(T (i + u) / n), u uniform in [0, 1), depends on floor(T u) alone: in integers nothing is rounded.
+        within = _uniform_levels(fold_in_each(key, index), num_levels) - 1
+        return 1 + (num_levels * index + within) // batch_size
     raise UserError(f"time sampling '{kind}' does not exist; choose from: antithetic, uniform, stratified")
 
 

@@ -7,6 +7,7 @@ earlier predictions is another such function over the same rows, with its histor
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ddim_jax.diffusion.prediction import Predict
 from ddim_jax.diffusion.steps import StepTable
@@ -67,7 +68,7 @@ def sample(predict: Predict, x: jax.Array, table: StepTable, keys: jax.Array | N
     Raises:
         ValueError: the table may add noise, but there are no keys; or not one per image.
     """
-    stochastic = isinstance(table.c, jax.core.Tracer) or bool(np.any(np.asarray(table.c)))
+    stochastic = isinstance(table.c, Tracer) or bool(np.any(np.asarray(table.c)))
     if stochastic and keys is None:
         raise ValueError("this step table may add noise (c is not known to be 0): give keys, one per image")
     if keys is not None and keys.shape != x.shape[:1]:

@@ -12,17 +12,16 @@ That choice is all that tells DDIM and DDPM apart. The exception is σ̂ (:func:
 its b leaves room for: images keep some noise too much, the more the fewer the steps.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ddim_jax.diffusion.schedule import Schedule
 from ddim_jax.errors import UserError
 
-# One value per step in a table, one value in the row that a scan hands to each step.
-Column = np.ndarray | jax.Array
+# In a table a NumPy array, float64 [S]; in the row that a scan hands to each step a jax scalar.
+Column = Any
 
 
 class StepTable(NamedTuple):
@@ -143,7 +142,7 @@ def _levels(schedule: Schedule, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return schedule.time_input(level).astype(np.float64), schedule.alpha_bar[level], schedule.alpha_bar[level_next]
 
 
-def _forward_variance(alpha_bar: Column, alpha_bar_next: Column) -> np.ndarray:
+def _forward_variance(alpha_bar: np.ndarray, alpha_bar_next: np.ndarray) -> np.ndarray:
     """Variance of the noise that diffusion adds from the cleaner to the noisier level; beta_t if one apart."""
     # Where alpha_bar' = 0 both are 0, levels of pure noise between which nothing is added.
     ratio = np.divide(alpha_bar, alpha_bar_next, out=np.ones_like(alpha_bar), where=alpha_bar_next > 0)

@@ -12,12 +12,12 @@ import numpy as np
 from etils import epath
 
 from ddim_jax import parallel
-from ddim_jax.config import Config
+from ddim_jax.config import Config, DataConfig
 from ddim_jax.data.pipeline import steps_for_epochs, train_batches
-from ddim_jax.data.sources import check_labels, open_source
+from ddim_jax.data.sources import Source, check_labels, open_source
 from ddim_jax.errors import UserError
 from ddim_jax.images import as_rgb, grid, labelled_rows, save_png
-from ddim_jax.models import build_model
+from ddim_jax.models import build_model, parameter_count
 from ddim_jax.sampling.sampler import ImageSampler, sampler_for
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
 from ddim_jax.training.state import TrainState, init_state, learning_rate_schedule, make_optimizer
@@ -41,7 +41,7 @@ def train(config: Config, workdir: epath.PathLike) -> None:
     """
     main_process = parallel.is_main_process()
     devices = parallel.training_devices(config.train.batch_size, config.train.accumulate)
-    source = open_source(config.data)
+    source = _open_source(config.data)
     check_labels(source, config.model.num_classes)
     prepare_for_training(workdir, config, write=main_process)
     parallel.barrier("workdir")
@@ -79,6 +79,16 @@ def train(config: Config, workdir: epath.PathLike) -> None:
         parallel.barrier("final pictures")
 
 
+def _open_source(data: DataConfig) -> Source:
+    """Opens the source on process 0 first, which may have to prepare it, then on the others."""
+    if parallel.is_main_process():
+        source = open_source(data)
+        parallel.barrier("data prepared")
+        return source
+    parallel.barrier("data prepared")
+    return open_source(data)
+
+
 def _total_steps(config: Config, num_examples: int) -> int:
     if config.train.epochs:
         return steps_for_epochs(num_examples, config.train.batch_size, config.train.epochs)
@@ -90,10 +100,9 @@ def _announce(
 ) -> None:
     if not parallel.is_main_process():
         return
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     used = f"{len(devices)} of " if len(devices) < jax.device_count() else ""
     say(
-        f"{config.model.name} with {parameters:,} parameters; {num_examples:,} images of "
+        f"{config.model.name} with {parameter_count(state.params):,} parameters; {num_examples:,} images of "
         f"{config.data.image_size}x{config.data.image_size}x{config.data.channels}; batch {config.train.batch_size} on "
         f"{used}{parallel.device_description()}; "
         + (f"resuming at step {start:,} of {total_steps:,}" if start else f"{total_steps:,} steps")

@@ -19,6 +19,7 @@ numbers: group norm with 32 groups and eps = 1e-6, zeros padded right and below 
 one attention head, attention after *every* block of its resolutions, both ways.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
@@ -313,8 +314,8 @@ def dropout_each(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
 class Initializers(NamedTuple):
     """How a layer's parameters are drawn: functions of (key, shape, dtype)."""
 
-    kernel: jax.nn.initializers.Initializer
-    bias: jax.nn.initializers.Initializer
+    kernel: Callable[..., jax.Array]
+    bias: Callable[..., jax.Array]
 
 
 def initializers(initialization: Initialization, fan_in: int, zero: bool) -> Initializers:

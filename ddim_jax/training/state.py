@@ -75,7 +75,9 @@ def init_state(config: Config, model: nn.Module, optimizer: optax.GradientTransf
             ema_batch_stats=batch_stats,
         )
 
-    return jax.jit(init)(root_key(config.seed, Stream.INIT))
+    # Run once, so compiled with little effort: optimising dozens of random draws takes longer than making them.
+    compiled = jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})
+    return compiled(root_key(config.seed, Stream.INIT))
 
 
 def abstract_state(config: Config, model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:

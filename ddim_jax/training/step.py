@@ -113,6 +113,6 @@ def make_train_step(
             batch_stats=batch_stats,
             ema_batch_stats=update_ema(state.ema_batch_stats, batch_stats, decay),
         )
-        return new_state, StepMetrics(loss, optax.global_norm(grads))
+        return new_state, StepMetrics(loss, optax.tree.norm(grads))
 
     return train_step

@@ -1,0 +1,115 @@
+"""Step for step against diffusers' schedulers, on random network outputs.
+
+The definitions coincide where S divides T: there diffusers' "leading" spacing with offset 0 is the paper's uniform
+list. Elsewhere they do not: its ``DDIMScheduler.step`` takes t - T // S as the next level whatever the list,
+and there is no quadratic list. alpha_bar is float32 there; to compare formulas rather than rounding the schedulers are
+given ours, and the schedules are compared by themselves.
+"""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddim_jax.diffusion.prediction import clipped, make_predict, to_prediction
+from ddim_jax.diffusion.samplers import step
+from ddim_jax.diffusion.schedule import make_schedule
+from ddim_jax.diffusion.steps import StepTable, make_table
+from ddim_jax.diffusion.timesteps import level_pairs, sampling_levels
+
+torch = pytest.importorskip("torch")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what diffusers imports may be deprecated
+    diffusers = pytest.importorskip("diffusers")
+    from diffusers import DDIMScheduler, DDPMScheduler
+
+pytestmark = pytest.mark.parity
+
+LINEAR = make_schedule("linear")
+OBJECTIVES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def with_our_alpha_bar(scheduler, steps):
+    scheduler.alphas_cumprod = torch.tensor(LINEAR.alpha_bar[1:])
+    scheduler.one = scheduler.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def rows(sampler, steps, eta=0.0):
+    table = make_table(sampler, LINEAR, level_pairs(sampling_levels("uniform", 1000, steps)), eta)
+    return [StepTable(*(jnp.asarray(value) for value in row)) for row in zip(*table, strict=True)]
+
+
+def normal(seed):
+    return np.random.default_rng(seed).normal(size=(2, 4, 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [("linear", "linear"), ("quad", "scaled_linear"), ("cosine", "squaredcos_cap_v2"), ("sigmoid", "sigmoid")],
+)
+def test_schedules(ours, theirs):
+    scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule=theirs, beta_start=1e-4, beta_end=0.02)
+    # float32 there: a relative 1e-6, but for cosine's last level, where 1 - beta = 0.001 is left of 1 - 0.999.
+    relative = scheduler.alphas_cumprod.numpy() / make_schedule(ours).alpha_bar[1:] - 1
+    assert np.abs(relative[:-1]).max() < 1e-6
+    assert abs(relative[-1]) < 2e-5
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("clip", ["none", "keep_eps", "rederive_eps"])
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("steps", [10, 1000])
+def test_ddim(steps, eta, clip, objective):
+    scheduler = with_our_alpha_bar(
+        DDIMScheduler(clip_sample=clip != "none", prediction_type=OBJECTIVES[objective]), steps
+    )
+    table = rows("ddim", steps, eta)
+    assert [float(row.time) for row in table] == scheduler.timesteps.tolist()
+    for s in (0, 1, steps // 2, steps - 1):
+        x, output, z = normal(3 * s), normal(3 * s + 1), normal(3 * s + 2)
+        predict = make_predict(lambda x, time, output=output: jnp.asarray(output), objective, clip)
+        ours = step(predict, jnp.asarray(x), table[s], jnp.asarray(z))
+        theirs = scheduler.step(
+            torch.tensor(output),
+            int(table[s].time),
+            torch.tensor(x),
+            eta=eta,
+            use_clipped_model_output=clip == "rederive_eps",
+            variance_noise=torch.tensor(z),
+        )
+        np.testing.assert_allclose(ours, theirs.prev_sample.numpy(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("clip", ["none", "rederive_eps"])
+@pytest.mark.parametrize(("sampler", "variance"), [("ddpm_small", "fixed_small"), ("ddpm_large", "fixed_large")])
+@pytest.mark.parametrize("steps", [10, 1000])
+def test_ddpm(steps, sampler, variance, clip):
+    """Its mean is the posterior's of the clipped image, our ``rederive_eps``; there is no ``keep_eps`` in it."""
+    scheduler = with_our_alpha_bar(DDPMScheduler(variance_type=variance, clip_sample=clip != "none"), steps)
+    table = rows(sampler, steps)
+    assert [float(row.time) for row in table] == scheduler.timesteps.tolist()
+    for s in (0, 1, steps // 2, steps - 1):
+        x, output = normal(2 * s), normal(2 * s + 1)
+        z = torch.randn(x.shape, generator=torch.Generator().manual_seed(s), dtype=torch.float64)
+
+        def predict(x, row, output=output):
+            return to_prediction(jnp.asarray(output), x, row.alpha_bar, "eps")
+
+        ours = step(clipped(predict, clip), jnp.asarray(x), table[s], jnp.asarray(z.numpy()))
+        theirs = scheduler.step(
+            torch.tensor(output),
+            int(table[s].time),
+            torch.tensor(x),
+            generator=torch.Generator().manual_seed(s),
+        )
+        np.testing.assert_allclose(ours, theirs.prev_sample.numpy(), rtol=1e-9, atol=1e-9)

@@ -1,0 +1,381 @@
+"""The U-Net against a float64 transcription of its equations, its published sizes and its promises."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from ddim_jax.config import Config, DataConfig, ModelConfig
+from ddim_jax.models import build_model, parameter_count
+from ddim_jax.models.unet import ResidualBlock, UNet, dropout_each, group_norm, initializers, time_embedding
+
+# Every kind of layer, on two levels: attention below, none above; shortcuts and none; labels.
+SMALL = dict(
+    out_channels=3,
+    channels=32,
+    multipliers=(1, 2),
+    num_blocks=1,
+    attention_resolutions=(4,),
+    num_classes=3,
+    initialization="torch",  # no layer is zero, no bias either
+)
+TIME = jnp.array([0.0, 3.5, 500.0, 999.0])
+# One level, for what takes long to compile.
+FLAT = {**SMALL, "multipliers": (1,), "attention_resolutions": ()}
+LABEL = jnp.array([0, 3, 2, 1])
+KEYS = jax.random.split(jax.random.key(5), 4)
+
+
+def small_images():
+    """Not square, so that height and width cannot be confused unseen."""
+    return jax.random.normal(jax.random.key(1), (4, 8, 12, 3))
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Random values for every parameter, those of the norms around the 1 and 0 that they start at."""
+    return random_params(UNet(**SMALL))
+
+
+@pytest.fixture(scope="module")
+def flat_params():
+    return random_params(UNet(**FLAT))
+
+
+def random_params(model):
+    shapes = jax.eval_shape(model.init, jax.random.key(0), small_images(), TIME)["params"]
+    rng = np.random.default_rng(0)
+    flat = traverse_util.flatten_dict(shapes, sep="/")
+    for name, shape in flat.items():
+        spread = 0.3 if "norm" in name else np.prod(shape.shape[:-1]) ** -0.5 if name.endswith("kernel") else 0.1
+        flat[name] = jnp.asarray(name.endswith("scale") + spread * rng.standard_normal(shape.shape), jnp.float32)
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply_model(model, params, *args):
+    return model.apply({"params": params}, *args)
+
+
+def apply(params, x, time, label=None, dropout_keys=None, **changes):
+    return apply_model(UNet(**{**SMALL, **changes}), params, x, time, label, dropout_keys)
+
+
+def apply_flat(params, x, time, label=None, dropout_keys=None, dropout=0.5):
+    return apply_model(UNet(**FLAT, dropout=dropout), params, x, time, label, dropout_keys)
+
+
+def relative_error(actual, expected):
+    expected = np.asarray(expected, np.float64)
+    return np.max(np.abs(np.asarray(actual, np.float64) - expected)) / np.max(np.abs(expected))
+
+
+# --- the equations, in float64 NumPy ---------------------------------------------------------------
+
+
+def swish(x):
+    return x / (1 + np.exp(-x))
+
+
+def norm_reference(x, p, groups=32):
+    grouped = x.reshape(*x.shape[:3], groups, -1)
+    mean = grouped.mean(axis=(1, 2, 4), keepdims=True)
+    variance = grouped.var(axis=(1, 2, 4), keepdims=True)
+    return ((grouped - mean) / np.sqrt(variance + 1e-6)).reshape(x.shape) * p["scale"] + p["bias"]
+
+
+def dense_reference(x, p):
+    return x @ p["kernel"] + p["bias"]
+
+
+def conv_reference(x, p, before=1, stride=1):
+    """3x3 convolution with ``before`` zeros above and to the left, one below and to the right."""
+    padded = np.pad(x, ((0, 0), (before, 1), (before, 1), (0, 0)))
+    height, width = (padded.shape[1] - 3) // stride + 1, (padded.shape[2] - 3) // stride + 1
+    out = np.zeros((x.shape[0], height, width, p["kernel"].shape[-1])) + p["bias"]
+    for i in range(3):
+        for j in range(3):
+            out += padded[:, i : i + stride * height : stride, j : j + stride * width : stride] @ p["kernel"][i, j]
+    return out
+
+
+def block_reference(x, emb, p):
+    h = conv_reference(swish(norm_reference(x, p["norm_0"])), p["conv_0"])
+    h = h + dense_reference(swish(emb), p["time_dense"])[:, None, None]
+    h = conv_reference(swish(norm_reference(h, p["norm_1"])), p["conv_1"])
+    return h + (dense_reference(x, p["shortcut"]) if "shortcut" in p else x)
+
+
+def attention_reference(x, p):
+    n, height, width, c = x.shape
+    tokens = norm_reference(x, p["norm"]).reshape(n, height * width, c)
+    q, k, v = (dense_reference(tokens, p[name]) for name in ("query", "key", "value"))
+    weights = np.exp(q @ k.transpose(0, 2, 1) / np.sqrt(c))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return x + dense_reference(weights @ v, p["proj_out"]).reshape(x.shape)
+
+
+def time_embedding_reference(time, width):
+    half = width // 2
+    phase = np.asarray(time, np.float64)[:, None] * 10000.0 ** (-np.arange(half) / (half - 1))
+    return np.concatenate([np.sin(phase), np.cos(phase)], axis=1)
+
+
+def unet_reference(p, x, time, label):
+    """The network of ``SMALL``, layer after layer."""
+    emb = dense_reference(time_embedding_reference(time, 32), p["time_dense_0"])
+    emb = dense_reference(swish(emb), p["time_dense_1"]) + p["label_embed"]["embedding"][label]
+
+    skip_0 = conv_reference(x, p["conv_in"])
+    skip_1 = block_reference(skip_0, emb, p["down_0_block_0"])
+    skip_2 = conv_reference(skip_1, p["down_0_downsample"], before=0, stride=2)
+    skip_3 = attention_reference(block_reference(skip_2, emb, p["down_1_block_0"]), p["down_1_attention_0"])
+
+    h = block_reference(skip_3, emb, p["mid_block_0"])
+    h = block_reference(attention_reference(h, p["mid_attention"]), emb, p["mid_block_1"])
+
+    h = block_reference(np.concatenate([h, skip_3], axis=-1), emb, p["up_1_block_0"])
+    h = attention_reference(h, p["up_1_attention_0"])
+    h = block_reference(np.concatenate([h, skip_2], axis=-1), emb, p["up_1_block_1"])
+    h = attention_reference(h, p["up_1_attention_1"])
+    h = conv_reference(h.repeat(2, axis=1).repeat(2, axis=2), p["up_1_upsample"])
+    h = block_reference(np.concatenate([h, skip_1], axis=-1), emb, p["up_0_block_0"])
+    h = block_reference(np.concatenate([h, skip_0], axis=-1), emb, p["up_0_block_1"])
+    return conv_reference(swish(norm_reference(h, p["norm_out"])), p["conv_out"])
+
+
+def test_network_equals_its_equations(params):
+    exact = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    expected = unet_reference(exact, np.asarray(small_images(), np.float64), TIME, np.asarray(LABEL))
+    actual = apply(params, small_images(), TIME, LABEL)
+    assert actual.dtype == jnp.float32
+    assert relative_error(actual, expected) < 2e-5
+
+
+# --- published sizes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "multipliers", "count"),
+    [
+        ("CIFAR-10", 32, (1, 2, 2, 2), 35_746_307),
+        ("CelebA", 64, (1, 2, 2, 2, 4), 78_700_803),
+        ("LSUN", 256, (1, 1, 2, 2, 4, 4), 113_673_219),
+    ],
+)
+def test_published_parameter_counts(name, size, multipliers, count):
+    config = Config(data=DataConfig(image_size=size), model=ModelConfig(multipliers=multipliers))
+    model = build_model(config)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)), jnp.zeros(1))
+    assert parameter_count(shapes) == count
+    attention_levels = {key.split("_")[1] for key in shapes["params"] if "_attention_" in key}
+    assert attention_levels == {str((size // 16).bit_length() - 1)}
+
+
+def test_build_model_takes_every_key():
+    model_config = ModelConfig(
+        channels=64, multipliers=(1, 3), num_blocks=3, attention_resolutions=(4,), dropout=0.25, num_classes=7,
+        init="torch", dtype="bfloat16", remat=True,
+    )  # fmt: skip
+    expected = UNet(1, 64, (1, 3), 3, (4,), 0.25, 7, "torch", jnp.dtype("bfloat16"), True)
+    assert build_model(Config(data=DataConfig(channels=1), model=model_config)) == expected
+
+
+# --- parts -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0, 1e3])
+def test_group_norm_is_exact_even_at_large_means(mean):
+    rng = np.random.default_rng(3)
+    x = (rng.standard_normal((2, 16, 16, 64)) + mean).astype(np.float32)
+    p = {"scale": rng.standard_normal(64).astype(np.float32), "bias": rng.standard_normal(64).astype(np.float32)}
+    expected = norm_reference(x.astype(np.float64), p)
+    ours = jax.jit(group_norm)(x, p["scale"], p["bias"])
+    # A float32 near 1000 is itself rounded by 3e-5.
+    assert relative_error(ours, expected) < 1e-6 + 1e-7 * mean
+    if mean <= 1:
+        flax = nn.GroupNorm(32, epsilon=1e-6).apply({"params": p}, x)
+        assert relative_error(ours, flax) < 2e-6
+
+
+def test_group_norm_of_a_large_image():
+    rng = np.random.default_rng(4)
+    x = (rng.standard_normal((1, 256, 256, 32)) + 3).astype(np.float32)
+    p = {"scale": np.ones(32), "bias": np.zeros(32)}
+    assert relative_error(jax.jit(group_norm)(x, p["scale"], p["bias"]), norm_reference(x.astype(np.float64), p)) < 1e-5
+
+
+def test_group_norm_of_a_constant_image_has_finite_gradients():
+    x = jnp.full((1, 4, 4, 32), 7.0)
+    value, grad = jax.value_and_grad(lambda x: jnp.sum(group_norm(x, jnp.ones(32), jnp.zeros(32)) ** 2))(x)
+    assert value == 0
+    assert np.all(np.isfinite(grad))
+
+
+def test_group_norm_refuses_channels_that_groups_do_not_divide():
+    with pytest.raises(ValueError, match="48 channels"):
+        group_norm(jnp.zeros((1, 2, 2, 48)), jnp.ones(48), jnp.zeros(48))
+
+
+def test_time_embedding():
+    time = np.array([0.0, 1.0, 17.25, 999.0])
+    actual = time_embedding(jnp.asarray(time), 128)
+    # At time 999 half a unit in the last place of a float32 frequency is worth up to 1e-4.
+    np.testing.assert_allclose(actual, time_embedding_reference(time, 128), atol=2e-4)
+    np.testing.assert_array_equal(actual[0], np.repeat([0.0, 1.0], 64))
+
+
+# --- initialisation --------------------------------------------------------------------------------
+
+
+def test_ddpm_initialization_starts_at_zero_output():
+    model = UNet(**{**FLAT, "initialization": "ddpm"})
+    params = jax.jit(model.init)(jax.random.key(0), small_images(), TIME)["params"]
+    assert np.max(np.abs(apply_model(model, params, small_images(), TIME))) < 1e-4
+
+    for name, value in traverse_util.flatten_dict(params, sep="/").items():
+        *_, layer, kind = name.split("/")
+        if kind == "kernel":
+            fan_in, fan_out = np.prod(value.shape[:-1]), np.prod(value.shape[:-2]) * value.shape[-1]
+            zero = layer in ("conv_1", "proj_out", "conv_out")
+            bound = np.sqrt((1e-10 if zero else 1.0) * 6 / (fan_in + fan_out))
+            assert_uniform(value, bound, name)
+        elif kind == "bias":
+            assert not np.any(value), name
+        elif kind == "scale":
+            assert np.all(value == 1), name
+        else:
+            assert name == "label_embed/embedding"
+            assert abs(value.std() - 1) < 0.1
+
+
+def test_torch_initialization_is_pytorchs_default():
+    block = ResidualBlock(64, 0.0, 0, "torch")
+    params = jax.jit(block.init)(jax.random.key(0), jnp.zeros((1, 2, 2, 32)), jnp.zeros((1, 128)))["params"]
+    for layer in ("conv_0", "conv_1", "time_dense", "shortcut"):
+        bound = 1 / np.sqrt(np.prod(params[layer]["kernel"].shape[:-1]))
+        assert_uniform(params[layer]["kernel"], bound, layer)
+        assert_uniform(params[layer]["bias"], bound, layer)
+        assert np.max(np.abs(params[layer]["bias"])) > 0.8 * bound
+
+
+def assert_uniform(values, bound, name):
+    values = np.asarray(values) / bound
+    assert np.max(np.abs(values)) <= 1 + 1e-6, name
+    if values.size > 1000:
+        # Five standard errors of the mean and the variance of U(-1, 1), 1/3.
+        assert abs(values.mean()) < 5 * np.sqrt(1 / 3 / values.size), name
+        assert abs(values.var() - 1 / 3) < 5 * np.sqrt(4 / 45 / values.size), name
+
+
+def test_unknown_initialization_is_refused():
+    with pytest.raises(ValueError, match="kaiming"):
+        initializers("kaiming", 9, zero=False)
+
+
+# --- dropout ---------------------------------------------------------------------------------------
+
+
+def test_dropout_keeps_the_mean_and_the_stated_share():
+    x = jnp.ones((4, 64, 64, 8))
+    dropped = np.asarray(dropout_each(x, KEYS, 0.1))
+    np.testing.assert_allclose(np.unique(dropped), [0, 1 / 0.9], rtol=1e-6)
+    assert abs((dropped == 0).mean() - 0.1) < 5 * np.sqrt(0.09 / dropped.size)
+    assert all(np.any(dropped[0] != dropped[i]) for i in range(1, 4))
+
+
+def test_dropout_of_an_example_does_not_depend_on_the_others(flat_params):
+    x, order = small_images(), jnp.array([2, 0, 3, 1])
+    whole = apply_flat(flat_params, x, TIME, LABEL, KEYS)
+    shuffled = apply_flat(flat_params, x[order], TIME[order], LABEL[order], KEYS[order])
+    alone = apply_flat(flat_params, x[1:2], TIME[1:2], LABEL[1:2], KEYS[1:2])
+    assert relative_error(shuffled, whole[order]) < 1e-5
+    assert relative_error(alone, whole[1:2]) < 1e-5
+    assert relative_error(apply_flat(flat_params, x, TIME, LABEL, KEYS[order]), whole) > 0.05
+
+
+def test_dropout_is_off_without_keys(flat_params):
+    off = apply_flat(flat_params, small_images(), TIME, LABEL)
+    np.testing.assert_array_equal(off, apply_flat(flat_params, small_images(), TIME, LABEL, KEYS, dropout=0.0))
+
+
+def test_blocks_draw_different_masks():
+    x, embedding = jax.random.normal(jax.random.key(0), (4, 4, 4, 32)), jnp.ones((4, 8))
+    first, second = (ResidualBlock(32, 0.5, index, "torch") for index in (0, 1))
+    params = jax.jit(first.init)(jax.random.key(0), x, embedding)["params"]
+    outputs = [apply_model(block, params, x, embedding, KEYS) for block in (first, second)]
+    assert relative_error(*outputs) > 0.05
+
+
+# --- equalities ------------------------------------------------------------------------------------
+
+
+def test_an_example_does_not_depend_on_its_batch(params):
+    whole = apply(params, small_images(), TIME, LABEL)
+    for i in range(4):
+        alone = apply(params, small_images()[i : i + 1], TIME[i : i + 1], LABEL[i : i + 1])
+        assert relative_error(alone, whole[i : i + 1]) < 1e-5
+
+
+def test_eight_devices_equal_one(flat_params):
+    batch = [jnp.concatenate([a, a[::-1]]) for a in (small_images(), TIME, LABEL, KEYS)]
+    one = apply_flat(flat_params, *batch)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("batch",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    eight = apply_flat(flat_params, *jax.device_put(batch, split))
+    assert len(eight.sharding.device_set) == 8
+    assert relative_error(eight, one) < 1e-5
+
+
+def test_bfloat16_is_close_and_keeps_float32_parameters(params):
+    fresh = jax.eval_shape(UNet(**SMALL, dtype=jnp.bfloat16).init, jax.random.key(0), small_images(), TIME)
+    assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
+    full = apply(params, small_images(), TIME, LABEL)
+    half = apply(params, small_images(), TIME, LABEL, dtype=jnp.bfloat16)
+    assert half.dtype == jnp.float32
+    assert 1e-4 < relative_error(half, full) < 5e-2
+
+
+def test_remat_changes_nothing(flat_params):
+    def loss_and_gradient(remat):
+        model = UNet(**FLAT, remat=remat)
+
+        def loss(params):
+            return jnp.mean(model.apply({"params": params}, small_images(), TIME, LABEL, KEYS) ** 2)
+
+        return jax.jit(jax.value_and_grad(loss))(flat_params)
+
+    (plain, plain_grad), (remat, remat_grad) = loss_and_gradient(False), loss_and_gradient(True)
+    np.testing.assert_allclose(remat, plain, rtol=1e-5)
+    # One scale for all leaves: the true gradient of some is zero (attention's key biases).
+    largest = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(plain_grad))
+    for expected, actual in zip(jax.tree.leaves(plain_grad), jax.tree.leaves(remat_grad), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5 * largest)
+
+
+# --- labels and mistakes ---------------------------------------------------------------------------
+
+
+def test_no_label_is_the_label_after_the_last(params):
+    unlabelled = apply(params, small_images(), TIME)
+    np.testing.assert_array_equal(unlabelled, apply(params, small_images(), TIME, jnp.full(4, 3)))
+    assert relative_error(apply(params, small_images(), TIME, jnp.full(4, 2)), unlabelled) > 1e-3
+
+
+def test_labels_outside_the_table_show(params):
+    assert np.all(np.isnan(apply(params, small_images(), TIME, jnp.full(4, 4))))
+
+
+def test_a_label_needs_a_conditional_network():
+    model = UNet(**{**SMALL, "num_classes": 0})
+    with pytest.raises(ValueError, match="unconditional"):
+        jax.eval_shape(model.init, jax.random.key(0), small_images(), TIME, LABEL)
+
+
+def test_sizes_that_do_not_halve_are_refused():
+    with pytest.raises(ValueError, match="divisible by 2"):
+        jax.eval_shape(UNet(**SMALL).init, jax.random.key(0), jnp.zeros((4, 9, 8, 3)), TIME)
