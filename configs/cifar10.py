@@ -18,12 +18,10 @@ summed over pixels, no warm-up), which its authors advise for sampling only; ``b
 (a trial run of seconds).
 """
 
-import ml_collections
-
-from ddim_jax.config import apply_variants, default_config
+from ddim_jax.config import ConfigTree, apply_variants, default_config
 
 
-def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
+def get_config(variant: str | None = None) -> ConfigTree:
     """The config; ``variant`` is what follows the colon in ``configs/cifar10.py:VARIANT``."""
     config = default_config()
 
@@ -60,10 +58,10 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     return apply_variants(config, variant, {"ddim_code": _ddim_code, "bf16": _bf16})
 
 
-def _ddim_code(config: ml_collections.ConfigDict) -> None:
+def _ddim_code(config: ConfigTree) -> None:
     config.diffusion.reduction = "sum"
     config.train.warmup_steps = 0
 
 
-def _bf16(config: ml_collections.ConfigDict) -> None:
+def _bf16(config: ConfigTree) -> None:
     config.model.dtype = "bfloat16"

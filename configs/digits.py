@@ -6,12 +6,10 @@ Aims at digits that a person can read, drawn with 10, 20 and 50 DDIM steps. Need
 memory. Variants: ``tiny`` (a trial run of seconds).
 """
 
-import ml_collections
-
-from ddim_jax.config import apply_variants, default_config
+from ddim_jax.config import ConfigTree, apply_variants, default_config
 
 
-def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
+def get_config(variant: str | None = None) -> ConfigTree:
     """The config; ``variant`` is what follows the colon in ``configs/digits.py:VARIANT``."""
     config = default_config()
 

@@ -19,6 +19,9 @@ from ml_collections import config_dict
 
 from ddim_jax.errors import UserError
 
+# An ml_collections.ConfigDict. Its attributes are the keys, which type checkers cannot know.
+ConfigTree: typing.TypeAlias = Any
+
 
 class ConfigError(UserError):
     """A config that cannot be used; the message names the key and what to do."""
@@ -253,12 +256,12 @@ class Config:
 # --- ConfigDict: what users write ---------------------------------------------------------------
 
 
-def default_config() -> ml_collections.ConfigDict:
+def default_config() -> ConfigTree:
     """Returns all keys with their defaults, locked: assigning to a misspelt key is an error."""
     return _to_config_dict(Config())
 
 
-def _to_config_dict(config: Any) -> ml_collections.ConfigDict:
+def _to_config_dict(config: Any) -> ConfigTree:
     result = ml_collections.ConfigDict()
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -272,7 +275,7 @@ def _to_config_dict(config: Any) -> ml_collections.ConfigDict:
     return result.lock()
 
 
-def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def shrink(config: ConfigTree) -> ConfigTree:
     """Turns any config into a trial run of seconds on a CPU: the ``tiny`` variant.
 
     The structure stays (levels, attention, objective, schedule, source); widths, images, steps
@@ -306,10 +309,10 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def apply_variants(
-    config: ml_collections.ConfigDict,
+    config: ConfigTree,
     argument: str | None,
-    variants: dict[str, typing.Callable[[ml_collections.ConfigDict], object]] | None = None,
-) -> ml_collections.ConfigDict:
+    variants: dict[str, typing.Callable[[ConfigTree], object]] | None = None,
+) -> ConfigTree:
     """Applies the comma-separated variants of ``configs/NAME.py:ARG``; ``tiny`` is always one.
 
     Args:
@@ -331,7 +334,7 @@ def apply_variants(
 # --- from ConfigDict or JSON to the typed config ------------------------------------------------
 
 
-def from_config_dict(config: ml_collections.ConfigDict) -> Config:
+def from_config_dict(config: ConfigTree) -> Config:
     """Makes the typed config and checks every value.
 
     Raises:
@@ -365,7 +368,9 @@ def flatten(config: Config) -> dict[str, Any]:
     for field in dataclasses.fields(config):
         group = getattr(config, field.name)
         if dataclasses.is_dataclass(group):
-            flat.update({f"{field.name}.{inner.name}": getattr(group, inner.name) for inner in dataclasses.fields(group)})
+            flat.update(
+                {f"{field.name}.{inner.name}": getattr(group, inner.name) for inner in dataclasses.fields(group)}
+            )
         else:
             flat[field.name] = group
     return flat
@@ -557,12 +562,17 @@ def _check_sample(config: Config) -> None:
         value = getattr(sample, key)
         _require(0 <= value < 2**31, f"sample.{key}", value, "must lie in 0 ... 2^31 - 1")
     _require(sample.start + sample.num <= 2**31, "sample.num", sample.num, "image indices must stay below 2^31")
-    for key, steps in (("sample.steps", sample.steps), *(("train.final_sample_steps", s) for s in config.train.final_sample_steps)):
+    for key, steps in (
+        ("sample.steps", sample.steps),
+        *(("train.final_sample_steps", s) for s in config.train.final_sample_steps),
+    ):
         _require(
             1 <= steps <= num_levels, key, steps, f"must lie in 1 ... {num_levels}, the levels of diffusion.num_levels"
         )
     _require(sample.eta >= 0, "sample.eta", sample.eta, "must not be negative")
-    _require(all(e >= 0 for e in sample.eta_per_step), "sample.eta_per_step", sample.eta_per_step, "must not be negative")
+    _require(
+        all(e >= 0 for e in sample.eta_per_step), "sample.eta_per_step", sample.eta_per_step, "must not be negative"
+    )
     if sample.label is not None:
         _require(
             0 <= sample.label < config.model.num_classes,

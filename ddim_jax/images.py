@@ -48,8 +48,7 @@ def grid(images: np.ndarray, columns: int | None = None, padding: int = 2, min_s
         images: uint8 [n, h, w, c].
         columns: images per row; the grid is about square when None.
         padding: white pixels between images.
-        min_side: images smaller than this are enlarged by a whole factor (pixels repeated), so that 8x8 digits can be
-            looked at.
+        min_side: images smaller than this are enlarged, see :func:`enlarge`.
 
     Returns:
         uint8 [rows * (h' + padding) + padding, columns * (w' + padding) + padding, c].
@@ -58,7 +57,9 @@ def grid(images: np.ndarray, columns: int | None = None, padding: int = 2, min_s
     n, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
-    canvas = np.full((rows * (height + padding) + padding, columns * (width + padding) + padding, channels), 255, np.uint8)
+    canvas = np.full(
+        (rows * (height + padding) + padding, columns * (width + padding) + padding, channels), 255, np.uint8
+    )
     for i, image in enumerate(images):
         top = padding + (i // columns) * (height + padding)
         left = padding + (i % columns) * (width + padding)
@@ -91,9 +92,16 @@ def labelled_rows(rows: Sequence[tuple[str, np.ndarray]], columns: int | None = 
 
 
 def enlarge(images: np.ndarray, min_side: int) -> np.ndarray:
-    """Repeats pixels of uint8 [n, h, w, c] until the shorter side has at least ``min_side``."""
-    factor = max(1, math.ceil(min_side / min(images.shape[1:3])))
-    return images.repeat(factor, axis=1).repeat(factor, axis=2)
+    """Enlarges uint8 [n, h, w, c] by a whole factor until the shorter side has at least ``min_side`` pixels.
+
+    Bicubic, since an 8x8 digit drawn as 64 grey squares is hard to read. For looking at, not for measuring.
+    """
+    height, width = images.shape[1:3]
+    factor = math.ceil(min_side / min(height, width))
+    if factor <= 1:
+        return images
+    size = (width * factor, height * factor)
+    return np.stack([_from_pillow(_to_pillow(image).resize(size, Image.Resampling.BICUBIC)) for image in images])
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
@@ -108,7 +116,7 @@ def save_png(path: epath.PathLike, image: np.ndarray) -> None:
     final name.
     """
     path = epath.Path(path)
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    picture = _to_pillow(image)
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         picture.save(file, format="PNG")
@@ -118,5 +126,13 @@ def save_png(path: epath.PathLike, image: np.ndarray) -> None:
 def load_png(path: epath.PathLike) -> np.ndarray:
     """Reads what :func:`save_png` wrote: uint8 [h, w, 1 or 3]."""
     with epath.Path(path).open("rb") as file, Image.open(file) as picture:
-        pixels = np.asarray(picture)
+        return _from_pillow(picture)
+
+
+def _to_pillow(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def _from_pillow(picture: Image.Image) -> np.ndarray:
+    pixels = np.asarray(picture)
     return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -126,7 +126,8 @@ def training_devices(batch_size: int, parts: int = 1) -> list[jax.Device]:
     processes = jax.process_count()
     if batch_size % (processes * parts):
         raise UserError(
-            f"train.batch_size={batch_size} must be divisible by {processes} processes x {parts} parts (train.accumulate)"
+            f"train.batch_size={batch_size} must be divisible by {processes} processes x {parts} parts "
+            "(train.accumulate)"
         )
     share = batch_size // (processes * parts)
     by_process = [[d for d in jax.devices() if d.process_index == p] for p in range(processes)]

@@ -1,8 +1,8 @@
 """The Python API: a trained model, ready to draw images.
 
-    >>> import ddim_jax
-    >>> pipe = ddim_jax.load("runs/digits")  # doctest: +SKIP
-    >>> images = pipe.sample(16, seed=0, steps=50, eta=0.0)  # doctest: +SKIP
+>>> import ddim_jax
+>>> pipe = ddim_jax.load("runs/digits")  # doctest: +SKIP
+>>> images = pipe.sample(16, seed=0, steps=50, eta=0.0)  # doctest: +SKIP
 """
 
 import dataclasses
@@ -87,9 +87,7 @@ class Pipeline:
         for name in settings:
             if name not in known:
                 config_module.check_key(f"sample.{name}")
-        changed = dataclasses.replace(
-            self.config, sample=dataclasses.replace(self.config.sample, num=num, **settings)
-        )
+        changed = dataclasses.replace(self.config, sample=dataclasses.replace(self.config.sample, num=num, **settings))
         config_module.check(changed)
         return sampler_for(changed, self.model, num)
 

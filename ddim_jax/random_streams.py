@@ -63,7 +63,9 @@ def image_keys(seed: int, index: jax.Array) -> jax.Array:
     return fold_in_each(root_key(seed, Stream.IMAGE), index)
 
 
-def normal_each(keys: jax.Array, draw: int | jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+def normal_each(
+    keys: jax.Array, draw: int | jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+) -> jax.Array:
     """Standard normal noise for draw number ``draw`` of each of n keys: [n, *shape]."""
     folded = jax.vmap(lambda key: jax.random.fold_in(key, draw))(keys)
     return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(folded)

@@ -82,13 +82,15 @@ def prepare_for_training(workdir: epath.PathLike, config: Config, write: bool = 
     if config_path(workdir).exists():
         changed = {
             key: values
-            for key, values in differences(read_config(workdir), config, ("data", "model", "diffusion", "train", "seed")).items()
+            for key, values in differences(
+                read_config(workdir), config, ("data", "model", "diffusion", "train", "seed")
+            ).items()
             if key not in _FREE_DATA | _FREE_TRAIN
         }
         if changed and not config.train.overwrite:
             raise UserError(
-                f"workdir {workdir} holds a run of another config: {_list_changes(changed, 'there', 'now')}; choose another "
-                "--workdir, or set that run aside and start anew with --config.train.overwrite=true"
+                f"workdir {workdir} holds a run of another config: {_list_changes(changed, 'there', 'now')}; "
+                "choose another --workdir, or set that run aside and start anew with --config.train.overwrite=true"
             )
         if changed and write:
             _set_aside(workdir)

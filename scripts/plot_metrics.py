@@ -1,6 +1,6 @@
 """Draws a key of one or more runs' metrics.jsonl against the step (needs the extra ``plots``).
 
-    python scripts/plot_metrics.py --key loss --out loss.png runs/a runs/b
+python scripts/plot_metrics.py --key loss --out loss.png runs/a runs/b
 """
 
 import argparse
@@ -22,7 +22,7 @@ def read(workdir: pathlib.Path, key: str) -> tuple[list[int], list[float]]:
 
 def main() -> None:
     """Writes the plot."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Draws a key of metrics.jsonl.")
     parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
     parser.add_argument("--key", default="loss")
     parser.add_argument("--out", required=True, type=pathlib.Path)

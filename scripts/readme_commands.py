@@ -1,6 +1,6 @@
 """Prints a quick-start command of README.md, so that CI runs exactly what newcomers are told.
 
-    eval "$(python scripts/readme_commands.py --name test)"
+eval "$(python scripts/readme_commands.py --name test)"
 """
 
 import argparse
@@ -27,7 +27,7 @@ def quick_start_commands(readme: str) -> dict[str, str]:
 
 def main() -> None:
     """Prints one command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Prints a quick-start command of README.md.")
     parser.add_argument("--name", choices=NAMES, required=True)
     readme = pathlib.Path(__file__).resolve().parent.parent / "README.md"
     print(quick_start_commands(readme.read_text())[parser.parse_args().name])

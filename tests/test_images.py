@@ -33,10 +33,18 @@ def test_grid_places_images_row_by_row():
     assert picture[66, 66, 0] == 255
 
 
-def test_grid_enlarges_small_images_by_whole_pixels():
-    small = np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1)
-    picture = grid(small, padding=0)
-    np.testing.assert_array_equal(picture[::8, ::8], small[0])
+def test_grid_enlarges_small_images_smoothly_by_a_whole_factor():
+    small = np.zeros((1, 8, 8, 1), np.uint8)
+    small[0, :, 4:] = 200
+    picture = grid(small, padding=0, min_side=50)
+    assert picture.shape == (56, 56, 1)
+    assert (picture[28, 7, 0], picture[28, 48, 0]) == (0, 200)
+    assert 50 < picture[28, 28, 0] < 150
+
+
+def test_large_images_stay_as_they_are():
+    image = np.random.default_rng(0).integers(0, 256, (1, 64, 80, 3), np.uint8)
+    np.testing.assert_array_equal(grid(image, padding=0), image[0])
 
 
 def test_labelled_rows_stack_all_grids():

@@ -16,7 +16,10 @@ def test_eight_fake_devices():
 def test_a_step_sees_its_share_and_returns_one_result():
     devices = parallel.training_devices(16)
     step = parallel.pmap_step(
-        lambda total, batch: (total + parallel.mean_over_devices(jnp.mean(batch)), parallel.mean_over_devices(batch.size)),
+        lambda total, batch: (
+            total + parallel.mean_over_devices(jnp.mean(batch)),
+            parallel.mean_over_devices(batch.size),
+        ),
         devices,
     )
     total, size = step(parallel.replicate(np.float32(1), devices), parallel.shard(np.arange(16.0), 8))

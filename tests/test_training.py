@@ -100,7 +100,9 @@ def test_the_first_loss_is_the_closed_form_one():
     config = changed(model__dropout=0.0, train__batch_size=64)
     _, (loss,) = run_steps(config, 1)
     assert loss == pytest.approx(1.0, abs=0.1)
-    _, (loss,) = run_steps(dataclasses.replace(config, diffusion=dataclasses.replace(config.diffusion, objective="x0")), 1)
+    _, (loss,) = run_steps(
+        dataclasses.replace(config, diffusion=dataclasses.replace(config.diffusion, objective="x0")), 1
+    )
     pixels = make_batch(config).image / 127.5 - 1
     assert loss == pytest.approx(np.mean(pixels**2), rel=1e-3)
 

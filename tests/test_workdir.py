@@ -33,7 +33,9 @@ def test_a_resumed_run_may_change_its_length_and_intervals(tmp_path):
 def test_another_config_is_refused_and_named(tmp_path):
     prepare_for_training(tmp_path, Config())
     other = with_changes(model__channels=64, train__learning_rate=1.0)
-    with pytest.raises(UserError, match=r"model.channels \(there 128, now 64\), train.learning_rate .*train.overwrite=true"):
+    with pytest.raises(
+        UserError, match=r"model.channels \(there 128, now 64\), train.learning_rate .*train.overwrite=true"
+    ):
         prepare_for_training(tmp_path, other)
     assert read_config(tmp_path) == Config()
 

@@ -36,12 +36,17 @@ def describe(config: Config) -> None:
     forward = jax.jit(lambda params, x, t: model.apply({"params": params}, x, t)).lower(state.params, image, time)
     devices = parallel.training_devices(config.train.batch_size, config.train.accumulate)
     share = config.train.batch_size // len(devices)
-    step = jax.jit(make_train_step(config, model, optimizer), donate_argnums=0).lower(state, _abstract_batch(config, share))
+    step = jax.jit(make_train_step(config, model, optimizer), donate_argnums=0).lower(
+        state, _abstract_batch(config, share)
+    )
     print(f"forward pass, per image:  {_flops(forward) / 1e9:10.3f} GFLOP")
     print(f"training step, per image: {_flops(step) / share / 1e9:10.3f} GFLOP")
 
     _heading("Memory for training")
-    print(f"batch {config.train.batch_size} on {len(devices)} device(s), {share} images each; as compiled for {jax.default_backend()}:")
+    print(
+        f"batch {config.train.batch_size} on {len(devices)} device(s), {share} images each; as compiled for "
+        f"{jax.default_backend()}:"
+    )
     for name, size in _memory(step.compile()).items():
         print(f"{name:45s} {size / 2**20:10.1f} MiB per device")
 

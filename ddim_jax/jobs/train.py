@@ -182,9 +182,9 @@ class _Loop:
             if not (np.isfinite(metrics.loss) and np.isfinite(metrics.grad_norm)):
                 saved = self._checkpoints.latest_step()
                 raise UserError(
-                    f"the loss stopped being finite at step {step} (loss {metrics.loss}, gradient norm {metrics.grad_norm}); "
-                    f"the newest checkpoint is of step {saved}; try a lower train.learning_rate, a longer "
-                    "train.warmup_steps or train.grad_clip"
+                    f"the loss stopped being finite at step {step} (loss {metrics.loss}, gradient norm "
+                    f"{metrics.grad_norm}); the newest checkpoint is of step {saved}; try a lower "
+                    "train.learning_rate, a longer train.warmup_steps or train.grad_clip"
                 )
             self._finished.append(metrics)
 

@@ -126,5 +126,3 @@ def sampler_for(config: Config, model: nn.Module, num: int, **settings: Any) -> 
     config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, **settings))
     needed = math.ceil(num / len(parallel.local_devices()))
     return ImageSampler(config, model, min(config.sample.batch_size, needed))
-
-

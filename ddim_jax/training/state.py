@@ -1,5 +1,6 @@
 """What a training run carries from step to step, and how it starts."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -61,6 +62,19 @@ def init_state(config: Config, model: nn.Module, optimizer: optax.GradientTransf
 
     The moving averages start at the initial values, as in DDPM and DDIM.
     """
+    # Run once, so compiled with little effort: optimising dozens of random draws takes longer than making them.
+    init = jax.jit(_make_init(config, model, optimizer), compiler_options={"xla_backend_optimization_level": 0})
+    return init(root_key(config.seed, Stream.INIT))
+
+
+def abstract_state(config: Config, model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes and dtypes of :func:`init_state`, without computing anything."""
+    return jax.eval_shape(_make_init(config, model, optimizer), root_key(config.seed, Stream.INIT))
+
+
+def _make_init(
+    config: Config, model: nn.Module, optimizer: optax.GradientTransformation
+) -> Callable[[jax.Array], TrainState]:
     side, channels = config.data.image_size, config.data.channels
 
     def init(key: jax.Array) -> TrainState:
@@ -75,14 +89,7 @@ def init_state(config: Config, model: nn.Module, optimizer: optax.GradientTransf
             ema_batch_stats=batch_stats,
         )
 
-    # Run once, so compiled with little effort: optimising dozens of random draws takes longer than making them.
-    compiled = jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})
-    return compiled(root_key(config.seed, Stream.INIT))
-
-
-def abstract_state(config: Config, model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
-    """Shapes and dtypes of :func:`init_state`, without computing anything."""
-    return jax.eval_shape(lambda: init_state(config, model, optimizer))
+    return init
 
 
 def ema_decay(train: TrainConfig, step: jax.Array) -> jax.Array:
@@ -95,5 +102,5 @@ def ema_decay(train: TrainConfig, step: jax.Array) -> jax.Array:
 
 
 def update_ema(average: Any, new: Any, decay: jax.Array) -> Any:
-    """average ← decay · average + (1 - decay) · new, leaf by leaf."""
+    """Moves the average: average ← decay · average + (1 - decay) · new, leaf by leaf."""
     return jax.tree.map(lambda a, n: decay * a + (1.0 - decay) * n, average, new)
