@@ -3,24 +3,25 @@
 Flags, start-up of devices and processes, and the choice of the job; nothing else.
 """
 
+import difflib
 import logging
+import os
+import pathlib
 import sys
+import traceback
 from collections.abc import Sequence
 
+import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from ddim_jax import parallel
 from ddim_jax.config import Config, check_key, from_config_dict
 from ddim_jax.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/digits.py", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder that the run writes and later jobs read")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "describe"], "What to do")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, when several processes run")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0")
-_DISTRIBUTED = flags.DEFINE_enum("distributed", None, ["auto"], "auto: find the other processes (TPU pod, Slurm, MPI)")
+MODES = ("train", "sample", "describe")
+
+# How ml_collections begins the errors that hide what a config file raised.
+_HIDING = ("Error whilst parsing config file", "Configuration is not available")
 
 
 def _dispatch(mode: str, config: Config, workdir: str) -> None:
@@ -39,32 +40,115 @@ def _dispatch(mode: str, config: Config, workdir: str) -> None:
         describe(config)
 
 
-def _parse(argv: Sequence[str]) -> Config:
-    """Parses flags, reads the config file, applies the overrides, and checks all of it.
+def _define_flags(argv: Sequence[str]) -> flags.FlagValues:
+    """The flags, unparsed; a set of its own for each call, so that :func:`run` can be called twice in one process."""
+    own = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Config file, perhaps with variants: configs/digits.py or configs/digits.py:tiny. Any key can be changed by "
+        "--config.GROUP.KEY=VALUE, e.g. --config.train.steps=1000",
+        flag_values=own,
+        sys_argv=list(argv),
+    )
+    flags.DEFINE_string("workdir", None, "Folder that the run writes and later jobs read", flag_values=own)
+    flags.DEFINE_enum("mode", "train", MODES, "What to do", flag_values=own)
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, when several processes run", flag_values=own)
+    flags.DEFINE_integer("num_processes", None, "Number of processes", flag_values=own)
+    flags.DEFINE_integer("process_id", None, "Index of this process, from 0", flag_values=own)
+    flags.DEFINE_enum(
+        "distributed", None, ["auto"], "auto: find the other processes (TPU pod, Slurm, MPI)", flag_values=own
+    )
+    return own
 
-    absl and ml_collections raise many types of errors here, and the config file is Python of the user's own: whatever
-    it raises is for the user to mend.
-    """
-    for argument in argv[1:]:
-        key = argument.lstrip("-").split("=")[0]
-        if key.startswith("config.") and argument.startswith("-"):
-            check_key(key.removeprefix("config."))
+
+def _parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
+    """Parses flags, reads the config file, applies the overrides, and checks all of it."""
+    own = _define_flags(argv)
+    path = _config_path(argv)
+    if path is not None:
+        _check_config_file(path)
+        _check_override_keys(argv)
     try:
-        extra = flags.FLAGS(list(argv))[1:]
-        config_dict = _CONFIG.value
-    except (UserError, SystemExit):
+        unused = own(list(argv))[1:]
+        values = own["config"].value
+        if values is not None and not isinstance(values, ml_collections.ConfigDict):
+            raise TypeError(f"get_config() returned a {type(values).__name__}; it must return a ConfigDict")
+    except UserError:
         raise
-    except flags.Error as error:
+    except flags.UnrecognizedFlagError as error:
+        if path is None and error.flagname.startswith("config."):
+            raise _no_config() from error
         raise UserError(str(error)) from error
+    except flags.Error as error:
+        if _HIDING[0] not in str(error):
+            raise UserError(str(error)) from error
+        raise _config_file_error(path, error) from error
     except Exception as error:
-        raise UserError(f"the config cannot be read: {type(error).__name__}: {error}") from error
-    if extra:
-        raise UserError(f"unexpected argument '{extra[0]}': options look like --name=value")
-    if config_dict is None:
-        raise UserError("--config is missing: name a config file, e.g. --config=configs/digits.py")
-    if _WORKDIR.value is None and _MODE.value != "describe":
+        # The config file is Python of the user's own: whatever it raises is for the user to mend.
+        raise _config_file_error(path, error) from error
+    if unused:
+        raise UserError(f"unexpected argument '{unused[0]}': options look like --name=value")
+    if values is None:
+        raise _no_config()
+    if not own["workdir"].value and own["mode"].value != "describe":
         raise UserError("--workdir is missing: name the folder that the run writes")
-    return from_config_dict(config_dict)
+    return from_config_dict(values), own
+
+
+def _no_config() -> UserError:
+    return UserError("--config is missing: name a config file, e.g. --config=configs/digits.py")
+
+
+def _config_path(argv: Sequence[str]) -> str | None:
+    """The file that --config names, without variants; None when there is none or the flags cannot be parsed."""
+    only_config = flags.FlagValues()
+    flags.DEFINE_string("config", None, "", flag_values=only_config)
+    try:
+        only_config(list(argv), known_only=True)
+    except flags.Error:
+        return None
+    value = only_config["config"].value
+    return None if value is None else value.split(":")[0]
+
+
+def _check_config_file(path: str) -> None:
+    file = pathlib.Path(path)
+    if file.is_file():
+        return
+    there = [str(other) for other in sorted(file.parent.glob("*.py"))] if path and file.parent.is_dir() else []
+    close = difflib.get_close_matches(path, there, n=1)
+    hint = f"did you mean {close[0]}?" if close else "name a config file, e.g. --config=configs/digits.py"
+    raise UserError(f"--config={path} is not a file; {hint}")
+
+
+def _check_override_keys(argv: Sequence[str]) -> None:
+    for argument in argv[1:]:
+        name = argument.lstrip("-").split("=")[0].removeprefix("no")
+        if argument.startswith("-") and name.startswith("config."):
+            check_key(name.removeprefix("config."))
+
+
+def _config_file_error(path: str | None, error: BaseException) -> UserError:
+    """Says what the config file raised, and on which of its lines."""
+    while any(beginning in str(error) for beginning in _HIDING):
+        inner = error.__cause__ or error.__context__
+        if inner is None:
+            break
+        error = inner
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
+    # A ConfigDict's AttributeError carries a KeyError with the message.
+    reason = error.args[0] if error.args else ""
+    reason = reason.args[0] if isinstance(reason, KeyError) else reason
+    # It lists all keys there are before it says which one was probably meant.
+    shown = " ".join(line.split(" Other fields present")[0] for line in str(reason).splitlines())
+    where = path if line is None else f"{path}, line {line}"
+    return UserError(f"the config file {where}: {type(error).__name__}: {shown}")
+
+
+def _help() -> str:
+    return f"{__doc__}\nEvery key of a config is explained in ddim_jax/config.py.\n{_define_flags([]).get_help()}"
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -77,16 +161,25 @@ def run(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 for success, 2 for a user's mistake. Other errors propagate with their trace.
     """
     logging.basicConfig(level=logging.WARNING)
+    argv = sys.argv if argv is None else argv
+    if {"-h", "--help"} & set(argv[1:]):
+        print(_help())
+        return 0
     try:
-        config = _parse(sys.argv if argv is None else argv)
+        config, own = _parse(argv)
+        # Some libraries refuse to work as long as absl's own flags are unparsed.
+        flags.FLAGS.mark_as_parsed()
+        # Imports JAX, which takes a while.
+        from ddim_jax import parallel
+
         parallel.initialize(
-            _COORDINATOR.value,
-            _NUM_PROCESSES.value,
-            _PROCESS_ID.value,
-            automatic=_DISTRIBUTED.value == "auto",
+            own["coordinator"].value,
+            own["num_processes"].value,
+            own["process_id"].value,
+            automatic=own["distributed"].value == "auto",
             deterministic=config.train.deterministic,
         )
-        _dispatch(_MODE.value, config, _WORKDIR.value)
+        _dispatch(own["mode"].value, config, own["workdir"].value)
     except UserError as error:
         print(f"ddim_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

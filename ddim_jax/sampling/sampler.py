@@ -1,12 +1,12 @@
 """Images by index: image i depends on (weights, settings, seed, i) and on nothing else.
 
-Here the pieces of ``diffusion/`` meet a network and devices: config → schedule → subsequence → step
+Here the pieces of ``diffusion/`` meet a network: config → schedule → subsequence → step
 table → sampler, one random key per image, padding to full batches, and rounding to uint8.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -22,6 +22,7 @@ from ddim_jax.diffusion.steps import StepTable, make_table
 from ddim_jax.diffusion.timesteps import level_pairs, sampling_levels
 from ddim_jax.images import Normalization, to_uint8
 from ddim_jax.random_streams import image_keys
+from ddim_jax.sampling.sharded_map import ShardedMap
 
 
 def build_table(config: Config) -> StepTable:
@@ -35,6 +36,31 @@ def build_table(config: Config) -> StepTable:
     pairs = level_pairs(sampling_levels(sample.spacing, diffusion.num_levels, sample.steps))
     eta = np.asarray(sample.eta_per_step) if sample.eta_per_step else sample.eta
     return make_table(sample.sampler, schedule, pairs, eta)
+
+
+def image_program(config: Config, model: nn.Module, table: StepTable) -> Callable[[Any, Any], jax.Array]:
+    """The pure function behind :class:`ImageSampler`.
+
+    Returns:
+        ``program(variables, (index int32 [n], label int32 [n]))`` -> uint8 [n, h, w, c], to be compiled.
+    """
+    shape = (config.data.image_size, config.data.image_size, config.data.channels)
+    normalization = Normalization(config.data.mean, config.data.std)
+    conditional = config.model.num_classes > 0
+
+    def program(variables: Any, items: tuple[jax.Array, jax.Array]) -> jax.Array:
+        index, label = items
+
+        def network(x: jax.Array, time: jax.Array) -> Any:
+            return model.apply(variables, x, time, label if conditional else None)
+
+        predict = prediction.make_predict(network, config.diffusion.objective, config.sample.clip)
+        keys = image_keys(config.sample.seed, index)
+        x = samplers.initial_noise(keys, shape, jnp.float32)
+        with jax.default_matmul_precision(config.sample.precision):
+            return to_uint8(samplers.sample(predict, x, table, keys), normalization)
+
+    return program
 
 
 class ImageSampler:
@@ -59,29 +85,7 @@ class ImageSampler:
         """
         self.config = config
         self.table = build_table(config)
-        self.devices = parallel.local_devices()
-        self._per_call = (batch_size or config.sample.batch_size) * len(self.devices)
-        self._run = parallel.pmap_map(self._make_program(model), self.devices)
-
-    def _make_program(self, model: nn.Module) -> Any:
-        config, table = self.config, self.table
-        shape = (config.data.image_size, config.data.image_size, config.data.channels)
-        normalization = Normalization(config.data.mean, config.data.std)
-        conditional = config.model.num_classes > 0
-
-        def program(variables: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-            index, label = batch
-
-            def network(x: jax.Array, time: jax.Array) -> jax.Array:
-                return model.apply(variables, x, time, label if conditional else None)
-
-            predict = prediction.make_predict(network, config.diffusion.objective, config.sample.clip)
-            keys = image_keys(config.sample.seed, index)
-            x = samplers.initial_noise(keys, shape, jnp.float32)
-            with jax.default_matmul_precision(config.sample.precision):
-                return to_uint8(samplers.sample(predict, x, table, keys), normalization)
-
-        return program
+        self._map = ShardedMap(image_program(config, model, self.table), batch_size or config.sample.batch_size)
 
     @property
     def evaluations(self) -> int:
@@ -95,23 +99,10 @@ class ImageSampler:
         return (indices % max(1, self.config.model.num_classes)).astype(np.int32)
 
     def batches(self, variables: Any, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Draws the images of ``indices``, yielding (indices [k], uint8 images [k, h, w, c]) as they are ready.
-
-        The next batch is computed while the caller handles this one. The last batch is padded, so that all have one
-        shape and the program is compiled once.
-        """
-        variables = parallel.replicate(variables, self.devices)
+        """Draws the images of ``indices``, yielding (indices [k], uint8 images [k, h, w, c]) as they are ready."""
         indices = np.asarray(indices, np.int32)
-        ahead: tuple[np.ndarray, Any] | None = None
-        for start in range(0, len(indices), self._per_call):
-            chunk = indices[start : start + self._per_call]
-            padded = np.pad(chunk, (0, self._per_call - len(chunk)), mode="edge")
-            result = self._run(variables, parallel.shard((padded, self.labels(padded)), len(self.devices)))
-            if ahead is not None:
-                yield ahead[0], parallel.unshard(ahead[1])[: len(ahead[0])]
-            ahead = (chunk, result)
-        if ahead is not None:
-            yield ahead[0], parallel.unshard(ahead[1])[: len(ahead[0])]
+        for where, images in self._map.chunks(variables, (indices, self.labels(indices))):
+            yield indices[where], images
 
     def draw(self, variables: Any, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Draws the images of ``indices``: uint8 [n, h, w, c], in that order."""
