@@ -5,13 +5,12 @@ Flags, start-up of devices and processes, and the choice of the job; nothing els
 
 import difflib
 import logging
-import os
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 
-import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
@@ -19,6 +18,10 @@ from ddim_jax.config import Config, check_key, from_config_dict
 from ddim_jax.errors import UserError
 
 MODES = ("train", "sample", "describe")
+
+_PROCESS_FLAGS = ("coordinator", "num_processes", "process_id", "distributed")
+
+_NO_CONFIG = "--config is missing: name a config file, e.g. --config=configs/digits.py"
 
 # How ml_collections begins the errors that hide what a config file raised.
 _HIDING = ("Error whilst parsing config file", "Configuration is not available")
@@ -46,13 +49,13 @@ def _define_flags(argv: Sequence[str]) -> flags.FlagValues:
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "Config file, perhaps with variants: configs/digits.py or configs/digits.py:tiny. Any key can be changed by "
-        "--config.GROUP.KEY=VALUE, e.g. --config.train.steps=1000",
+        "Config file, perhaps with variants, e.g. configs/digits.py:tiny; --config.GROUP.KEY=VALUE changes a key "
+        "(ddim_jax/config.py explains all of them)",
         flag_values=own,
         sys_argv=list(argv),
     )
     flags.DEFINE_string("workdir", None, "Folder that the run writes and later jobs read", flag_values=own)
-    flags.DEFINE_enum("mode", "train", MODES, "What to do", flag_values=own)
+    flags.DEFINE_enum("mode", "train", MODES, "What to do; train when not given", flag_values=own)
     flags.DEFINE_string("coordinator", None, "host:port of process 0, when several processes run", flag_values=own)
     flags.DEFINE_integer("num_processes", None, "Number of processes", flag_values=own)
     flags.DEFINE_integer("process_id", None, "Index of this process, from 0", flag_values=own)
@@ -72,32 +75,23 @@ def _parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
     try:
         unused = own(list(argv))[1:]
         values = own["config"].value
-        if values is not None and not isinstance(values, ml_collections.ConfigDict):
-            raise TypeError(f"get_config() returned a {type(values).__name__}; it must return a ConfigDict")
+        # Where the file could not be read, asking for any attribute raises the reason.
+        if values is not None and not hasattr(values, "to_dict"):
+            raise TypeError(f"get_config() must return a ConfigDict, not {type(values).__name__}")
     except UserError:
         raise
-    except flags.UnrecognizedFlagError as error:
-        if path is None and error.flagname.startswith("config."):
-            raise _no_config() from error
-        raise UserError(str(error)) from error
-    except flags.Error as error:
-        if _HIDING[0] not in str(error):
-            raise UserError(str(error)) from error
-        raise _config_file_error(path, error) from error
     except Exception as error:
-        # The config file is Python of the user's own: whatever it raises is for the user to mend.
+        # Flags are the user's, and so is the Python of the config file: whatever they raise is for the user to mend.
+        if isinstance(error, flags.Error) and _HIDING[0] not in str(error):
+            raise _flag_error(own, error) from error
         raise _config_file_error(path, error) from error
     if unused:
         raise UserError(f"unexpected argument '{unused[0]}': options look like --name=value")
     if values is None:
-        raise _no_config()
+        raise UserError(_NO_CONFIG)
     if not own["workdir"].value and own["mode"].value != "describe":
         raise UserError("--workdir is missing: name the folder that the run writes")
     return from_config_dict(values), own
-
-
-def _no_config() -> UserError:
-    return UserError("--config is missing: name a config file, e.g. --config=configs/digits.py")
 
 
 def _config_path(argv: Sequence[str]) -> str | None:
@@ -116,7 +110,7 @@ def _check_config_file(path: str) -> None:
     file = pathlib.Path(path)
     if file.is_file():
         return
-    there = [str(other) for other in sorted(file.parent.glob("*.py"))] if path and file.parent.is_dir() else []
+    there = [str(other) for other in sorted(file.parent.glob("*.py"))]
     close = difflib.get_close_matches(path, there, n=1)
     hint = f"did you mean {close[0]}?" if close else "name a config file, e.g. --config=configs/digits.py"
     raise UserError(f"--config={path} is not a file; {hint}")
@@ -129,26 +123,39 @@ def _check_override_keys(argv: Sequence[str]) -> None:
             check_key(name.removeprefix("config."))
 
 
+def _flag_error(own: flags.FlagValues, error: flags.Error) -> UserError:
+    """Says what absl has against a flag, in the config's own words where it is one of the config's keys."""
+    if isinstance(error, flags.UnrecognizedFlagError) and error.flagname.startswith("config."):
+        return UserError(_NO_CONFIG)
+    override = re.match(r"flag --(config\.([\w.]+))=(.*?): ", str(error), re.DOTALL)
+    if override and override[1] in own:
+        return UserError(f"{override[2]}: expected {own[override[1]].flag_type()}, got '{override[3]}'")
+    return UserError(str(error))
+
+
 def _config_file_error(path: str | None, error: BaseException) -> UserError:
-    """Says what the config file raised, and on which of its lines."""
+    """Says what the config file raised, and in which of its lines."""
     while any(beginning in str(error) for beginning in _HIDING):
         inner = error.__cause__ or error.__context__
         if inner is None:
             break
         error = inner
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
-    # A ConfigDict's AttributeError carries a KeyError with the message.
-    reason = error.args[0] if error.args else ""
-    reason = reason.args[0] if isinstance(reason, KeyError) else reason
-    # It lists all keys there are before it says which one was probably meant.
-    shown = " ".join(line.split(" Other fields present")[0] for line in str(reason).splitlines())
+    line = frames[-1].lineno if frames else None
+    reason = str(error)
+    if isinstance(error, SyntaxError):
+        line, reason = error.lineno, error.msg
+    elif error.args and isinstance(error.args[0], KeyError):
+        # A ConfigDict's error about an unknown key lists all the keys there are before it says which is meant.
+        reason = " ".join(part.split(" Other fields present")[0] for part in error.args[0].args[0].splitlines())
     where = path if line is None else f"{path}, line {line}"
-    return UserError(f"the config file {where}: {type(error).__name__}: {shown}")
+    return UserError(f"config file {where}: {type(error).__name__}: {reason}")
 
 
 def _help() -> str:
-    return f"{__doc__}\nEvery key of a config is explained in ddim_jax/config.py.\n{_define_flags([]).get_help()}"
+    own = _define_flags([])
+    listed = "\n".join(f"  --{name}\n      {own[name].help}" for name in ("config", "workdir", "mode", *_PROCESS_FLAGS))
+    return f"{(__doc__ or '').splitlines()[0]}\n\n{listed}"
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -158,7 +165,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         argv: program name and arguments; ``sys.argv`` when None.
 
     Returns:
-        The exit status: 0 for success, 2 for a user's mistake. Other errors propagate with their trace.
+        The exit status: 0 for success, 2 for a user's mistake, 130 after Ctrl-C. Other errors propagate.
     """
     logging.basicConfig(level=logging.WARNING)
     argv = sys.argv if argv is None else argv
@@ -183,6 +190,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"ddim_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("ddim_jax: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
