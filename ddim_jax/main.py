@@ -50,7 +50,7 @@ def _define_flags(argv: Sequence[str]) -> flags.FlagValues:
         "config",
         None,
         "Config file, perhaps with variants, e.g. configs/digits.py:tiny; --config.GROUP.KEY=VALUE changes a key "
-        "(ddim_jax/config.py explains all of them)",
+        "(ddim_jax/config/schema.py explains all of them)",
         flag_values=own,
         sys_argv=list(argv),
     )
@@ -74,7 +74,7 @@ def _parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
         _check_override_keys(argv)
     try:
         unused = own(list(argv))[1:]
-        values = own["config"].value
+        values = own.config
         # Where the file could not be read, asking for any attribute raises the reason.
         if values is not None and not hasattr(values, "to_dict"):
             raise TypeError(f"get_config() must return a ConfigDict, not {type(values).__name__}")
@@ -89,7 +89,7 @@ def _parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
         raise UserError(f"unexpected argument '{unused[0]}': options look like --name=value")
     if values is None:
         raise UserError(_NO_CONFIG)
-    if not own["workdir"].value and own["mode"].value != "describe":
+    if not own.workdir and own.mode != "describe":
         raise UserError("--workdir is missing: name the folder that the run writes")
     return from_config_dict(values), own
 
@@ -158,6 +158,15 @@ def _help() -> str:
     return f"{(__doc__ or '').splitlines()[0]}\n\n{listed}"
 
 
+def _report(error: Exception) -> int:
+    """Prints what went wrong, a user's mistake as one line; returns the exit status."""
+    if isinstance(error, UserError):
+        print(f"ddim_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.status
+    traceback.print_exception(error)
+    return 1
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     """Parses flags, runs the job, and turns a user's mistake into one line.
 
@@ -165,7 +174,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         argv: program name and arguments; ``sys.argv`` when None.
 
     Returns:
-        The exit status: 0 for success, 2 for a user's mistake, 130 after Ctrl-C. Other errors propagate.
+        The exit status: 0 for success, 1 when another process of the run was lost, 2 for a user's mistake, 130 after
+        Ctrl-C. Other errors propagate.
     """
     logging.basicConfig(level=logging.WARNING)
     argv = sys.argv if argv is None else argv
@@ -180,16 +190,17 @@ def run(argv: Sequence[str] | None = None) -> int:
         from ddim_jax import parallel
 
         parallel.initialize(
-            own["coordinator"].value,
-            own["num_processes"].value,
-            own["process_id"].value,
-            automatic=own["distributed"].value == "auto",
+            own.coordinator,
+            own.num_processes,
+            own.process_id,
+            automatic=own.distributed == "auto",
             deterministic=config.train.deterministic,
+            stop_together=own.mode == "train",
         )
-        _dispatch(own["mode"].value, config, own["workdir"].value)
+        with parallel.failing_fast(_report):
+            _dispatch(own.mode, config, own.workdir)
     except UserError as error:
-        print(f"ddim_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _report(error)
     except KeyboardInterrupt:
         print("ddim_jax: interrupted", file=sys.stderr)
         return 130

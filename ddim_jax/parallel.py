@@ -8,8 +8,11 @@ sees how many devices there are.
 """
 
 import collections
+import contextlib
 import os
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,13 +20,20 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ddim_jax.errors import UserError
+from ddim_jax.errors import PeerLostError, UserError
 
 _AXIS = "devices"
 
 # XLA's CPU backend aborts the process when about 32 steps with collectives are queued; eight keep
 # every backend busy.
 MAX_STEPS_IN_FLIGHT = 8
+
+# How long a failing process waits for the others to fail alike.
+_GOODBYE_SECONDS = 5
+
+# What the messages of collectives and of JAX's coordination service say when a process is gone: they have no error type
+# of their own.
+_SIGNS_OF_A_LOST_PEER = ("Gloo", "NCCL", "UNAVAILABLE", "heartbeat", "Barrier", "Connection")
 
 
 def initialize(
@@ -32,6 +42,7 @@ def initialize(
     process_id: int | None = None,
     automatic: bool = False,
     deterministic: bool = False,
+    stop_together: bool = False,
 ) -> None:
     """Starts JAX's distributed runtime where several processes were asked for, else does nothing.
 
@@ -43,6 +54,8 @@ def initialize(
         process_id: index of this process, 0 ... num_processes - 1.
         automatic: let JAX find the others (TPU pods, Slurm, Open MPI).
         deterministic: ask XLA for GPU kernels whose results are the same in every run.
+        stop_together: let JAX catch SIGTERM, for :func:`stop_requested_anywhere`. Otherwise, with several processes as
+            with one, SIGTERM ends a process at once.
 
     Raises:
         UserError: an incomplete explicit start, or the others cannot be reached.
@@ -58,6 +71,7 @@ def initialize(
         raise UserError("--coordinator, --num_processes and --process_id belong together: give all three")
     # CPU collectives need gloo; other backends ignore the setting.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", stop_together)
     try:
         if automatic:
             jax.distributed.initialize()
@@ -95,10 +109,56 @@ def barrier(name: str) -> None:
 def stop_requested_anywhere(step: int) -> bool:
     """Whether a SIGTERM reached any process, answered alike by all at the same step.
 
-    With several processes JAX's coordination service catches the signal and agrees on a step that
-    all have yet to reach. With one process it is not running, and the answer is no.
+    With several processes JAX's coordination service catches the signal (see ``stop_together`` of :func:`initialize`)
+    and agrees on a step that all have yet to reach. With one process it is not running, and the answer is no.
     """
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextlib.contextmanager
+def failing_fast(report: Callable[[Exception], int]) -> Iterator[None]:
+    """Ends this process at once when the work inside fails, so that the others need not wait for it.
+
+    Left to itself, a failing process would wait for minutes at exit for the others, which wait for it in a collective.
+    When it is the other that is gone, ``report`` is given a :class:`~ddim_jax.errors.PeerLostError`. Where collectives
+    wait for ever instead of failing, JAX's coordination service misses the heartbeats of the lost process and aborts the
+    others within two minutes. With one process errors just propagate.
+
+    Args:
+        report: tells the user about the error and returns the exit status.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not jax.distributed.is_initialized():
+            raise
+        lost = is_lost_peer(error)
+        status = report(_peer_lost() if lost else error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if not lost:
+            # Those that fail alike, at a config that none of them can use, meet here and part in good order.
+            goodbye = threading.Thread(target=_say_goodbye, daemon=True)
+            goodbye.start()
+            goodbye.join(_GOODBYE_SECONDS)
+        os._exit(status)
+
+
+def is_lost_peer(error: BaseException | None) -> bool:
+    """Whether a collective or a barrier failed because another process is gone."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_A_LOST_PEER)
+
+
+def _peer_lost() -> PeerLostError:
+    return PeerLostError(
+        f"process {jax.process_index()} of {jax.process_count()} ends because another one died or cannot be reached; start "
+        "the same commands again, and the run goes on from what is saved"
+    )
+
+
+def _say_goodbye() -> None:
+    with contextlib.suppress(Exception):
+        jax.distributed.shutdown()
 
 
 # --- devices ------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def load(workdir: epath.PathLike, step: int | None = None, ema: bool = True) -> 
     if not directory.exists():
         raise UserError(f"no checkpoint in workdir {workdir}: train there first, or name another --workdir")
     like = abstract_state(config, model, make_optimizer(config.train, 1))
-    with Checkpoints(directory) as checkpoints:
+    with Checkpoints(directory, read_only=True) as checkpoints:
         newest = checkpoints.latest_step()
         if newest is None:
             raise UserError(f"no checkpoint in workdir {workdir}: train there first, or name another --workdir")

@@ -9,7 +9,8 @@ import pytest
 from ddim_jax.config import Config, DataConfig, DiffusionConfig, ModelConfig, SampleConfig
 from ddim_jax.errors import UserError
 from ddim_jax.models import build_model
-from ddim_jax.sampling.sampler import ImageSampler, build_table, image_program, sampler_for
+from ddim_jax.sampling.sampler import ImageSampler, image_indices, image_items, sampler_for
+from ddim_jax.sampling.programs import Items, build_sampler, image_program
 from ddim_jax.sampling.sharded_map import ShardedMap
 from ddim_jax.training.checkpoint import select_weights
 from ddim_jax.training.state import init_state, make_optimizer
@@ -79,25 +80,32 @@ def test_the_seed_matters_and_the_noise_does_not_depend_on_the_steps(model_and_v
     assert np.corrcoef(coarse.ravel(), fine.ravel())[0, 1] > 0.9
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm_small", "ddpm_large"])
+@pytest.mark.parametrize("sampler", ["ddpm_small", "ddpm_large", "heun", "plms", "ab3", "dpmpp_2m", "unipc2"])
 def test_every_sampler_draws(model_and_variables, sampler):
     model, variables = model_and_variables
-    images = sampler_for(with_sample(sampler=sampler), model, 2).draw(variables, range(2))
+    images = sampler_for(with_sample(sampler=sampler, eta=0.0), model, 2).draw(variables, range(2))
     assert images.shape == (2, 8, 8, 1)
 
 
 def test_an_eta_for_each_step():
-    np.testing.assert_allclose(build_table(with_sample(eta_per_step=(0.0, 1.0, 1.0, 0.0))).c[[0, 3]], 0)
+    np.testing.assert_allclose(build_sampler(with_sample(eta_per_step=(0.0, 1.0, 1.0, 0.0))).table.c[[0, 3]], 0)
     with pytest.raises(UserError, match=r"eta has 2 values for 4 steps"):
-        build_table(with_sample(eta_per_step=(0.0, 1.0)))
+        build_sampler(with_sample(eta_per_step=(0.0, 1.0)))
 
 
-def test_labels_take_turns_or_are_all_the_same(model_and_variables):
-    model, _ = model_and_variables
+def test_labels_take_turns_or_are_all_the_same():
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, num_classes=3))
-    np.testing.assert_array_equal(ImageSampler(config, model).labels(np.arange(2, 7)), [2, 0, 1, 2, 0])
+    np.testing.assert_array_equal(image_items(config, np.arange(2, 7)).label, [2, 0, 1, 2, 0])
     one = dataclasses.replace(config, sample=dataclasses.replace(config.sample, label=1))
-    np.testing.assert_array_equal(ImageSampler(one, model).labels(np.arange(4)), 1)
+    np.testing.assert_array_equal(image_items(one, np.arange(4)).label, 1)
+
+
+def test_which_images_are_asked_for():
+    np.testing.assert_array_equal(image_indices(with_sample(num=3, start=5)), [5, 6, 7])
+    np.testing.assert_array_equal(image_indices(with_sample(indices=(9, 2))), [9, 2])
+    classes = dataclasses.replace(with_sample(per_class=4), model=dataclasses.replace(CONFIG.model, num_classes=3))
+    labels = image_items(classes, image_indices(classes)).label
+    np.testing.assert_array_equal(np.bincount(labels), [4, 4, 4])
 
 
 def test_memory_does_not_grow_with_the_steps(model_and_variables):
@@ -106,8 +114,8 @@ def test_memory_does_not_grow_with_the_steps(model_and_variables):
 
     def temporary_bytes(steps):
         config = with_sample(steps=steps, eta=0.0)
-        program = image_program(config, model, build_table(config))
-        return jax.jit(program).lower(variables, (index, label)).compile().memory_analysis().temp_size_in_bytes
+        program = image_program(config, model, build_sampler(config))
+        return jax.jit(program).lower(variables, Items(index, label)).compile().memory_analysis().temp_size_in_bytes
 
     few, many = temporary_bytes(5), temporary_bytes(50)
     assert many - few <= 50 * 64  # a few numbers a step: the table

@@ -9,13 +9,13 @@ Samplers see none of this: they call ``predict(x, row)`` and get both. Clipping 
 closed-form denoiser of a toy distribution is another such function, which is how samplers are tested.
 """
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from ddim_jax.diffusion.steps import StepTable
 from ddim_jax.errors import UserError
 
 
@@ -31,30 +31,50 @@ class Prediction(NamedTuple):
     eps: jax.Array
 
 
+class Question(Protocol):
+    """The part of a table's row that a prediction depends on: which noise level is asked about."""
+
+    @property
+    def time(self) -> Any:
+        """What the network is told, a scalar in x's dtype."""
+
+    @property
+    def alpha_bar(self) -> Any:
+        """Of the level, a scalar in x's dtype."""
+
+
 # network(x [n, h, w, c], time [n]) -> output like x; time is in x's dtype.
 Network = Callable[[jax.Array, jax.Array], jax.Array]
-# predict(x [n, h, w, c], row) -> Prediction; the row of the step table holds scalars in x's dtype.
-Predict = Callable[[jax.Array, StepTable], Prediction]
+# predict(x [n, h, w, c], row) -> Prediction; rows of all tables are questions.
+Predict = Callable[[jax.Array, Question], Prediction]
 
 
-def make_predict(network: Network, objective: str, clip: str = "none") -> Predict:
+def make_predict(
+    network: Network,
+    objective: str,
+    clip: str = "none",
+    percentile: float = 99.5,
+    largest: float = math.inf,
+) -> Predict:
     """Turns a network into what samplers call.
 
     Args:
         network: of x [n, h, w, c] and time [n], the same number for all images.
         objective: what it was trained to predict: ``eps``, ``x0`` or ``v``.
         clip: see :func:`clipped`.
+        percentile: of ``dynamic_threshold``.
+        largest: of ``dynamic_threshold``.
 
     Raises:
-        UserError: an unknown objective or clip.
+        UserError: an unknown objective or clip, or thresholds that cannot be used.
     """
     _check_objective(objective)
 
-    def predict(x: jax.Array, row: StepTable) -> Prediction:
+    def predict(x: jax.Array, row: Question) -> Prediction:
         time = jnp.full(x.shape[0], row.time, x.dtype)
         return to_prediction(network(x, time).astype(x.dtype), x, row.alpha_bar, objective)
 
-    return clipped(predict, clip)
+    return clipped(predict, clip, percentile, largest)
 
 
 def to_prediction(output: jax.Array, x: jax.Array, alpha_bar: jax.typing.ArrayLike, objective: str) -> Prediction:
@@ -84,7 +104,7 @@ def to_prediction(output: jax.Array, x: jax.Array, alpha_bar: jax.typing.ArrayLi
     return Prediction(x0=signal * x - noise * output, eps=noise * x + signal * output)
 
 
-def clipped(predict: Predict, clip: str) -> Predict:
+def clipped(predict: Predict, clip: str, percentile: float = 99.5, largest: float = math.inf) -> Predict:
     """Keeps predicted clean images inside [-1, 1], the range of normalised pixels.
 
     Projects differ in what becomes of the noise, and results with them:
@@ -95,22 +115,25 @@ def clipped(predict: Predict, clip: str) -> Predict:
     - ``rederive_eps``: clips x̂0 and takes as noise what is then left of x, ε̂ = (x - sqrt(alpha_bar) x̂0) /
       sqrt(1 - alpha_bar). DDPM, DDIM's code for σ̂ (``ddpm_noisy``) and OpenAI's improved- and guided-diffusion, which
       write it as the posterior mean of the clipped x̂0; diffusers with ``use_clipped_model_output``.
+    - ``dynamic_threshold``: see :func:`dynamically_thresholded`.
 
     Args:
         predict: the function to wrap.
-        clip: one of the three.
+        clip: one of the four.
+        percentile: of ``dynamic_threshold``.
+        largest: of ``dynamic_threshold``.
 
     Raises:
-        UserError: an unknown clip.
+        UserError: an unknown clip, or thresholds that cannot be used.
     """
     if clip == "none":
         return predict
 
-    def keep_eps(x: jax.Array, row: StepTable) -> Prediction:
+    def keep_eps(x: jax.Array, row: Question) -> Prediction:
         x0, eps = predict(x, row)
         return Prediction(jnp.clip(x0, -1, 1), eps)
 
-    def rederive_eps(x: jax.Array, row: StepTable) -> Prediction:
+    def rederive_eps(x: jax.Array, row: Question) -> Prediction:
         x0 = jnp.clip(predict(x, row).x0, -1, 1)
         return to_prediction(x0, x, row.alpha_bar, "x0")
 
@@ -118,7 +141,39 @@ def clipped(predict: Predict, clip: str) -> Predict:
         return keep_eps
     if clip == "rederive_eps":
         return rederive_eps
-    raise UserError(f"clip '{clip}' does not exist; choose from: none, keep_eps, rederive_eps")
+    if clip == "dynamic_threshold":
+        return dynamically_thresholded(predict, percentile, largest)
+    raise UserError(f"clip '{clip}' does not exist; choose from: none, keep_eps, rederive_eps, dynamic_threshold")
+
+
+def dynamically_thresholded(predict: Predict, percentile: float = 99.5, largest: float = math.inf) -> Predict:
+    """Imagen's dynamic thresholding (Saharia et al. 2022, section 2.3), for strongly guided models.
+
+    Guidance drives pixels out of [-1, 1], and cutting them there leaves flat, saturated pictures. Instead each image is
+    cut at s, the percentile of its own absolute pixel values, and divided by s; where s is below 1 this is ordinary
+    clipping. ε̂ is derived anew, as in ``rederive_eps``.
+
+    Args:
+        predict: the function to wrap.
+        percentile: of |x̂0| over an image, above 0 and at most 100. Imagen's text gives no number; 99.5 is usual.
+        largest: upper limit of s, 1 or more; diffusers' ``sample_max_value``, whose default of 1 makes all this
+            ordinary clipping.
+
+    Raises:
+        UserError: a percentile or limit that cannot be used.
+    """
+    if not 0 < percentile <= 100:
+        raise UserError(f"dynamic threshold at percentile {percentile}: choose a number above 0 and at most 100")
+    if not largest >= 1:
+        raise UserError(f"dynamic threshold of at most {largest}: the limit must be 1 or more")
+
+    def thresholded(x: jax.Array, row: Question) -> Prediction:
+        x0 = predict(x, row).x0
+        size = jnp.percentile(jnp.abs(x0).reshape(len(x0), -1), percentile, axis=1)
+        size = per_image(jnp.clip(size, 1, largest), x0)
+        return to_prediction(jnp.clip(x0, -size, size) / size, x, row.alpha_bar, "x0")
+
+    return thresholded
 
 
 def per_image(values: jax.typing.ArrayLike, images: jax.Array) -> jax.Array:

@@ -10,17 +10,17 @@ which adds up to a single one (Ho et al. 2020, "DDPM", eq. 4; DDIM writes alpha 
 
 This file owns the numbering of levels. **Level 0 is the clean image, alpha_bar[0] = 1; levels 1 ... T are noisy.**
 Networks are told the level by the number ``level - 1`` in 0 ... T - 1, since that is how published checkpoints were
-trained; :meth:`Schedule.time_input` is the only place that knows. No network is ever asked about level 0.
+trained (``offset_cosine`` is the exception); :meth:`Schedule.time_input` is the only place that knows. No network is
+ever asked about level 0.
 """
 
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ddim_jax.errors import UserError
-
-Level = TypeVar("Level", int, np.ndarray, jax.Array)
 
 
 class Schedule(NamedTuple):
@@ -29,10 +29,12 @@ class Schedule(NamedTuple):
     Attributes:
         name: what :func:`make_schedule` calls it.
         alpha_bar: float64 [T + 1], share of the image's variance that is left at each level: 1 at level 0, falling.
+        times: what networks are told about each level, float64 [T + 1]; None for ``level - 1``.
     """
 
     name: str
     alpha_bar: np.ndarray
+    times: np.ndarray | None = None
 
     @property
     def num_levels(self) -> int:
@@ -50,9 +52,11 @@ class Schedule(NamedTuple):
         with np.errstate(divide="ignore"):
             return np.log(self.alpha_bar) - np.log1p(-self.alpha_bar)
 
-    def time_input(self, level: Level) -> Level:
-        """The number that tells the network a level in 1 ... T: ``level - 1``."""
-        return level - 1
+    def time_input(self, level: int | np.ndarray | jax.Array) -> Any:
+        """The number that tells the network a level in 1 ... T: ``level - 1``, unless the schedule has its own."""
+        if self.times is None:
+            return level - 1
+        return jnp.asarray(self.times)[level] if isinstance(level, jax.Array) else self.times[level]
 
 
 def make_schedule(name: str, num_levels: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
@@ -71,6 +75,10 @@ def make_schedule(name: str, num_levels: int = 1000, beta_start: float = 1e-4, b
               holds nothing of the image, so a network that predicts the noise cannot be used; predict x0 or v.
             - ``cosine``: alpha_bar_t = f(t/T) / f(0), f(u) = cos²((u + s) / (1 + s) · pi/2), s = 0.008, with betas cut
               at 0.999 (Nichol and Dhariwal 2021, eq. 17).
+            - ``offset_cosine``: alpha_bar_t = cos²(angle), the angle growing evenly from acos(0.95) at level 0 to
+              acos(0.02) at level T (Keras' DDIM example, where t / T is continuous). Networks are told the variance of
+              the noise, 1 - alpha_bar_t. Level 0 is the clean image here too: the example's last step leads to
+              0.95² there, but it shows the predicted clean image.
 
             The first five are those of DDPM's and DDIM's code.
         num_levels: T.
@@ -84,6 +92,10 @@ def make_schedule(name: str, num_levels: int = 1000, beta_start: float = 1e-4, b
         raise UserError(f"num_levels={num_levels}: a noise schedule needs at least 1 level")
     if not (0 < beta_start < 1 and 0 < beta_end < 1):
         raise UserError(f"beta_start={beta_start}, beta_end={beta_end}: both must lie strictly between 0 and 1")
+    if name == "offset_cosine":
+        angle = np.arccos(0.95) + np.arange(1, num_levels + 1) / num_levels * (np.arccos(0.02) - np.arccos(0.95))
+        alpha_bar = np.concatenate([[1.0], np.cos(angle) ** 2])
+        return Schedule(name, alpha_bar, times=1 - alpha_bar)
     beta = _betas(name, num_levels, beta_start, beta_end)
     return Schedule(name, np.concatenate([[1.0], np.cumprod(1 - beta)]))
 
@@ -102,4 +114,6 @@ def _betas(name: str, num_levels: int, beta_start: float, beta_end: float) -> np
     if name == "cosine":
         f = np.cos((np.arange(num_levels + 1) / num_levels + 0.008) / 1.008 * np.pi / 2) ** 2
         return np.minimum(1 - f[1:] / f[:-1], 0.999)
-    raise UserError(f"schedule '{name}' does not exist; choose from: linear, quad, const, jsd, sigmoid, cosine")
+    raise UserError(
+        f"schedule '{name}' does not exist; choose from: linear, quad, const, jsd, sigmoid, cosine, offset_cosine"
+    )

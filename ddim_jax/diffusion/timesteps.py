@@ -2,15 +2,23 @@
 
 A network trained on T levels may be sampled on any S of them. The paper takes them ``uniform``, or ``quad`` (closer
 together at low noise), which it uses for CIFAR-10; its tables name S, but its code does not always make S levels. So
-each spacing exists twice: as it was meant, and as it was published.
+each of these spacings exists twice: as it was meant, and as it was published. Others came later.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
+from ddim_jax.diffusion.schedule import Schedule
 from ddim_jax.errors import UserError
 
+SPACINGS = (
+    *("uniform", "quad", "uniform_published", "quad_published"),
+    *("trailing", "linspace", "logsnr", "karras"),
+)
 
-def sampling_levels(spacing: str, num_levels: int, steps: int) -> np.ndarray:
+
+def sampling_levels(spacing: str, num_levels: int, steps: int, schedule: Schedule | None = None) -> np.ndarray:
     """Returns the levels to visit, noisiest first: int64, each in 1 ... T.
 
     With i = 0 ... S - 1 and levels less one, as the DDIM paper's code counts them:
@@ -21,22 +29,37 @@ def sampling_levels(spacing: str, num_levels: int, steps: int) -> np.ndarray:
       of T = 1000, 600 "steps" make 1000 network evaluations.
     - ``quad_published``: as ``quad``, but equal ones stay. Each costs an evaluation that moves nothing; of T = 1000,
       100 steps hold 4 of them.
+    - ``trailing``: round((i + 1) T / S) - 1, diffusers' name and definition. It begins at the noisiest level, as
+      ``uniform`` (diffusers' "leading") does not.
+    - ``linspace``: round(i (T - 1) / (S - 1)), diffusers' name and definition; OpenAI's respacing. It has both ends.
+    - ``logsnr``: at equal steps in the log of the signal-to-noise ratio, from level T to level 1 (Lu et al. 2022).
+    - ``karras``: at equal steps in sigma^(1/7), sigma = sqrt((1 - alpha_bar) / alpha_bar), from level T to level 1
+      (Karras et al. 2022, eq. 5).
 
-    ``uniform`` and ``quad`` give exactly S distinct levels, the published ones wherever those are S distinct levels.
-    The one exception is S = 1. There the published list is level 1 alone, which would take pure noise for an almost
-    clean image. One step has to start at the top: at level T for ``uniform``, and at 0.8 T for ``quad``, where all
-    its other lists start.
+    The last two name noise levels between those of the schedule, and the nearest ones in log SNR are taken; where these
+    coincide, they are moved to the next free one. A last level of pure noise (as in ``jsd``) lies infinitely far, and
+    they begin at the one before it.
+
+    All give exactly S distinct levels, but for the published ones; the first two, wherever the published lists are S
+    distinct levels, give those. The one exception is S = 1. There the published list is level 1 alone, which would take
+    pure noise for an almost clean image. One step has to start at the top: at 0.8 T for ``quad``, where all its other
+    lists start, and at level T for all others.
 
     Args:
-        spacing: one of the four.
+        spacing: one of these names.
         num_levels: T.
         steps: S, from 1 to T.
+        schedule: with these T levels; ``logsnr`` and ``karras`` need it.
 
     Raises:
         UserError: an unknown spacing, or steps outside 1 ... T.
     """
     if not 1 <= steps <= num_levels:
         raise UserError(f"steps={steps}: choose from 1 to {num_levels}, the number of noise levels")
+    if spacing in ("logsnr", "karras"):
+        if schedule is None or schedule.num_levels != num_levels:
+            raise ValueError(f"spacing '{spacing}' needs the schedule of the {num_levels} levels")
+        return _levels_by_noise(spacing, schedule, steps)
     times = _times(spacing, num_levels, steps)
     return times[::-1] + 1
 
@@ -47,7 +70,11 @@ def _times(spacing: str, num_levels: int, steps: int) -> np.ndarray:
         return np.arange(0, num_levels, num_levels // steps)
     if spacing == "quad_published":
         return _quadratic(num_levels, steps)
-    if spacing == "uniform":
+    if spacing == "trailing":
+        return np.round(np.arange(1, steps + 1) * num_levels / steps).astype(np.int64) - 1
+    if spacing == "linspace" and steps > 1:
+        return np.round(np.linspace(0, num_levels - 1, steps)).astype(np.int64)
+    if spacing in ("uniform", "linspace"):
         return np.arange(steps) * num_levels // steps if steps > 1 else np.array([num_levels - 1])
     if spacing == "quad":
         if steps == 1:
@@ -55,13 +82,63 @@ def _times(spacing: str, num_levels: int, steps: int) -> np.ndarray:
         # The largest t with t_i >= t_{i-1} + 1 for all i, as a running maximum of t_i - i.
         order = np.arange(steps)
         return np.maximum.accumulate(_quadratic(num_levels, steps) - order) + order
-    raise UserError(
-        f"spacing '{spacing}' does not exist; choose from: uniform, quad, uniform_published, quad_published"
-    )
+    raise UserError(f"spacing '{spacing}' does not exist; choose from: {', '.join(SPACINGS)}")
 
 
 def _quadratic(num_levels: int, steps: int) -> np.ndarray:
     return (np.linspace(0, np.sqrt(num_levels * 0.8), steps) ** 2).astype(np.int64)
+
+
+def _levels_by_noise(spacing: str, schedule: Schedule, steps: int) -> np.ndarray:
+    log_snr = schedule.log_snr[np.isfinite(schedule.log_snr)]  # of levels 1, 2 ...; it falls
+    if spacing == "logsnr" or steps == 1:
+        wanted = np.linspace(log_snr[-1], log_snr[0], steps)
+    else:
+        # log SNR = -2 log sigma
+        wanted = -14 * np.log(np.linspace(np.exp(-log_snr[-1] / 14), np.exp(-log_snr[0] / 14), steps))
+    midpoints = (log_snr[1:] + log_snr[:-1]) / 2
+    nearest = 1 + np.searchsorted(-midpoints, -wanted[::-1])
+    # Up to the next free one, as in "quad"; and down again where the top is crowded.
+    order = np.arange(steps)
+    free = np.maximum.accumulate(nearest - order) + order
+    return np.minimum(free, schedule.num_levels - steps + 1 + order)[::-1]
+
+
+def explicit_levels(levels: Sequence[int] | np.ndarray, num_levels: int) -> np.ndarray:
+    """Checks a list of levels that the user gives, noisiest first: int64 [S].
+
+    Args:
+        levels: in 1 ... T, each lower than the one before.
+        num_levels: T.
+
+    Raises:
+        UserError: they are not such a list.
+    """
+    levels = np.asarray(levels)
+    if levels.ndim != 1 or levels.size == 0 or not np.all(levels == np.floor(levels)):
+        raise UserError(f"levels={levels.tolist()}: give a list of one or more whole numbers, noisiest level first")
+    levels = levels.astype(np.int64)
+    outside = levels[(levels < 1) | (levels > num_levels)]
+    if outside.size:
+        raise UserError(f"level {outside[0]} in the list of levels does not exist; choose from 1 to {num_levels}")
+    wrong = np.flatnonzero(np.diff(levels) >= 0)
+    if wrong.size:
+        before, after = levels[wrong[0] : wrong[0] + 2]
+        what = "occurs twice in a row" if before == after else f"comes after {before}"
+        raise UserError(f"level {after} {what} in the list of levels; write each once, noisiest first")
+    return levels
+
+
+def levels_from(levels: np.ndarray, start: int) -> np.ndarray:
+    """The part of a subsequence for images that begin at a given level: ``start``, and the levels below it.
+
+    Args:
+        levels: noisiest first.
+        start: from 1 to the schedule's T.
+    """
+    if start < 1:
+        raise UserError(f"level {start}: sampling starts from a noisy level, 1 or higher")
+    return np.concatenate([[start], levels[levels < start]])
 
 
 def level_pairs(levels: np.ndarray) -> np.ndarray:
@@ -71,3 +148,12 @@ def level_pairs(levels: np.ndarray) -> np.ndarray:
     errors when S does not divide T.
     """
     return np.stack([levels, np.append(levels[1:], 0)], axis=1)
+
+
+def rising_pairs(levels: np.ndarray) -> np.ndarray:
+    """The pairs for encoding, from the clean image to the noisiest level: int64 [S, 2], the first one from level 0.
+
+    Args:
+        levels: noisiest first, without repeats.
+    """
+    return level_pairs(levels)[::-1, ::-1]

@@ -3,7 +3,7 @@
 import concurrent.futures
 import dataclasses
 import time
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -11,7 +11,7 @@ from etils import epath
 from ddim_jax import parallel, pipeline
 from ddim_jax.config import Config, SampleConfig
 from ddim_jax.images import grid, load_png, save_png
-from ddim_jax.sampling.sampler import ImageSampler
+from ddim_jax.sampling.sampler import ImageSampler, batch_size_for, image_indices
 from ddim_jax.workdir import config_for_job, job_dir, write_run_record
 from ddim_jax.writers import progress, say
 
@@ -40,16 +40,20 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
     config = config_for_job(workdir, config)
     settings = config.sample
     pipe = dataclasses.replace(pipeline.load(workdir, settings.checkpoint, settings.ema), config=config)
-    folder = job_dir(workdir, "sample", _name(settings, pipe.step), _decides(settings, pipe.step))
-    store: _Store = (_PngStore if settings.format == "png" else _NpzStore)(folder, settings)
-    indices = np.arange(settings.start, settings.start + settings.num)
-    sampler = ImageSampler(config, pipe.model, _batch_size(settings))
+    indices = image_indices(config)
+    # From what the whole job needs, so that a resumed job uses the same shape.
+    sampler = ImageSampler(config, pipe.model, batch_size_for(config, -(-len(indices) // parallel.process_count())))
+    folder = job_dir(workdir, "sample", _name(settings, pipe.step, len(indices)), _decides(settings, pipe.step))
+    store = _PngStore(folder, len(indices)) if settings.format == "png" else _NpzStore(folder)
+    present = store.present()
+    # From here on files appear: all processes must have looked before.
     parallel.barrier("sample folder")
 
     mine = indices[indices % parallel.process_count() == parallel.process_index()]
-    missing = np.setdiff1d(mine, store.present())
+    missing = np.setdiff1d(mine, present)
+    computed = len(np.setdiff1d(indices, present))  # by all processes together
     if parallel.is_main_process():
-        _announce(config, sampler, pipe.step, len(mine) - len(missing))
+        _announce(config, sampler, pipe.step, len(indices), len(indices) - computed)
     started = time.perf_counter()
     bar = progress(len(mine), "sampling", "image", len(mine) - len(missing), parallel.is_main_process())
     with bar, concurrent.futures.ThreadPoolExecutor() as pool:
@@ -65,6 +69,8 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
 
     if parallel.is_main_process():
         store.finish(indices)
+    # A job that found all images in place leaves the record of the one that drew them.
+    if parallel.is_main_process() and not (computed == 0 and (folder / "run.json").exists()):
         save_png(folder / "grid.png", grid(store.read(indices[:_GRID_IMAGES])))
         write_run_record(
             folder,
@@ -74,24 +80,19 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
             checkpoint_step=pipe.step,
             device=parallel.device_description(),
             seconds=round(seconds, 3),
-            images=settings.num,
-            images_computed=len(missing),
+            images=len(indices),
+            images_computed=computed,
             network_evaluations_per_image=sampler.evaluations,
         )
-        say(f"wrote {settings.num:,} images to {folder}, the first of them in {folder / 'grid.png'}")
+    if parallel.is_main_process():
+        say(f"{len(indices):,} images are in {folder}, the first of them in {folder / 'grid.png'}")
     parallel.barrier("sample written")
     return folder
 
 
-def _batch_size(settings: SampleConfig) -> int:
-    """Images per device: from what the whole job needs, so that a resumed job uses the same shape."""
-    share = -(-settings.num // (parallel.process_count() * len(parallel.local_devices())))
-    return min(settings.batch_size, share)
-
-
-def _name(settings: SampleConfig, step: int) -> str:
+def _name(settings: SampleConfig, step: int, num: int) -> str:
     noise = f"-eta{settings.eta:g}" if settings.sampler == "ddim" and not settings.eta_per_step else ""
-    return f"step{step}-{settings.sampler}-S{settings.steps}{noise}-n{settings.num}"
+    return f"step{step}-{settings.sampler}-S{settings.steps}{noise}-n{num}"
 
 
 def _decides(settings: SampleConfig, step: int) -> dict[str, Any]:
@@ -99,32 +100,22 @@ def _decides(settings: SampleConfig, step: int) -> dict[str, Any]:
     return {"checkpoint_step": step, **{k: v for k, v in values.items() if k not in _NOT_DECIDING}}
 
 
-def _announce(config: Config, sampler: ImageSampler, step: int, present: int) -> None:
-    settings = config.sample
+def _announce(config: Config, sampler: ImageSampler, step: int, num: int, present: int) -> None:
+    settings, table = config.sample, sampler.sampler.table
+    levels = "levels given" if settings.levels else settings.spacing.replace("_", " as ")
     say(
-        f"{settings.num:,} images from the checkpoint of step {step:,} on {parallel.device_description()}: "
-        f"{settings.sampler}, {sampler.evaluations} network evaluations each ({settings.spacing}), first alpha_bar "
-        f"{sampler.table.alpha_bar[0]:.3g}" + (f"; {present:,} are there already" if present else "")
+        f"{num:,} images from the checkpoint of step {step:,} on {parallel.device_description()}: {settings.sampler}, "
+        f"{sampler.sampler.steps} steps ({levels}), {sampler.evaluations} network evaluations each, first alpha_bar "
+        f"{table.alpha_bar[0]:.3g}" + (f"; {present:,} are there already" if present else "")
     )
-
-
-class _Store(Protocol):
-    """Where images of a job go."""
-
-    def present(self) -> np.ndarray: ...
-    def write(
-        self, pool: concurrent.futures.Executor, indices: np.ndarray, images: np.ndarray
-    ) -> list[concurrent.futures.Future[None]]: ...
-    def finish(self, indices: np.ndarray) -> None: ...
-    def read(self, indices: np.ndarray) -> np.ndarray: ...
 
 
 class _PngStore:
     """``NNNNNN.png`` for each image, in sub-folders of 1,000 when there are more than 10,000."""
 
-    def __init__(self, folder: epath.Path, settings: SampleConfig) -> None:
+    def __init__(self, folder: epath.Path, num: int) -> None:
         self._folder = folder
-        self._nested = settings.num > 10_000
+        self._nested = num > 10_000
 
     def _path(self, index: int) -> epath.Path:
         parent = self._folder / f"{index // 1000:03d}" if self._nested else self._folder
@@ -151,8 +142,7 @@ class _PngStore:
 class _NpzStore:
     """One ``samples.npz`` with ``arr_0`` uint8 [n, h, w, c] and ``index`` [n]; parts are kept until all are there."""
 
-    def __init__(self, folder: epath.Path, settings: SampleConfig) -> None:
-        del settings
+    def __init__(self, folder: epath.Path) -> None:
         self._path = folder / "samples.npz"
         self._parts = folder / "parts"
 
@@ -176,13 +166,12 @@ class _NpzStore:
         return [pool.submit(_save_npz, path, indices, images)]
 
     def finish(self, indices: np.ndarray) -> None:
-        if self._path.exists():
-            return
-        found, images = self._load()
-        order = np.argsort(found)
-        assert np.array_equal(found[order], indices), "parts do not add up to the images asked for"
-        _save_npz(self._path, indices, np.concatenate(images)[order])
-        self._parts.rmtree()
+        if not self._path.exists():
+            found, images = self._load()
+            order = np.argsort(found)
+            assert np.array_equal(found[order], indices), "parts do not add up to the images asked for"
+            _save_npz(self._path, indices, np.concatenate(images)[order])
+        self._parts.rmtree(missing_ok=True)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         return np.concatenate(self._load()[1])[: len(indices)]

@@ -13,12 +13,12 @@ from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config, DataConfig
-from ddim_jax.data.pipeline import steps_for_epochs, train_batches
+from ddim_jax.data.pipeline import read_example, steps_for_epochs, train_batches
 from ddim_jax.data.sources import Source, check_labels, open_source
 from ddim_jax.errors import UserError
 from ddim_jax.images import as_rgb, grid, labelled_rows, save_png
 from ddim_jax.models import build_model, parameter_count
-from ddim_jax.sampling.sampler import ImageSampler, sampler_for
+from ddim_jax.sampling.sampler import sampler_for
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
 from ddim_jax.training.state import TrainState, init_state, learning_rate_schedule, make_optimizer
 from ddim_jax.training.step import StepMetrics, make_train_step
@@ -43,16 +43,17 @@ def train(config: Config, workdir: epath.PathLike) -> None:
     devices = parallel.training_devices(config.train.batch_size, config.train.accumulate)
     source = _open_source(config.data)
     check_labels(source, config.model.num_classes)
+    total_steps = _total_steps(config, len(source))
+    model = build_model(config)
+    pictures = _Pictures(config, model, epath.Path(workdir), total_steps)
+    # All that a config can get wrong has been tried: only now is anything written.
     prepare_for_training(workdir, config, write=main_process)
     parallel.barrier("workdir")
 
-    total_steps = _total_steps(config, len(source))
-    model = build_model(config)
     optimizer = make_optimizer(config.train, total_steps)
     train_step = parallel.pmap_step(
         make_train_step(config, model, optimizer, parallel.mean_over_devices), devices, donate=True
     )
-    pictures = _Pictures(config, model, epath.Path(workdir), total_steps)
 
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(
@@ -81,12 +82,15 @@ def train(config: Config, workdir: epath.PathLike) -> None:
 
 def _open_source(data: DataConfig) -> Source:
     """Opens the source on process 0 first, which may have to prepare it, then on the others."""
-    if parallel.is_main_process():
-        source = open_source(data)
+    if not parallel.is_main_process():
         parallel.barrier("data prepared")
-        return source
-    parallel.barrier("data prepared")
-    return open_source(data)
+    source = open_source(data)
+    if parallel.is_main_process():
+        parallel.barrier("data prepared")
+    if data.on_error == "fail":
+        # A wrong crop or size shows at the first image, before the workdir is touched.
+        read_example(source, 0, data)
+    return source
 
 
 def _total_steps(config: Config, num_examples: int) -> int:
@@ -211,18 +215,21 @@ class _Pictures:
 
     def __init__(self, config: Config, model: nn.Module, workdir: epath.Path, total_steps: int) -> None:
         self._config = config
-        self._model = model
         self._workdir = workdir
         self._total_steps = total_steps
-        self._sampler: ImageSampler | None = None
+        # Made now, though compiled when first used: a mistake in config.sample must not wait for the first picture.
+        num = config.train.sample_num
+        self._sampler = sampler_for(config, model, num)
+        self._final_samplers = [
+            sampler_for(config, model, num, sampler="ddim", steps=steps, eta_per_step=())
+            for steps in config.train.final_sample_steps
+        ]
 
     def draw(self, step: int, state: TrainState, writer: MetricWriter) -> None:
         """Draws ``samples/step_NNNNNNNN.png`` with the settings of ``config.sample``; process 0 alone."""
         if not parallel.is_main_process():
             return
-        num = self._config.train.sample_num
-        self._sampler = self._sampler or sampler_for(self._config, self._model, num)
-        images = self._sampler.draw(self._weights(state), range(num))
+        images = self._sampler.draw(self._weights(state), range(self._config.train.sample_num))
         picture = grid(images)
         save_png(sample_grid_path(self._workdir, step), picture)
         writer.image(step, "samples", picture)
@@ -230,11 +237,11 @@ class _Pictures:
     def draw_final(self, state: TrainState, writer: MetricWriter) -> None:
         """Draws one picture with a grid for each of ``train.final_sample_steps``, and says where it is."""
         path = sample_grid_path(self._workdir, self._total_steps)
-        steps_list, num = self._config.train.final_sample_steps, self._config.train.sample_num
-        if steps_list and not path.exists():
+        num = self._config.train.sample_num
+        if self._final_samplers and not path.exists():
             rows = []
-            for steps in steps_list:
-                sampler = sampler_for(self._config, self._model, num, sampler="ddim", steps=steps, eta_per_step=())
+            for sampler in self._final_samplers:
+                steps = sampler.config.sample.steps
                 images = sampler.draw(self._weights(state), range(num))
                 rows.append((f"DDIM, {sampler.evaluations} steps, eta {self._config.sample.eta:g}", images))
                 save_png(sample_grid_path(self._workdir, self._total_steps, f"_ddim_{steps}"), grid(images))

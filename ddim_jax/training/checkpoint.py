@@ -8,7 +8,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from ddim_jax.errors import UserError
-from ddim_jax.parallel import host_copy
+from ddim_jax.parallel import host_copy, is_lost_peer
 from ddim_jax.training.state import TrainState
 
 
@@ -19,19 +19,34 @@ class Checkpoints:
     under its final name once it is whole, so a run killed at any moment finds only good ones.
     """
 
-    def __init__(self, directory: epath.PathLike, keep_last: int | None = None, keep_every: int | None = None) -> None:
-        """Opens the folder, creating it if needed.
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        keep_last: int | None = None,
+        keep_every: int | None = None,
+        read_only: bool = False,
+    ) -> None:
+        """Opens the folder.
 
         Args:
             directory: ``WORKDIR/checkpoints``.
             keep_last: delete all but this many newest checkpoints; None keeps all.
             keep_every: never delete a checkpoint whose step is a multiple of this.
+            read_only: change nothing, so that a run which writes there is not disturbed. Otherwise the folder is
+                created if needed, and what a killed run left half-written is deleted.
         """
         logging.getLogger("absl").addFilter(_not_orbax_chatter)
-        self._directory = epath.Path(directory)
+        # Orbax refuses relative paths.
+        path = epath.Path(directory)
+        self._directory = path if path.is_absolute() else path.absolute()
         self._manager = ocp.CheckpointManager(
             self._directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep_last, keep_period=keep_every, create=True),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep_last,
+                keep_period=keep_every,
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,
+            ),
         )
 
     def steps(self) -> list[int]:
@@ -86,12 +101,15 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes the folder, also when the run fails."""
-        self.close()
+        """Closes the folder, also when the run fails, unless the save under way would wait for a lost process."""
+        if not is_lost_peer(error):
+            self.close()
 
 
 def _not_orbax_chatter(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING or "orbax" not in record.pathname
+    if "orbax" not in record.pathname:
+        return True
+    return record.levelno >= logging.WARNING and "Reached preemption sync point" not in record.getMessage()
 
 
 def select_weights(state: TrainState, ema: bool) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+"""The typed configuration.
+
+A config file (``configs/NAME.py``) starts from :func:`default_config`, an ``ml_collections.ConfigDict`` made from the
+dataclasses of ``schema.py``, changes what it needs and returns it. :func:`from_config_dict` turns it, once, into the
+frozen :class:`Config` that all other code uses. A mistake raises :class:`~ddim_jax.errors.ConfigError`, whose one line
+names the key and the remedy.
+
+- ``schema``: what every key means, and its default.
+- ``checks``: which values can be used.
+- ``tree``: the ConfigDict that users write, and variants such as ``tiny``.
+- ``convert``: between the forms.
+"""
+
+from ddim_jax.config.checks import check
+from ddim_jax.config.convert import check_key, differences, flatten, from_config_dict, from_json, to_json
+from ddim_jax.config.schema import (
+    Config,
+    DataConfig,
+    DiffusionConfig,
+    EvalConfig,
+    ModelConfig,
+    SampleConfig,
+    TrainConfig,
+)
+from ddim_jax.config.tree import ConfigTree, apply_variants, default_config
+from ddim_jax.errors import ConfigError
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "ConfigTree",
+    "DataConfig",
+    "DiffusionConfig",
+    "EvalConfig",
+    "ModelConfig",
+    "SampleConfig",
+    "TrainConfig",
+    "apply_variants",
+    "check",
+    "check_key",
+    "default_config",
+    "differences",
+    "flatten",
+    "from_config_dict",
+    "from_json",
+    "to_json",
+]

@@ -1,0 +1,138 @@
+"""Which values can be used, alone and together."""
+
+from typing import Any
+
+from ddim_jax.config.schema import Config, DataConfig, DiffusionConfig, ModelConfig, TrainConfig
+from ddim_jax.errors import ConfigError
+
+
+def check(config: Config) -> None:
+    """Checks ranges and the keys that must fit together.
+
+    Raises:
+        ConfigError: at the first value that cannot be used.
+    """
+    _check_data(config.data)
+    _check_model(config.model, config.data)
+    _check_diffusion(config.diffusion)
+    _check_train(config.train)
+    _check_sample(config)
+    _require(0 <= config.seed < 2**31, "seed", config.seed, "must lie in 0 ... 2^31 - 1")
+
+
+def _require(condition: bool, key: str, value: Any, message: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key}={value}: {message}")
+
+
+def _check_data(data: DataConfig) -> None:
+    _require(data.image_size >= 1, "data.image_size", data.image_size, "must be at least 1")
+    _require(data.channels in (1, 3), "data.channels", data.channels, "must be 1 (grey) or 3 (RGB)")
+    for key in ("mean", "std"):
+        values = getattr(data, key)
+        _require(len(values) in (1, data.channels), f"data.{key}", values, f"needs 1 or {data.channels} values")
+    _require(all(s > 0 for s in data.std), "data.std", data.std, "must be positive")
+    _require(data.source != "folder" or bool(data.path), "data.path", repr(data.path), "name the folder of images")
+    _require(data.source != "tfds" or bool(data.name), "data.name", repr(data.name), "name the TFDS data set")
+    _require(data.threads >= 1, "data.threads", data.threads, "must be at least 1")
+    _require(data.prefetch >= 1, "data.prefetch", data.prefetch, "must be at least 1")
+    _require(data.cache_limit_gib >= 0, "data.cache_limit_gib", data.cache_limit_gib, "must not be negative")
+
+
+def _check_model(model: ModelConfig, data: DataConfig) -> None:
+    _require(
+        model.channels >= 32 and model.channels % 32 == 0,
+        "model.channels",
+        model.channels,
+        "must be a multiple of 32, the number of groups of the group norms",
+    )
+    _require(
+        bool(model.multipliers) and all(m >= 1 for m in model.multipliers),
+        "model.multipliers",
+        model.multipliers,
+        "needs positive integers, one per level",
+    )
+    _require(model.num_blocks >= 1, "model.num_blocks", model.num_blocks, "must be at least 1")
+    _require(0 <= model.dropout < 1, "model.dropout", model.dropout, "must lie in [0, 1)")
+    _require(model.num_classes >= 0, "model.num_classes", model.num_classes, "must not be negative")
+    factor = 2 ** (len(model.multipliers) - 1)
+    _require(
+        data.image_size % factor == 0,
+        "data.image_size",
+        data.image_size,
+        f"must be divisible by {factor}, since the {len(model.multipliers)} levels of model.multipliers "
+        f"halve the image {len(model.multipliers) - 1} times",
+    )
+    resolutions = [data.image_size // 2**level for level in range(len(model.multipliers))]
+    for resolution in model.attention_resolutions:
+        _require(
+            resolution in resolutions,
+            "model.attention_resolutions",
+            model.attention_resolutions,
+            f"the network has no resolution {resolution}; it has {resolutions}",
+        )
+
+
+def _check_diffusion(diffusion: DiffusionConfig) -> None:
+    _require(diffusion.num_levels >= 1, "diffusion.num_levels", diffusion.num_levels, "must be at least 1")
+    for key in ("beta_start", "beta_end"):
+        value = getattr(diffusion, key)
+        _require(0 < value < 1, f"diffusion.{key}", value, "must lie strictly between 0 and 1")
+    _require(
+        not (diffusion.schedule == "jsd" and diffusion.objective == "eps"),
+        "diffusion.objective",
+        diffusion.objective,
+        "the jsd schedule ends at alpha_bar = 0, where the noise says nothing about the image; use x0 or v",
+    )
+    _require(diffusion.min_snr_gamma >= 0, "diffusion.min_snr_gamma", diffusion.min_snr_gamma, "must not be negative")
+
+
+def _check_train(train: TrainConfig) -> None:
+    for key in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_last", "log_every", "sample_num"):
+        _require(getattr(train, key) >= 1, f"train.{key}", getattr(train, key), "must be at least 1")
+    _require(
+        train.batch_size % train.accumulate == 0,
+        "train.accumulate",
+        train.accumulate,
+        f"must divide train.batch_size={train.batch_size}",
+    )
+    for key in ("epochs", "warmup_steps", "sample_every", "weight_decay", "grad_clip", "keep_every"):
+        _require(getattr(train, key) >= 0, f"train.{key}", getattr(train, key), "must not be negative")
+    _require(train.learning_rate > 0, "train.learning_rate", train.learning_rate, "must be positive")
+    for key in ("adam_b1", "adam_b2", "ema_decay"):
+        _require(0 <= getattr(train, key) < 1, f"train.{key}", getattr(train, key), "must lie in [0, 1)")
+    _require(train.adam_eps > 0, "train.adam_eps", train.adam_eps, "must be positive")
+    _require(
+        train.optimizer == "adamw" or train.weight_decay == 0,
+        "train.weight_decay",
+        train.weight_decay,
+        "only train.optimizer=adamw uses it",
+    )
+
+
+def _check_sample(config: Config) -> None:
+    sample, num_levels = config.sample, config.diffusion.num_levels
+    for key in ("num", "steps", "batch_size"):
+        _require(getattr(sample, key) >= 1, f"sample.{key}", getattr(sample, key), "must be at least 1")
+    for key in ("start", "seed"):
+        value = getattr(sample, key)
+        _require(0 <= value < 2**31, f"sample.{key}", value, "must lie in 0 ... 2^31 - 1")
+    _require(sample.start + sample.num <= 2**31, "sample.num", sample.num, "image indices must stay below 2^31")
+    for key, steps in (
+        ("sample.steps", sample.steps),
+        *(("train.final_sample_steps", s) for s in config.train.final_sample_steps),
+    ):
+        _require(
+            1 <= steps <= num_levels, key, steps, f"must lie in 1 ... {num_levels}, the levels of diffusion.num_levels"
+        )
+    _require(sample.eta >= 0, "sample.eta", sample.eta, "must not be negative")
+    _require(
+        all(e >= 0 for e in sample.eta_per_step), "sample.eta_per_step", sample.eta_per_step, "must not be negative"
+    )
+    if sample.label is not None:
+        _require(
+            0 <= sample.label < config.model.num_classes,
+            "sample.label",
+            sample.label,
+            f"must lie below model.num_classes={config.model.num_classes}",
+        )

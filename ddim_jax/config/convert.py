@@ -1,0 +1,121 @@
+"""From what users write, or a workdir keeps, to the typed config and back; and what differs between two."""
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from typing import Any, Literal
+
+from ddim_jax.config.checks import check
+from ddim_jax.config.schema import Config, without_none
+from ddim_jax.config.tree import ConfigTree
+from ddim_jax.errors import ConfigError
+
+
+def from_config_dict(config: ConfigTree) -> Config:
+    """Makes the typed config and checks every value.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type or range, or keys that contradict
+            each other.
+    """
+    typed = _build(Config, config.to_dict(), "")
+    check(typed)
+    return typed
+
+
+def from_json(text: str) -> Config:
+    """Reads what :func:`to_json` wrote; same errors as :func:`from_config_dict`."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"not a JSON config: {error}") from error
+    typed = _build(Config, values, "")
+    check(typed)
+    return typed
+
+
+def to_json(config: Config) -> str:
+    """The resolved config as indented JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """All values by dotted key, e.g. ``{"data.source": "digits", ...}``."""
+    flat = {}
+    for field in dataclasses.fields(config):
+        group = getattr(config, field.name)
+        if dataclasses.is_dataclass(group):
+            flat.update(
+                {f"{field.name}.{inner.name}": getattr(group, inner.name) for inner in dataclasses.fields(group)}
+            )
+        else:
+            flat[field.name] = group
+    return flat
+
+
+def check_key(key: str) -> None:
+    """Checks that a dotted key exists.
+
+    Raises:
+        ConfigError: it does not; the message names the most similar one.
+    """
+    known = flatten(Config())
+    if key not in known:
+        close = difflib.get_close_matches(key, known, n=1)
+        siblings = [name for name in known if name.split(".")[0] == key.split(".")[0]] or list(known)
+        hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(siblings)}"
+        raise ConfigError(f"config key '{key}' does not exist; {hint}")
+
+
+def differences(old: Config, new: Config, groups: tuple[str, ...] | None = None) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ, as ``{key: (old, new)}``; only those of ``groups`` when given."""
+    before, after = flatten(old), flatten(new)
+    return {
+        key: (before[key], after[key])
+        for key in before
+        if before[key] != after[key] and (groups is None or key.split(".")[0] in groups)
+    }
+
+
+def _build(cls: Any, values: Any, prefix: str) -> Any:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{prefix.rstrip('.') or 'config'}: expected a group of keys, got {values!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            check_key(f"{prefix}{name}")
+    built = {}
+    for name, value in values.items():
+        annotation = fields[name].type
+        if dataclasses.is_dataclass(annotation):
+            built[name] = _build(annotation, value, f"{prefix}{name}.")
+        else:
+            built[name] = _convert(annotation, value, f"{prefix}{name}")
+    return cls(**built)
+
+
+def _convert(annotation: Any, value: Any, key: str) -> Any:
+    if typing.get_origin(annotation) is types.UnionType:
+        if value is None:
+            return None
+        return _convert(without_none(annotation), value, key)
+    if typing.get_origin(annotation) is Literal:
+        choices = typing.get_args(annotation)
+        if value not in choices:
+            raise ConfigError(f"{key}: {value!r} is not one of {', '.join(map(str, choices))}")
+        return value
+    if typing.get_origin(annotation) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{key}: expected a list, got {value!r}")
+        inner = typing.get_args(annotation)[0]
+        return tuple(_convert(inner, element, f"{key}[{i}]") for i, element in enumerate(value))
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, annotation) or (annotation is not bool and isinstance(value, bool)):
+        raise ConfigError(f"{key}: expected {annotation.__name__}, got {value!r} ({type(value).__name__})")
+    if annotation is float and not math.isfinite(value):
+        raise ConfigError(f"{key}: {value} is not a finite number")
+    return value

@@ -1,0 +1,249 @@
+"""What every key means, and its default."""
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where images come from and how they are prepared.
+
+    Attributes:
+        source: ``digits`` (bundled with scikit-learn, no download), ``folder`` (a tree of image
+            files) or ``tfds`` (a TensorFlow Datasets name).
+        name: TFDS name, e.g. ``cifar10``; for the other sources only a label.
+        split: TFDS split, e.g. ``train`` or ``train[:90%]``.
+        dir: TFDS data directory; empty means TFDS's own default.
+        path: root of the ``folder`` source; its first-level sub-folders are the classes.
+        image_size: side of the square images that the network sees, in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        crop: ``none`` (images must be square already), ``center`` (largest centred square) or
+            ``celeba`` (rows 57:185, columns 25:153 of 178x218 pixels: the DDIM paper's crop).
+        resize: filter used when the cropped image is not ``image_size`` wide; ``none`` refuses
+            such an image.
+        flip: mirror each image left to right with probability 1/2.
+        mean: what is subtracted from pixels in [0, 1], one value or one per channel.
+        std: what they are divided by then; mean = std = 0.5 gives floats in [-1, 1].
+        cache: ``host`` keeps all decoded images in memory, ``none`` reads them again each epoch,
+            ``auto`` keeps them when they need less than ``cache_limit_gib``.
+        cache_limit_gib: memory that ``auto`` may use, in GiB.
+        threads: reader threads per process.
+        prefetch: batches prepared ahead.
+        on_error: ``fail`` stops at the first unreadable image; ``skip`` counts it, and puts the next
+            readable one in its place.
+    """
+
+    source: Literal["digits", "folder", "tfds"] = "digits"
+    name: str = ""
+    split: str = "train"
+    dir: str = ""
+    path: str = ""
+    image_size: int = 32
+    channels: int = 3
+    crop: Literal["none", "center", "celeba"] = "none"
+    resize: Literal["none", "bilinear", "bicubic", "lanczos", "box"] = "none"
+    flip: bool = False
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    cache: Literal["auto", "host", "none"] = "auto"
+    cache_limit_gib: float = 2.0
+    threads: int = 4
+    prefetch: int = 4
+    on_error: Literal["fail", "skip"] = "fail"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network.
+
+    Attributes:
+        name: ``unet``, the U-Net of DDPM and DDIM.
+        channels: width of the first level.
+        multipliers: width of each level in units of ``channels``; each level but the last halves
+            the resolution.
+        num_blocks: residual blocks per level on the way down (one more on the way up).
+        attention_resolutions: resolutions, in pixels, at which each block is followed by
+            self-attention.
+        dropout: dropout rate inside the residual blocks.
+        num_classes: 0 for an unconditional network, else the number of labels.
+        init: ``ddpm`` (the initialisation of the published CIFAR-10 and LSUN checkpoints) or
+            ``torch`` (PyTorch's default, as in DDIM's code).
+        dtype: dtype of activations; parameters, norms, softmax and loss stay float32.
+        remat: recompute activations of each block in the backward pass to save memory.
+    """
+
+    name: Literal["unet"] = "unet"
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    num_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (16,)
+    dropout: float = 0.1
+    num_classes: int = 0
+    init: Literal["ddpm", "torch"] = "ddpm"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+    """The forward process and the training objective.
+
+    Attributes:
+        schedule: noise schedule, see ``diffusion/schedule.py``.
+        num_levels: number of noise levels T.
+        beta_start: first beta of the linear, quad, const and sigmoid schedules.
+        beta_end: last beta of those.
+        objective: what the network predicts: the noise, the clean image, or v.
+        loss: ``mse`` or ``mae``.
+        reduction: over the values of an image; ``mean`` as in DDPM, ``sum`` as in DDIM's code.
+        time_sampling: how noise levels are drawn; ``antithetic`` pairs level t with T + 1 - t.
+        min_snr_gamma: weight losses by min(SNR, gamma) (Hang et al. 2023, who use 5); 0 weights none.
+    """
+
+    schedule: Literal["linear", "quad", "const", "jsd", "sigmoid", "cosine"] = "linear"
+    num_levels: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    objective: Literal["eps", "x0", "v"] = "eps"
+    loss: Literal["mse", "mae"] = "mse"
+    reduction: Literal["mean", "sum"] = "mean"
+    time_sampling: Literal["antithetic", "uniform", "stratified"] = "antithetic"
+    min_snr_gamma: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation, and what a training run writes.
+
+    Attributes:
+        batch_size: images per step over all devices of all hosts.
+        steps: optimiser steps.
+        epochs: passes over the data; replaces ``steps`` when it is not 0.
+        accumulate: split the batch into this many parts, one after the other, to save memory; the
+            gradient stays that of the whole batch.
+        optimizer: ``adam`` or ``adamw``.
+        learning_rate: peak learning rate.
+        warmup_steps: steps over which the learning rate rises linearly from 0.
+        lr_schedule: after the warm-up, ``constant`` or ``cosine`` decay to 0 at the last step.
+        adam_b1: Adam's first decay.
+        adam_b2: Adam's second decay.
+        adam_eps: Adam's epsilon.
+        weight_decay: AdamW's decoupled decay.
+        grad_clip: largest global norm of the gradient; 0 turns clipping off.
+        ema_decay: decay of the moving average of the parameters.
+        ema_warmup: use min(ema_decay, (1 + step) / (10 + step)).
+        checkpoint_every: steps between checkpoints.
+        keep_last: newest checkpoints kept.
+        keep_every: also keep every checkpoint whose step is a multiple of this; 0 keeps no others.
+        log_every: steps between lines of ``metrics.jsonl``.
+        sample_every: steps between sample grids; 0 draws them at the end only.
+        sample_num: images in a sample grid.
+        final_sample_steps: numbers of DDIM steps of the grids drawn when training ends.
+        tensorboard: also write TensorBoard event files.
+        deterministic: on GPU, ask XLA for kernels whose results do not vary from run to run.
+        overwrite: set another run's files in the workdir aside and start anew.
+    """
+
+    batch_size: int = 128
+    steps: int = 800_000
+    epochs: float = 0.0
+    accumulate: int = 1
+    optimizer: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = 2e-4
+    warmup_steps: int = 0
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    adam_b1: float = 0.9
+    adam_b2: float = 0.999
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    ema_decay: float = 0.9999
+    ema_warmup: bool = False
+    checkpoint_every: int = 5000
+    keep_last: int = 2
+    keep_every: int = 0
+    log_every: int = 100
+    sample_every: int = 5000
+    sample_num: int = 64
+    final_sample_steps: tuple[int, ...] = (10, 20, 50)
+    tensorboard: bool = True
+    deterministic: bool = False
+    overwrite: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """How images are drawn, by ``--mode=sample`` and wherever else a model draws.
+
+    Attributes:
+        num: number of images.
+        start: index of the first image; image i depends on ``seed`` and i alone.
+        indices: draw these images instead of ``start`` ... ``start + num - 1``.
+        per_class: with a class-conditional network, draw this many images of each class instead of ``num``.
+        seed: seed of the images.
+        sampler: ``ddim``; ``ddpm_small`` (posterior variance, DDIM's eta = 1) or ``ddpm_large`` (variance beta, the DDIM
+            paper's sigma-hat on a subsequence); or a fast deterministic solver, see ``diffusion/samplers.py``.
+        steps: steps S; network evaluations too, but for ``heun`` (2 S - 1) and ``plms`` (S + 1).
+        eta: DDIM's stochasticity; 0 is deterministic, 1 is DDPM's posterior variance.
+        eta_per_step: an eta for each step, first (noisiest) step first; replaces ``eta``.
+        spacing: the subsequence of levels, see ``diffusion/timesteps.py``.
+        levels: the subsequence itself, noisiest first, in 1 ... T; replaces ``steps`` and ``spacing``.
+        clip: what is done to the predicted clean image, see ``diffusion/prediction.py``.
+        label: class to draw with a class-conditional network; all classes in turn when unset.
+        ema: use the moving average of the parameters (published results all do).
+        checkpoint: step of the checkpoint to use; the newest when unset.
+        batch_size: images per device at a time.
+        format: ``png`` files or one ``npz``.
+        precision: of matrix products and convolutions, JAX's names. GPUs and TPUs round float32 operands by default;
+            at ``highest`` images do not depend on the batch size and the number of devices there either.
+    """
+
+    num: int = 64
+    start: int = 0
+    indices: tuple[int, ...] = ()
+    per_class: int = 0
+    seed: int = 0
+    sampler: Literal[
+        "ddim", "ddpm_small", "ddpm_large", "heun", "ab2", "ab3", "ab4", "plms", "dpmpp_2m", "unipc2", "unipc3"
+    ] = "ddim"
+    steps: int = 50
+    eta: float = 0.0
+    eta_per_step: tuple[float, ...] = ()
+    spacing: Literal[
+        "uniform", "quad", "uniform_published", "quad_published", "trailing", "linspace", "logsnr", "karras"
+    ] = "uniform"
+    levels: tuple[int, ...] = ()
+    clip: Literal["none", "keep_eps", "rederive_eps"] = "none"
+    label: int | None = None
+    ema: bool = True
+    checkpoint: int | None = None
+    batch_size: int = 64
+    format: Literal["png", "npz"] = "png"
+    precision: Literal["default", "high", "highest"] = "default"
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation (no keys yet)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run. ``seed`` decides initialisation, order, noise: everything random in training."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+    eval: EvalConfig = EvalConfig()
+    seed: int = 0
+
+
+def without_none(annotation: Any) -> Any:
+    """The type T of a key annotated ``T`` or ``T | None``."""
+    if typing.get_origin(annotation) is types.UnionType:
+        return next(arm for arm in typing.get_args(annotation) if arm is not types.NoneType)
+    return annotation

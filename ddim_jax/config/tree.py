@@ -1,0 +1,89 @@
+"""The config as users write it: an ``ml_collections.ConfigDict``, and its variants."""
+
+import dataclasses
+import typing
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from ddim_jax.config.schema import Config, without_none
+from ddim_jax.errors import ConfigError
+
+# An ml_collections.ConfigDict. Its attributes are the keys, which type checkers cannot know.
+ConfigTree: typing.TypeAlias = Any
+
+
+def default_config() -> ConfigTree:
+    """Returns all keys with their defaults, locked: assigning to a misspelt key is an error."""
+    return _to_config_dict(Config())
+
+
+def _to_config_dict(config: Any) -> ConfigTree:
+    result = ml_collections.ConfigDict()
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            result[field.name] = _to_config_dict(value)
+        elif value is None:
+            # A placeholder remembers the type, so that a flag can set the key later.
+            result[field.name] = config_dict.placeholder(without_none(field.type))
+        else:
+            result[field.name] = value
+    return result.lock()
+
+
+def shrink(config: ConfigTree) -> ConfigTree:
+    """Turns any config into a trial run of seconds on a CPU: the ``tiny`` variant.
+
+    The structure stays (levels, attention, objective, schedule, source); widths, images, steps
+    and batch shrink.
+    """
+    halvings = len(config.model.multipliers) - 1
+    image_size = min(config.data.image_size, max(8, 2**halvings))
+    scale = config.data.image_size // image_size
+    with config.unlocked():
+        config.data.image_size = image_size
+        if config.data.source != "digits" and config.data.resize == "none":
+            config.data.resize = "bilinear"
+        config.model.channels = 32
+        config.model.num_blocks = 1
+        config.model.attention_resolutions = tuple(
+            sorted({max(1, r // scale) for r in config.model.attention_resolutions}, reverse=True)
+        )
+        config.train.batch_size = 8
+        config.train.steps = 4
+        config.train.epochs = 0.0
+        config.train.warmup_steps = min(config.train.warmup_steps, 2)
+        config.train.checkpoint_every = 2
+        config.train.log_every = 1
+        config.train.sample_every = 2
+        config.train.sample_num = 4
+        config.train.final_sample_steps = (2,)
+        config.sample.num = 4
+        config.sample.steps = 4
+        config.sample.batch_size = 4
+    return config
+
+
+def apply_variants(
+    config: ConfigTree,
+    argument: str | None,
+    variants: dict[str, typing.Callable[[ConfigTree], object]] | None = None,
+) -> ConfigTree:
+    """Applies the comma-separated variants of ``configs/NAME.py:ARG``; ``tiny`` is always one.
+
+    Args:
+        config: the base config, changed in place.
+        argument: ARG, or None or empty for the base config itself.
+        variants: the file's own variants: name to a function that changes the config in place.
+
+    Raises:
+        ConfigError: ARG names a variant that does not exist.
+    """
+    known = {**(variants or {}), "tiny": shrink}
+    for name in filter(None, (part.strip() for part in (argument or "").split(","))):
+        if name not in known:
+            raise ConfigError(f"config variant '{name}' does not exist; choose from: {', '.join(sorted(known))}")
+        known[name](config)
+    return config

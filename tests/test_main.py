@@ -1,0 +1,207 @@
+"""The command line as a user meets it: every command here is a process of its own."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ddim_jax import main
+from ddim_jax.images import load_png
+
+# ml_collections reads config files by a deprecated function.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+ROOT = pathlib.Path(__file__).parent.parent
+DIGITS = str(ROOT / "configs" / "digits.py")
+
+
+def command(cwd, *arguments, program=("-m", "ddim_jax.main")):
+    """Runs ``python -m ddim_jax.main ...`` in ``cwd``."""
+    return subprocess.run(
+        [sys.executable, *program, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def one_line(result):
+    """The one line of a user's mistake: nothing else is said, and the status is 2."""
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("ddim_jax: error: ")
+    return line.removeprefix("ddim_jax: error: ")
+
+
+# --- mistakes -----------------------------------------------------------------------------------
+
+WORKDIR = "--workdir=run"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([f"--config={DIGITS}", WORKDIR, "--config.train.stepz=3"], "did you mean 'train.steps'?"),
+        (
+            [f"--config={DIGITS}", WORKDIR, "--noconfig.data.flop"],
+            "'data.flop' does not exist; did you mean 'data.flip'?",
+        ),
+        ([f"--config={DIGITS}", WORKDIR, "--config.train.steps=abc"], "train.steps: expected int, got 'abc'"),
+        ([f"--config={DIGITS}", WORKDIR, "--config.sample.label", "x"], "sample.label: expected int, got 'x'"),
+        ([f"--config={DIGITS}", WORKDIR, "--config.data.flip=maybe"], "data.flip: expected bool, got 'maybe'"),
+        ([f"--config={DIGITS}", WORKDIR, "--config.model.name=unit"], "model.name: 'unit' is not one of unet"),
+        ([f"--config={DIGITS}", WORKDIR, "--config.data.image_size=10"], "data.image_size=10: must be divisible by 4"),
+        ([f"--config={DIGITS}", WORKDIR, "--config.sample.steps=1001"], "sample.steps=1001: must lie in 1 ... 1000"),
+        ([f"--config={DIGITS}:tinny", WORKDIR], "config variant 'tinny' does not exist; choose from: tiny"),
+        (["--config=nowhere.py", WORKDIR], "--config=nowhere.py is not a file; name a config file"),
+        ([f"--config={ROOT}/configs/digit.py", WORKDIR, "--config.seed=1"], f"did you mean {DIGITS}?"),
+        (["--config=", WORKDIR], "--config= is not a file"),
+        (
+            [f"--config={DIGITS}", WORKDIR, "--mode=trian"],
+            "--mode=trian: value should be one of <train|sample|describe",
+        ),
+        ([f"--config={DIGITS}", WORKDIR, "--workdr=x"], "Unknown command line flag 'workdr'. Did you mean: workdir ?"),
+        ([f"--config={DIGITS}", WORKDIR, "train"], "unexpected argument 'train': options look like --name=value"),
+        ([f"--config={DIGITS}", WORKDIR, "--num_processes=two"], "--num_processes=two"),
+        ([f"--config={DIGITS}"], "--workdir is missing"),
+        ([f"--config={DIGITS}", "--workdir="], "--workdir is missing"),
+        ([WORKDIR], "--config is missing: name a config file, e.g. --config=configs/digits.py"),
+        ([WORKDIR, "--config.train.steps=3"], "--config is missing"),
+        ([f"--config={DIGITS}", WORKDIR, "--config.train.steps"], "Missing value for flag --config.train.steps"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line_and_writes_nothing(tmp_path, arguments, line):
+    assert line in one_line(command(tmp_path, *arguments))
+    assert list(tmp_path.iterdir()) == []
+
+
+START = "from ddim_jax.config import default_config\ndef get_config():\n    config = default_config()\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("def get_config(:\n", "line 1: SyntaxError: invalid syntax"),
+        ("import no_such_module\n", "line 1: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("x = 1\n", "AttributeError: module 'config_config' has no attribute 'get_config'"),
+        ("def get_config():\n    return 1\n", "TypeError: get_config() must return a ConfigDict, not int"),
+        ("def get_config():\n    open('nowhere')\n", "line 2: FileNotFoundError: [Errno 2] No such file"),
+        (START + "    config.train.stepz = 3\n", 'line 4: AttributeError: Key "stepz" does not exist'),
+        (START + "    config.train.steps = 'abc'\n", "line 4: TypeError: Could not override field 'steps'"),
+        (START + "    config.train.steps = 0\n    return config\n", "train.steps=0: must be at least 1"),
+        (START + "    return 1 / 0\n", "line 4: ZeroDivisionError: division by zero"),
+    ],
+)
+@pytest.mark.parametrize("override", [[], ["--config.seed=1"]], ids=["plain", "override"])
+def test_a_mistake_in_the_config_file_names_its_line(tmp_path, capsys, monkeypatch, text, line, override):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # the file read by the test before
+    (tmp_path / "mine.py").write_text(text)
+    assert main.run(["main", "--config=mine.py", WORKDIR, *override]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("ddim_jax: error: ")
+    assert err.count("\n") == 1
+    if "return 1\n" not in text or not override:  # ml_collections words that one itself, when there are overrides
+        assert line in err
+    assert len(err) < 400
+    assert not (tmp_path / "run").exists()
+
+
+def test_mistakes_in_flags_are_found_before_jax_is_imported(tmp_path):
+    program = (
+        "-c",
+        "import sys; from ddim_jax import main; status = main.run(); "
+        "print(status, sorted({'jax', 'flax', 'tensorflow', 'torch'} & set(sys.modules)))",
+    )
+    result = command(tmp_path, f"--config={DIGITS}", WORKDIR, "--config.train.stepz=3", program=program)
+    assert result.stdout == "2 []\n"
+
+
+def test_importing_the_package_imports_nothing_large(tmp_path):
+    program = ("-c", "import sys, ddim_jax; print(ddim_jax.__version__, {'jax', 'numpy', 'absl'} & set(sys.modules))")
+    assert command(tmp_path, program=program).stdout == "0.1.0 set()\n"
+
+
+def test_help(tmp_path):
+    result = command(tmp_path, "--help")
+    assert result.returncode == 0
+    for name in ("--config", "--workdir", "--mode", "train|sample|describe", "--coordinator"):
+        assert name in result.stdout
+
+
+# --- every mode ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Where ``--workdir=runs/digits`` was trained: relative, as people type it."""
+    home = tmp_path_factory.mktemp("home")
+    result = command(home, f"--config={DIGITS}:tiny", "--workdir=runs/digits", "--mode=train")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ""
+    assert "done: 4 steps" in result.stderr
+    return home
+
+
+def test_train_writes_the_workdir(trained):
+    workdir = trained / "runs" / "digits"
+    assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 4
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"2", "4"}
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert all(0 < record["loss"] < 10 for record in records)
+    assert len(list((workdir / "tensorboard").iterdir())) == 1
+    for name in ("step_00000002.png", "step_00000004.png", "step_00000004_ddim_2.png"):
+        assert load_png(workdir / "samples" / name).shape[1] > 64
+    assert not list(trained.rglob("*.partial"))
+
+
+def test_sample_writes_pngs_and_the_same_images_as_npz(trained):
+    arguments = [f"--config={DIGITS}:tiny", "--workdir=runs/digits", "--mode=sample", "--config.sample.num=5"]
+    for image_format in ("png", "npz"):
+        result = command(trained, *arguments, f"--config.sample.format={image_format}")
+        assert result.returncode == 0, result.stderr
+    (folder,) = (trained / "runs" / "digits" / "sample").glob("*-n5-*")
+    assert {path.name for path in folder.glob("0*.png")} == {f"{index:06d}.png" for index in range(5)}
+    images = np.stack([load_png(folder / f"{index:06d}.png") for index in range(5)])
+    with np.load(folder / "samples.npz") as stored:
+        np.testing.assert_array_equal(stored["arr_0"], images)
+        np.testing.assert_array_equal(stored["index"], range(5))
+    assert len({image.tobytes() for image in images}) == 5
+    record = json.loads((folder / "run.json").read_text())
+    assert record["mode"] == "sample"
+    assert (record["checkpoint_step"], record["images"], record["network_evaluations_per_image"]) == (4, 5, 4)
+    assert (folder / "grid.png").exists()
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_describe_needs_no_workdir_and_writes_nothing(tmp_path):
+    result = command(tmp_path, f"--config={DIGITS}:tiny", "--mode=describe", "--config.sample.steps=3")
+    assert result.returncode == 0, result.stderr
+    assert list(tmp_path.iterdir()) == []
+    text = result.stdout
+    assert "sample.steps = 3\n" in text
+    assert "Total: 1,112,801 " in text
+    assert "\nddim, 3 steps, " in text
+    assert "1.00000e+00" in text.split("Sampling steps")[1].splitlines()[6]
+    assert "total " in text.split("Memory for training")[1]
+
+
+@pytest.mark.slow
+def test_describe_counts_the_published_cifar10_network(tmp_path):
+    result = command(tmp_path, f"--config={ROOT}/configs/cifar10.py", "--mode=describe")
+    assert result.returncode == 0, result.stderr
+    text = result.stdout
+    assert "Total: 35,746,307 " in text
+    assert "forward pass:        12.444 GFLOP\n" in text
+    assert "training:            37.331 GFLOP" in text
+    assert "sampling:           622.186 GFLOP, 50 forward passes\n" in text
+    assert "batch 128 on 1 x cpu, 128 images each" in text
