@@ -11,7 +11,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
+
+_TITLE_HEIGHT = 22
+_FONT_SIZE = 14
 
 
 class Normalization(NamedTuple):
@@ -78,16 +81,40 @@ def labelled_rows(rows: Sequence[tuple[str, np.ndarray]], columns: int | None = 
     for title, images in rows:
         picture = as_rgb(grid(images, columns))
         blocks.append((title, picture))
-    title_height = 22
     width = max(picture.shape[1] for _, picture in blocks)
-    height = sum(picture.shape[0] + title_height for _, picture in blocks)
+    height = sum(picture.shape[0] + _TITLE_HEIGHT for _, picture in blocks)
     canvas = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(canvas)
     top = 0
     for title, picture in blocks:
-        draw.text((4, top + 3), title, fill="black", font_size=14)
-        canvas.paste(Image.fromarray(picture), (0, top + title_height))
-        top += picture.shape[0] + title_height
+        draw.text((4, top + 3), title, fill="black", font_size=_FONT_SIZE)
+        canvas.paste(Image.fromarray(picture), (0, top + _TITLE_HEIGHT))
+        top += picture.shape[0] + _TITLE_HEIGHT
+    return np.asarray(canvas)
+
+
+def table(cells: Sequence[Sequence[np.ndarray]], rows: Sequence[str], columns: Sequence[str]) -> np.ndarray:
+    """A table of pictures with a heading for each row and column; uint8 [h, w, 3].
+
+    Args:
+        cells: by row and column, images uint8 [n, h, w, c]; several are laid out as a grid. All cells hold as many.
+        rows: titles at the left; empty ones take no room.
+        columns: titles above.
+    """
+    pictures = [[as_rgb(grid(images)) for images in row] for row in cells]
+    height, width = pictures[0][0].shape[:2]
+    font = ImageFont.load_default(size=_FONT_SIZE)
+    left = max((round(font.getlength(title)) + 8 for title in rows if title), default=0)
+    width = max(width, *(round(font.getlength(title)) + 8 for title in columns))
+    canvas = Image.new("RGB", (left + width * len(columns), _TITLE_HEIGHT + height * len(rows)), "white")
+    draw = ImageDraw.Draw(canvas)
+    for j, title in enumerate(columns):
+        draw.text((left + j * width + 4, 3), title, fill="black", font=font)
+    for i, title in enumerate(rows):
+        top = _TITLE_HEIGHT + i * height
+        draw.text((4, top + height // 2 - _FONT_SIZE), title, fill="black", font=font)
+        for j, picture in enumerate(pictures[i]):
+            canvas.paste(Image.fromarray(picture), (left + j * width, top))
     return np.asarray(canvas)
 
 
@@ -121,6 +148,16 @@ def save_png(path: epath.PathLike, image: np.ndarray) -> None:
     with partial.open("wb") as file:
         picture.save(file, format="PNG")
     partial.replace(path)
+
+
+def save_gif(path: epath.PathLike, frames: Sequence[np.ndarray], frame_ms: int) -> None:
+    """Writes uint8 [h, w, 1 or 3] pictures as an endless animation, the last one shown for a second and a half."""
+    pictures = [_to_pillow(frame) for frame in frames]
+    durations = [frame_ms] * (len(pictures) - 1) + [1500]
+    with epath.Path(path).open("wb") as file:
+        pictures[0].save(
+            file, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=True
+        )
 
 
 def load_png(path: epath.PathLike) -> np.ndarray:

@@ -4,6 +4,7 @@ Flags, start-up of devices and processes, and the choice of the job; nothing els
 """
 
 import difflib
+import importlib
 import logging
 import pathlib
 import re
@@ -17,7 +18,7 @@ from ml_collections import config_flags
 from ddim_jax.config import Config, check_key, from_config_dict
 from ddim_jax.errors import UserError
 
-MODES = ("train", "sample", "describe")
+MODES = ("train", "sample", "trajectory", "interpolate", "reconstruct", "edit", "sweep", "describe")
 
 _PROCESS_FLAGS = ("coordinator", "num_processes", "process_id", "distributed")
 
@@ -27,20 +28,10 @@ _NO_CONFIG = "--config is missing: name a config file, e.g. --config=configs/dig
 _HIDING = ("Error whilst parsing config file", "Configuration is not available")
 
 
-def _dispatch(mode: str, config: Config, workdir: str) -> None:
-    """Runs one job. Jobs are imported here, so that a mistake in a flag is reported at once."""
-    if mode == "train":
-        from ddim_jax.jobs.train import train
-
-        train(config, workdir)
-    elif mode == "sample":
-        from ddim_jax.jobs.sample import sample
-
-        sample(config, workdir)
-    else:
-        from ddim_jax.jobs.describe import describe
-
-        describe(config)
+def _run_job(mode: str, config: Config, workdir: str | None) -> None:
+    """Runs ``jobs/MODE.py``'s function MODE. It is imported here, so that a mistake in a flag is reported at once."""
+    job = getattr(importlib.import_module(f"ddim_jax.jobs.{mode}"), mode)
+    job(config, workdir)
 
 
 def _define_flags(argv: Sequence[str]) -> flags.FlagValues:
@@ -198,7 +189,7 @@ def run(argv: Sequence[str] | None = None) -> int:
             stop_together=own.mode == "train",
         )
         with parallel.failing_fast(_report):
-            _dispatch(own.mode, config, own.workdir)
+            _run_job(own.mode, config, own.workdir)
     except UserError as error:
         return _report(error)
     except KeyboardInterrupt:

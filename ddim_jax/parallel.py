@@ -58,7 +58,8 @@ def initialize(
             with one, SIGTERM ends a process at once.
 
     Raises:
-        UserError: an incomplete explicit start, or the others cannot be reached.
+        UserError: an incomplete explicit start, or an address that cannot be used. When some process does not come
+            within five minutes, JAX aborts those that wait.
     """
     if deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
@@ -76,6 +77,8 @@ def initialize(
         if automatic:
             jax.distributed.initialize()
         else:
+            waiting = f"process {process_id}: waiting for all {num_processes} at {coordinator}, 5 minutes at most"
+            print(waiting, file=sys.stderr, flush=True)
             jax.distributed.initialize(coordinator, num_processes, process_id)
     except (ValueError, RuntimeError) as error:
         first_line = str(error).splitlines()[0]
@@ -121,8 +124,8 @@ def failing_fast(report: Callable[[Exception], int]) -> Iterator[None]:
 
     Left to itself, a failing process would wait for minutes at exit for the others, which wait for it in a collective.
     When it is the other that is gone, ``report`` is given a :class:`~ddim_jax.errors.PeerLostError`. Where collectives
-    wait for ever instead of failing, JAX's coordination service misses the heartbeats of the lost process and aborts the
-    others within two minutes. With one process errors just propagate.
+    wait for ever instead of failing, JAX's coordination service misses the heartbeats of the lost process and aborts
+    the others within two minutes. With one process errors just propagate.
 
     Args:
         report: tells the user about the error and returns the exit status.
@@ -151,8 +154,8 @@ def is_lost_peer(error: BaseException | None) -> bool:
 
 def _peer_lost() -> PeerLostError:
     return PeerLostError(
-        f"process {jax.process_index()} of {jax.process_count()} ends because another one died or cannot be reached; start "
-        "the same commands again, and the run goes on from what is saved"
+        f"process {jax.process_index()} of {jax.process_count()} ends because another one died or cannot be reached; "
+        "start the same commands again, and the run goes on from what is saved"
     )
 
 

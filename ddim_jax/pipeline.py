@@ -1,4 +1,4 @@
-"""The Python API: a trained model, ready to draw images.
+"""The Python API: a trained model, ready to draw, encode and edit images.
 
 >>> import ddim_jax
 >>> pipe = ddim_jax.load("runs/digits")  # doctest: +SKIP
@@ -6,28 +6,59 @@
 """
 
 import dataclasses
-from typing import Any
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import numpy as np
 from etils import epath
 
-from ddim_jax import config as config_module
-from ddim_jax.config import Config
+from ddim_jax.config import Config, from_json, with_sample
+from ddim_jax.diffusion.interpolation import slerp_grid, slerp_path
 from ddim_jax.errors import UserError
 from ddim_jax.models import build_model
-from ddim_jax.sampling.sampler import ImageSampler, sampler_for
+from ddim_jax.sampling import programs
+from ddim_jax.sampling.sampler import ImageSampler, batch_size_for, image_indices, image_items
+from ddim_jax.sampling.sharded_map import ShardedMap
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
 from ddim_jax.training.state import abstract_state, make_optimizer
 from ddim_jax.workdir import checkpoint_dir, read_config
+
+_DECIDED_ELSEWHERE = {
+    "checkpoint": "load(workdir, step=...) chooses it",
+    "ema": "load(workdir, ema=...) chooses it",
+    "format": "images are returned as an array",
+}
+
+
+class Trajectory(NamedTuple):
+    """Images on their way from noise.
+
+    Attributes:
+        steps: [K] numbers of the steps shown, from 0.
+        x: uint8 [n, K, h, w, c], where each of them begins.
+        x0: uint8 [n, K, h, w, c], the clean image predicted there.
+        final: uint8 [n, h, w, c].
+    """
+
+    steps: np.ndarray
+    x: np.ndarray
+    x0: np.ndarray
+    final: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
     """A network with weights.
 
+    The methods' keyword arguments ``settings`` are keys of ``config.sample``, e.g. ``steps=20``, ``eta=1.0``,
+    ``sampler="unipc2"``, ``spacing="quad"``, ``seed=3`` or ``batch_size=8``; what is not given is taken from there.
+
     Attributes:
-        config: the resolved config; ``config.sample`` holds the default settings of :meth:`sample`.
+        config: the resolved config; ``config.sample`` holds the default settings.
         model: the Flax network.
         variables: ``params`` and ``batch_stats`` as NumPy arrays.
         step: training steps done.
@@ -45,7 +76,7 @@ class Pipeline:
 
     def sample(
         self,
-        num: int,
+        num: int | None = None,
         *,
         seed: int = 0,
         start: int = 0,
@@ -60,13 +91,13 @@ class Pipeline:
         give the same eight.
 
         Args:
-            num: number of images n.
+            num: number of images n; or give ``indices`` or ``per_class``.
             seed: seed of the images.
             start: index of the first image.
-            steps: network evaluations S.
+            steps: steps S.
             eta: 0 for DDIM, 1 for DDPM's posterior variance.
             batch_size: images per device at a time.
-            **settings: any other key of ``config.sample``, e.g. ``sampler="ddpm_large"`` or ``spacing="quad"``.
+            **settings: see the class.
 
         Returns:
             uint8 [n, h, w, c].
@@ -74,22 +105,191 @@ class Pipeline:
         Raises:
             UserError: a setting that does not exist or cannot be used.
         """
-        given = {"steps": steps, "eta": eta, "batch_size": batch_size}
+        given = {"num": num, "steps": steps, "eta": eta, "batch_size": batch_size}
         settings.update({key: value for key, value in given.items() if value is not None})
+        # What is given counts, not a list in the config that would replace it.
+        if num is not None:
+            settings = {"indices": (), "per_class": 0, **settings}
+        if steps is not None:
+            settings.setdefault("levels", ())
         if eta is not None:
             settings.setdefault("eta_per_step", ())
-        sampler = self.sampler(num, seed=seed, start=start, **settings)
-        return sampler.draw(self.variables, range(start, start + num))
+        config = self._config(seed=seed, start=start, **settings)
+        indices = image_indices(config)
+        any_images = with_sample(config, num=1, start=0, indices=(), per_class=0)
+        sampler = _image_sampler(any_images, self.model, batch_size_for(config, len(indices)))
+        return sampler.draw(self.variables, indices)
 
-    def sampler(self, num: int, **settings: Any) -> ImageSampler:
-        """A sampler for batches of images, for callers that handle images as they come."""
-        known = {field.name for field in dataclasses.fields(self.config.sample)}
+    def noise(self, indices: Sequence[int], **settings: Any) -> np.ndarray:
+        """The noise x_T that images are drawn from: float32 [n, h, w, c]; ``decode`` makes the images of it."""
+        config = self._config(**settings)
+        return self._run(programs.noise_program(config), config, image_items(config, indices))
+
+    def encode(
+        self, images: np.ndarray, *, iterations: int = 0, labels: np.ndarray | None = None, **settings: Any
+    ) -> np.ndarray:
+        """Finds the noise that DDIM (eta = 0) would draw these images from: DDIM inversion.
+
+        Args:
+            images: uint8 [n, h, w, c].
+            iterations: 0 for the paper's explicit encoding; k > 0 for the implicit one, whose way back is exact in the
+                limit of many, with k network evaluations a step.
+            labels: int [n], classes, for a class-conditional network; the classes in turn when None.
+            **settings: see the class; ``steps`` above all.
+
+        Returns:
+            float32 [n, h, w, c].
+
+        Raises:
+            UserError: images of another size, or settings that cannot be used.
+        """
+        config = self._config(**settings)
+        self._check_images(images)
+        program = programs.encode_program(config, self.model, programs.build_encoder(config, iterations))
+        return self._run(program, config, (images, self._items(config, len(images), labels)))
+
+    def decode(self, latents: np.ndarray, *, labels: np.ndarray | None = None, **settings: Any) -> np.ndarray:
+        """Draws the images of given noise: float32 [n, h, w, c] → uint8 [n, h, w, c].
+
+        Args:
+            latents: from :meth:`encode` or :meth:`noise`, or anything like standard normal noise.
+            labels: see :meth:`encode`.
+            **settings: see the class.
+        """
+        config = self._config(**settings)
+        self._check_images(latents)
+        program = programs.decode_program(config, self.model, programs.build_sampler(config))
+        items = self._items(config, len(latents), labels)
+        return self._run(program, config, (np.asarray(latents, np.float32), items))
+
+    def interpolate(self, first: Sequence[int], second: Sequence[int], points: int = 11, **settings: Any) -> np.ndarray:
+        """Draws images between pairs of images, from noise on the arc between theirs (DDIM, appendix D.5).
+
+        Args:
+            first: n image indices.
+            second: n image indices.
+            points: images per pair, both ends included.
+            **settings: see the class; with eta = 0 the ends are the images themselves.
+
+        Returns:
+            uint8 [n, points, h, w, c].
+        """
+        path = slerp_path(self.noise(first, **settings), self.noise(second, **settings), points)
+        by_pair = np.swapaxes(np.asarray(path), 0, 1)
+        images = self.decode(by_pair.reshape(-1, *by_pair.shape[2:]), **settings)
+        return images.reshape(by_pair.shape)
+
+    def interpolate_grid(self, corners: Sequence[int], side: int = 8, **settings: Any) -> np.ndarray:
+        """Draws a square of images between four.
+
+        Args:
+            corners: image indices: top left, top right, bottom left, bottom right.
+            side: images along a side.
+            **settings: see the class.
+
+        Returns:
+            uint8 [side, side, h, w, c].
+        """
+        square = np.asarray(slerp_grid(self.noise(corners, **settings), side, side))
+        return self.decode(square.reshape(-1, *square.shape[2:]), **settings).reshape(square.shape)
+
+    def trajectory(self, indices: Sequence[int], moments: int = 10, **settings: Any) -> Trajectory:
+        """Draws images and keeps what is passed on the way, in memory for the moments kept alone.
+
+        Args:
+            indices: n image indices.
+            moments: K, evenly spaced over the steps, the first step included.
+            **settings: see the class.
+        """
+        config = self._config(**settings)
+        sampler = programs.build_sampler(config)
+        kept = np.unique(np.linspace(0, sampler.steps - 1, min(moments, sampler.steps)).round().astype(int))
+        program = programs.trajectory_program(config, self.model, sampler, kept)
+        images = self._run(program, config, image_items(config, indices))
+        return Trajectory(kept, images.x, images.x0, images.final)
+
+    def recover(
+        self, images: np.ndarray, level: int, *, labels: np.ndarray | None = None, **settings: Any
+    ) -> programs.Recovered:
+        """Noises images up to a level and denoises them; SDEdit, for images unlike the training data's.
+
+        Args:
+            images: uint8 [n, h, w, c].
+            level: 1 ... T; the higher, the less of the image survives.
+            labels: see :meth:`encode`.
+            **settings: see the class; ``steps`` counts those of a whole trajectory.
+
+        Returns:
+            The noised and the recovered images, both uint8 [n, h, w, c].
+        """
+        config = self._config(**settings)
+        self._check_images(images)
+        program = programs.recover_program(config, self.model, level)
+        return self._run(program, config, (images, self._items(config, len(images), labels)))
+
+    def inpaint(
+        self,
+        images: np.ndarray,
+        mask: np.ndarray,
+        *,
+        resamplings: int = 10,
+        jump: int = 10,
+        labels: np.ndarray | None = None,
+        **settings: Any,
+    ) -> np.ndarray:
+        """Draws anew what a mask leaves out (RePaint).
+
+        Args:
+            images: uint8 [n, h, w, c]; what they show outside the mask does not matter.
+            mask: bool [h, w] or [n, h, w], True where the image is kept.
+            resamplings: times that each stretch of steps is gone over.
+            jump: steps of such a stretch.
+            labels: see :meth:`encode`.
+            **settings: see the class.
+
+        Returns:
+            uint8 [n, h, w, c].
+
+        Raises:
+            UserError: images or a mask of another size, or settings that cannot be used.
+        """
+        config = self._config(**settings)
+        self._check_images(images)
+        if mask.shape not in (images.shape[1:3], images.shape[:3]):
+            raise UserError(f"the mask has shape {mask.shape}, but the images are {images.shape[1:3]}; resize the mask")
+        masks = np.broadcast_to(mask.astype(bool), images.shape[:3])[..., None]
+        sampler = programs.build_sampler(config)
+        program = programs.inpaint_program(config, self.model, sampler, resamplings, jump)
+        return self._run(program, config, (images, masks, self._items(config, len(images), labels)))
+
+    def _config(self, **settings: Any) -> Config:
+        """The config with other sampling settings, checked."""
         for name in settings:
-            if name not in known:
-                config_module.check_key(f"sample.{name}")
-        changed = dataclasses.replace(self.config, sample=dataclasses.replace(self.config.sample, num=num, **settings))
-        config_module.check(changed)
-        return sampler_for(changed, self.model, num)
+            if name in _DECIDED_ELSEWHERE:
+                raise UserError(f"sample.{name} means nothing here: {_DECIDED_ELSEWHERE[name]}")
+        values = dataclasses.asdict(self.config)
+        values["sample"] |= settings
+        # By way of JSON, so that lists, integers and NumPy's numbers become what the types of the keys ask for.
+        return from_json(json.dumps(values, default=lambda value: value.tolist()))
+
+    def _items(self, config: Config, count: int, labels: np.ndarray | None) -> programs.Items:
+        items = image_items(config, np.arange(config.sample.start, config.sample.start + count))
+        return items if labels is None else items._replace(label=np.asarray(labels, np.int32))
+
+    def _check_images(self, images: np.ndarray) -> None:
+        shape = programs.image_shape(self.config)
+        if images.ndim != 4 or images.shape[1:] != shape:
+            raise UserError(f"images have shape {images.shape}, but the model's are [n, {', '.join(map(str, shape))}]")
+
+    def _run(self, program: programs.Program, config: Config, items: Any) -> Any:
+        count = len(jax.tree.leaves(items)[0])
+        return ShardedMap(program, batch_size_for(config, count))(self.variables, items)
+
+
+# Compiling takes longer than drawing a few images; a program is large, so that only a few are kept.
+@functools.lru_cache(maxsize=8)
+def _image_sampler(config: Config, model: nn.Module, batch_size: int) -> ImageSampler:
+    return ImageSampler(config, model, batch_size)
 
 
 def load(workdir: epath.PathLike, step: int | None = None, ema: bool = True) -> Pipeline:

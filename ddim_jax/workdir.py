@@ -106,7 +106,7 @@ def config_for_job(workdir: epath.PathLike, config: Config) -> Config:
     """The config of a job on a trained workdir.
 
     What was trained (``data``, ``model``, ``diffusion``, ``train``, ``seed``) comes from the workdir, what is to be
-    done (``sample``, ``eval``) from the command line.
+    done (all other groups) from the command line.
 
     Raises:
         UserError: the command line contradicts the workdir.
@@ -122,7 +122,8 @@ def config_for_job(workdir: epath.PathLike, config: Config) -> Config:
             f"--config contradicts what workdir {workdir} was trained with: "
             f"{_list_changes(changed, 'trained', 'command line')}; pass the config of the training run"
         )
-    return dataclasses.replace(trained, sample=config.sample, eval=config.eval)
+    training = {group: getattr(trained, group) for group in ("data", "model", "diffusion", "train", "seed")}
+    return dataclasses.replace(config, **training)
 
 
 def _list_changes(changed: Mapping[str, tuple[Any, Any]], old_name: str, new_name: str) -> str:

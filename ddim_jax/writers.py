@@ -31,9 +31,7 @@ class MetricWriter:
         self._file = self._path.open("a")
         self._board = None
         if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+            self._board = _summary_writer(str(workdir / "tensorboard"), resume_step + 1)
 
     def _drop_lines_after(self, step: int) -> None:
         if not self._path.exists():
@@ -78,6 +76,22 @@ class MetricWriter:
     def __exit__(self, *unused: Any) -> None:
         """Closes the files, also when the run fails."""
         self.close()
+
+
+def _summary_writer(folder: str, purge_step: int) -> Any:
+    """A tensorboardX writer, made without PyTorch.
+
+    tensorboardX imports PyTorch where that is installed, only to accept its tensors: seconds and hundreds of MiB.
+    """
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType] - Python's way to make an import fail
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hide:
+            del sys.modules["torch"]
+    return SummaryWriter(folder, purge_step=purge_step)
 
 
 class SilentWriter(MetricWriter):

@@ -88,6 +88,38 @@ def test_clipping_changes_nothing_inside_the_range_and_bounds_what_is_outside(cl
     assert np.allclose(adds_up[~inside], x[~inside], atol=1e-13) == (clip == "rederive_eps")
 
 
+@pytest.mark.parametrize("percentile", [50.0, 90.0, 100.0])
+def test_dynamic_threshold_by_hand(percentile):
+    """Imagen, section 2.3: per image, cut at the percentile s of |x0|, never below 1, and divide by s."""
+    x = images(11)
+    plain = make_predict(lambda x, time: 2 * jnp.sin(3 * x), "eps")(x, row(0.3))
+    result = make_predict(lambda x, time: 2 * jnp.sin(3 * x), "eps", "dynamic_threshold", percentile)(x, row(0.3))
+    for x0, before in zip(np.asarray(result.x0), np.asarray(plain.x0), strict=True):
+        s = max(1.0, np.percentile(np.abs(before), percentile))
+        np.testing.assert_allclose(x0, np.clip(before, -s, s) / s, rtol=1e-12)
+    assert np.abs(result.x0).max() <= 1
+    np.testing.assert_allclose(diffuse(*result, 0.3), x, atol=1e-13)  # the noise is derived anew
+
+
+def test_dynamic_threshold_is_clipping_for_small_pixels_or_at_a_limit_of_1():
+    x = images(12)
+    for factor, largest in ((0.1, np.inf), (2.0, 1.0)):
+
+        def network(x, time, factor=factor):
+            return factor * jnp.sin(3 * x)
+
+        dynamic = make_predict(network, "x0", "dynamic_threshold", 99.5, largest)(x, row(0.3))
+        clip = make_predict(network, "x0", "rederive_eps")(x, row(0.3))
+        np.testing.assert_allclose(dynamic.x0, clip.x0, rtol=1e-14)
+        np.testing.assert_allclose(dynamic.eps, clip.eps, rtol=1e-13)
+
+
+@pytest.mark.parametrize(("percentile", "largest"), [(0.0, 2.0), (101.0, 2.0), (float("nan"), 2.0), (99.0, 0.9)])
+def test_unusable_thresholds_are_refused(percentile, largest):
+    with pytest.raises(UserError, match="dynamic threshold"):
+        make_predict(lambda x, time: x, "eps", "dynamic_threshold", percentile, largest)
+
+
 def test_the_network_is_told_the_same_time_for_every_image_in_the_dtype_of_x():
     told = []
 

@@ -1,10 +1,13 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ddim_jax.diffusion.schedule import make_schedule
 from ddim_jax.errors import UserError
 
-NAMES = ("linear", "quad", "const", "jsd", "sigmoid", "cosine")
+BETAS = ("linear", "quad", "const", "jsd", "sigmoid", "cosine")
+NAMES = (*BETAS, "offset_cosine")
 
 
 def plain_betas(name, T, start, end):
@@ -31,7 +34,7 @@ def plain_betas(name, T, start, end):
     return betas
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BETAS)
 @pytest.mark.parametrize("num_levels", [10, 1000])
 def test_schedules_follow_their_definitions(name, num_levels):
     schedule = make_schedule(name, num_levels, 1e-4, 0.02)
@@ -67,6 +70,19 @@ def test_cosine_is_the_squared_cosine_until_beta_is_cut():
     angle = (np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2
     np.testing.assert_allclose(alpha_bar[:-1], (np.cos(angle) ** 2 / np.cos(angle[0]) ** 2)[:-1], rtol=1e-9)
     assert alpha_bar[-1] == pytest.approx(alpha_bar[-2] * 0.001)
+
+
+@pytest.mark.parametrize("num_levels", [1, 10, 1000])
+def test_offset_cosine_is_keras_schedule_at_equal_times(num_levels):
+    schedule = make_schedule("offset_cosine", num_levels)
+    time = np.arange(1, num_levels + 1) / num_levels
+    angle = np.arccos(0.95) + time * (np.arccos(0.02) - np.arccos(0.95))
+    np.testing.assert_allclose(schedule.alpha_bar, [1, *np.cos(angle) ** 2], rtol=1e-12)
+    assert schedule.alpha_bar[-1] == pytest.approx(0.02**2)
+    levels = np.arange(1, num_levels + 1)
+    np.testing.assert_allclose(schedule.time_input(levels), np.sin(angle) ** 2, rtol=1e-12)
+    told = jax.jit(schedule.time_input)(jnp.asarray(levels))
+    np.testing.assert_allclose(told, np.sin(angle) ** 2, rtol=1e-6)
 
 
 def test_beta_and_log_snr_restate_alpha_bar():

@@ -3,7 +3,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from ddim_jax.diffusion.timesteps import level_pairs, sampling_levels
+from ddim_jax.diffusion.schedule import make_schedule
+from ddim_jax.diffusion.timesteps import SPACINGS, explicit_levels, level_pairs, sampling_levels
 from ddim_jax.errors import UserError
 
 
@@ -99,6 +100,82 @@ def test_one_step_starts_at_the_top_except_as_published():
     assert list(sampling_levels("quad_published", 1000, 1)) == [1]
 
 
+@pytest.mark.parametrize("steps", [1, 2, 7, 10, 30, 600, 999, 1000])
+def test_diffusers_definitions(steps):
+    trailing = np.round(np.arange(1000, 0, -1000 / steps)).astype(int) - 1
+    assert list(sampling_levels("trailing", 1000, steps) - 1) == list(trailing[:steps])
+    linspace = np.linspace(0, 999, steps).round()[::-1] if steps > 1 else [999]
+    assert list(sampling_levels("linspace", 1000, steps) - 1) == list(linspace)
+
+
+@hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
+@hypothesis.given(levels_and_steps(), st.sampled_from(SPACINGS), st.sampled_from(["linear", "cosine", "jsd"]))
+@hypothesis.example((1000, 1000), "karras", "linear")
+@hypothesis.example((1000, 999), "logsnr", "cosine")
+@hypothesis.example((1, 1), "logsnr", "jsd")
+@hypothesis.example((2, 2), "karras", "jsd")
+def test_all_spacings_give_levels_that_fall_and_all_but_the_published_ones_exactly_as_many_as_asked(
+    case, spacing, name
+):
+    num_levels, steps = case
+    hypothesis.assume(not (name == "jsd" and num_levels == 1 and spacing in ("logsnr", "karras")))
+    levels = sampling_levels(spacing, num_levels, steps, make_schedule(name, num_levels))
+    assert levels.dtype == np.int64
+    assert levels[0] <= num_levels
+    assert levels[-1] >= 1
+    if not spacing.endswith("published"):
+        assert len(levels) == steps
+        assert np.all(np.diff(levels) < 0)
+
+
+def test_spacings_by_noise_are_even_where_there_are_levels_enough():
+    schedule = make_schedule("linear", 100_000, 1e-6, 2e-4)
+    log_snr = schedule.log_snr[sampling_levels("logsnr", 100_000, 12, schedule)]
+    np.testing.assert_allclose(log_snr, np.linspace(schedule.log_snr[-1], schedule.log_snr[1], 12), atol=0.05)
+    root = np.exp(-schedule.log_snr[sampling_levels("karras", 100_000, 12, schedule)] / 14)
+    expected = np.exp(-np.array([schedule.log_snr[-1], schedule.log_snr[1]]) / 14)
+    np.testing.assert_allclose(root, np.linspace(*expected, 12), atol=1e-3)
+
+
+def test_spacings_by_noise_span_all_levels_and_karras_has_more_noise():
+    linear = make_schedule("linear")
+    logsnr, karras = (sampling_levels(spacing, 1000, 10, linear) for spacing in ("logsnr", "karras"))
+    for levels in (logsnr, karras):
+        assert (levels[0], levels[-1]) == (1000, 1)
+    for spacing in ("logsnr", "karras"):
+        assert list(sampling_levels(spacing, 1000, 1, linear)) == [1000]
+    assert np.all(karras[1:-1] > logsnr[1:-1])
+
+
+def test_pure_noise_is_no_place_to_begin_even_steps_of_log_snr():
+    levels = sampling_levels("logsnr", 1000, 10, make_schedule("jsd"))
+    assert levels[0] == 999
+
+
+@pytest.mark.parametrize("spacing", ["logsnr", "karras"])
+def test_spacings_by_noise_need_the_schedule(spacing):
+    with pytest.raises(ValueError, match="needs the schedule"):
+        sampling_levels(spacing, 1000, 10)
+
+
+def test_explicit_levels():
+    assert explicit_levels([1000, 500, 1], 1000).dtype == np.int64
+    assert list(explicit_levels((7,), 1000)) == [7]
+
+
+@hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
+@hypothesis.given(st.lists(st.integers(-2, 12), max_size=5))
+@hypothesis.example([5.5])
+def test_wrong_lists_of_levels_are_explained_in_one_line(levels):
+    right = levels and all(1 <= level <= 10 for level in levels) and sorted(set(levels), reverse=True) == levels
+    if right and levels != [5.5]:
+        assert list(explicit_levels(levels, 10)) == levels
+    else:
+        with pytest.raises(UserError, match="level") as caught:
+            explicit_levels(levels, 10)
+        assert "\n" not in str(caught.value)
+
+
 def test_pairs_chain_down_to_the_clean_image():
     np.testing.assert_array_equal(level_pairs(np.array([901, 601, 601, 1])), [[901, 601], [601, 601], [601, 1], [1, 0]])
 
@@ -108,7 +185,7 @@ def test_pairs_chain_down_to_the_clean_image():
     [
         (("uniform", 1000, 0), "from 1 to 1000"),
         (("quad_published", 1000, 1001), "from 1 to 1000"),
-        (("linspace", 1000, 10), "choose from: uniform"),
+        (("linear", 1000, 10), "choose from: uniform"),
     ],
 )
 def test_mistakes_are_explained_in_one_line(arguments, word):

@@ -12,15 +12,28 @@ names the key and the remedy.
 """
 
 from ddim_jax.config.checks import check
-from ddim_jax.config.convert import check_key, differences, flatten, from_config_dict, from_json, to_json
+from ddim_jax.config.convert import (
+    check_key,
+    differences,
+    flatten,
+    from_config_dict,
+    from_json,
+    to_json,
+    with_sample,
+)
 from ddim_jax.config.schema import (
     Config,
     DataConfig,
     DiffusionConfig,
+    EditConfig,
     EvalConfig,
+    InterpolateConfig,
     ModelConfig,
+    ReconstructConfig,
     SampleConfig,
+    SweepConfig,
     TrainConfig,
+    TrajectoryConfig,
 )
 from ddim_jax.config.tree import ConfigTree, apply_variants, default_config
 from ddim_jax.errors import ConfigError
@@ -31,10 +44,15 @@ __all__ = [
     "ConfigTree",
     "DataConfig",
     "DiffusionConfig",
+    "EditConfig",
     "EvalConfig",
+    "InterpolateConfig",
     "ModelConfig",
+    "ReconstructConfig",
     "SampleConfig",
+    "SweepConfig",
     "TrainConfig",
+    "TrajectoryConfig",
     "apply_variants",
     "check",
     "check_key",
@@ -44,4 +62,5 @@ __all__ = [
     "from_config_dict",
     "from_json",
     "to_json",
+    "with_sample",
 ]

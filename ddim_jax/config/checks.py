@@ -17,6 +17,7 @@ def check(config: Config) -> None:
     _check_diffusion(config.diffusion)
     _check_train(config.train)
     _check_sample(config)
+    _check_jobs(config)
     _require(0 <= config.seed < 2**31, "seed", config.seed, "must lie in 0 ... 2^31 - 1")
 
 
@@ -99,7 +100,7 @@ def _check_train(train: TrainConfig) -> None:
     for key in ("epochs", "warmup_steps", "sample_every", "weight_decay", "grad_clip", "keep_every"):
         _require(getattr(train, key) >= 0, f"train.{key}", getattr(train, key), "must not be negative")
     _require(train.learning_rate > 0, "train.learning_rate", train.learning_rate, "must be positive")
-    for key in ("adam_b1", "adam_b2", "ema_decay"):
+    for key in ("adam_b1", "adam_b2", "ema_decay", "label_dropout"):
         _require(0 <= getattr(train, key) < 1, f"train.{key}", getattr(train, key), "must lie in [0, 1)")
     _require(train.adam_eps > 0, "train.adam_eps", train.adam_eps, "must be positive")
     _require(
@@ -129,6 +130,36 @@ def _check_sample(config: Config) -> None:
     _require(
         all(e >= 0 for e in sample.eta_per_step), "sample.eta_per_step", sample.eta_per_step, "must not be negative"
     )
+    deterministic = sample.sampler not in ("ddim", "ddpm_small", "ddpm_large")
+    _require(
+        not deterministic or (sample.eta == 0 and not any(sample.eta_per_step)),
+        "sample.eta",
+        sample.eta,
+        f"sample.sampler={sample.sampler} adds no noise: set it to 0, or choose ddim",
+    )
+    _require(
+        sample.clip == "none" or (set(config.data.mean), set(config.data.std)) == ({0.5}, {0.5}),
+        "sample.clip",
+        sample.clip,
+        "clips to [-1, 1], but data.mean and data.std are not 0.5; use none",
+    )
+    _check_indices("sample.indices", sample.indices)
+    _require(sample.per_class >= 0, "sample.per_class", sample.per_class, "must not be negative")
+    guided = sample.guidance_scale != 1 or sample.guidance_levels or sample.per_class
+    _require(
+        not guided or config.model.num_classes > 0,
+        "model.num_classes",
+        config.model.num_classes,
+        "sample.per_class and guidance need a class-conditional network",
+    )
+    if sample.guidance_levels:
+        levels = sample.guidance_levels
+        _require(
+            len(levels) == 2 and 1 <= levels[0] <= levels[1] <= num_levels,
+            "sample.guidance_levels",
+            levels,
+            f"give the lowest and the highest level, in 1 ... {num_levels}",
+        )
     if sample.label is not None:
         _require(
             0 <= sample.label < config.model.num_classes,
@@ -136,3 +167,42 @@ def _check_sample(config: Config) -> None:
             sample.label,
             f"must lie below model.num_classes={config.model.num_classes}",
         )
+
+
+def _check_indices(key: str, indices: tuple[int, ...]) -> None:
+    _require(all(0 <= i < 2**31 for i in indices), key, indices, "image indices must lie in 0 ... 2^31 - 1")
+    repeated = {i for i in indices if indices.count(i) > 1}
+    _require(not repeated, key, indices, f"image {min(repeated, default=0)} occurs more than once; name each once")
+
+
+def _check_jobs(config: Config) -> None:
+    """What can be checked without regard to the schedule; jobs check the rest when they run."""
+    for group, keys in {
+        "trajectory": ("num", "moments", "frame_ms"),
+        "interpolate": ("points", "side"),
+        "reconstruct": ("num", "shown"),
+        "edit": ("level", "num", "resamplings", "jump"),
+        "sweep": ("num",),
+    }.items():
+        for key in keys:
+            value = getattr(getattr(config, group), key)
+            _require(value >= 1, f"{group}.{key}", value, "must be at least 1")
+    interpolate = config.interpolate
+    _require(interpolate.points >= 2, "interpolate.points", interpolate.points, "must be at least 2")
+    _require(interpolate.side >= 2, "interpolate.side", interpolate.side, "must be at least 2")
+    _require(
+        len(interpolate.first) == len(interpolate.second) >= 1,
+        "interpolate.second",
+        interpolate.second,
+        f"needs as many indices as interpolate.first={interpolate.first}, at least one",
+    )
+    _require(len(interpolate.corners) in (0, 4), "interpolate.corners", interpolate.corners, "needs four indices")
+    for key in ("first", "second", "corners"):
+        values = getattr(interpolate, key)
+        _require(all(0 <= i < 2**31 for i in values), f"interpolate.{key}", values, "must lie in 0 ... 2^31 - 1")
+    for key, values in (("reconstruct.steps", config.reconstruct.steps), ("sweep.steps", config.sweep.steps)):
+        _require(bool(values) and all(v >= 1 for v in values), key, values, "needs numbers of steps, of at least 1")
+    iterations = config.reconstruct.iterations
+    _require(iterations >= 0, "reconstruct.iterations", iterations, "must not be negative")
+    etas = config.sweep.etas
+    _require(bool(etas) and all(eta >= 0 for eta in etas), "sweep.etas", etas, "needs etas that are not negative")

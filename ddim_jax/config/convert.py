@@ -119,3 +119,14 @@ def _convert(annotation: Any, value: Any, key: str) -> Any:
     if annotation is float and not math.isfinite(value):
         raise ConfigError(f"{key}: {value} is not a finite number")
     return value
+
+
+def with_sample(config: Config, **settings: Any) -> Config:
+    """The config with other values in its ``sample`` group, checked.
+
+    Raises:
+        ConfigError: a value that cannot be used.
+    """
+    changed = dataclasses.replace(config, sample=dataclasses.replace(config.sample, **settings))
+    check(changed)
+    return changed

@@ -132,6 +132,7 @@ class TrainConfig:
         adam_eps: Adam's epsilon.
         weight_decay: AdamW's decoupled decay.
         grad_clip: largest global norm of the gradient; 0 turns clipping off.
+        label_dropout: share of the labels replaced by "none" in training, which classifier-free guidance needs.
         ema_decay: decay of the moving average of the parameters.
         ema_warmup: use min(ema_decay, (1 + step) / (10 + step)).
         checkpoint_every: steps between checkpoints.
@@ -159,6 +160,7 @@ class TrainConfig:
     adam_eps: float = 1e-8
     weight_decay: float = 0.0
     grad_clip: float = 1.0
+    label_dropout: float = 0.0
     ema_decay: float = 0.9999
     ema_warmup: bool = False
     checkpoint_every: int = 5000
@@ -183,8 +185,10 @@ class SampleConfig:
         indices: draw these images instead of ``start`` ... ``start + num - 1``.
         per_class: with a class-conditional network, draw this many images of each class instead of ``num``.
         seed: seed of the images.
-        sampler: ``ddim``; ``ddpm_small`` (posterior variance, DDIM's eta = 1) or ``ddpm_large`` (variance beta, the DDIM
-            paper's sigma-hat on a subsequence); or a fast deterministic solver, see ``diffusion/samplers.py``.
+        preset: settings of a paper or project by name, see ``config/presets.py``; replaces ``sampler``, ``spacing``,
+            ``clip`` and ``eta``.
+        sampler: ``ddim``; ``ddpm_small`` (posterior variance, DDIM's eta = 1) or ``ddpm_large`` (variance beta, the
+            DDIM paper's sigma-hat on a subsequence); or a fast deterministic solver, see ``diffusion/samplers.py``.
         steps: steps S; network evaluations too, but for ``heun`` (2 S - 1) and ``plms`` (S + 1).
         eta: DDIM's stochasticity; 0 is deterministic, 1 is DDPM's posterior variance.
         eta_per_step: an eta for each step, first (noisiest) step first; replaces ``eta``.
@@ -192,6 +196,9 @@ class SampleConfig:
         levels: the subsequence itself, noisiest first, in 1 ... T; replaces ``steps`` and ``spacing``.
         clip: what is done to the predicted clean image, see ``diffusion/prediction.py``.
         label: class to draw with a class-conditional network; all classes in turn when unset.
+        guidance_scale: classifier-free guidance w: 1 none, larger ones exaggerate the class, see
+            ``diffusion/guidance.py``. The network must have been trained with ``train.label_dropout``.
+        guidance_levels: the lowest and highest level at which to guide; all when empty.
         ema: use the moving average of the parameters (published results all do).
         checkpoint: step of the checkpoint to use; the newest when unset.
         batch_size: images per device at a time.
@@ -205,6 +212,7 @@ class SampleConfig:
     indices: tuple[int, ...] = ()
     per_class: int = 0
     seed: int = 0
+    preset: Literal["", "ddim-paper-cifar10", "ddim-paper-celeba", "ddpm", "openai", "diffusers", "keras"] = ""
     sampler: Literal[
         "ddim", "ddpm_small", "ddpm_large", "heun", "ab2", "ab3", "ab4", "plms", "dpmpp_2m", "unipc2", "unipc3"
     ] = "ddim"
@@ -217,11 +225,110 @@ class SampleConfig:
     levels: tuple[int, ...] = ()
     clip: Literal["none", "keep_eps", "rederive_eps"] = "none"
     label: int | None = None
+    guidance_scale: float = 1.0
+    guidance_levels: tuple[int, ...] = ()
     ema: bool = True
     checkpoint: int | None = None
     batch_size: int = 64
     format: Literal["png", "npz"] = "png"
     precision: Literal["default", "high", "highest"] = "default"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrajectoryConfig:
+    """``--mode=trajectory``: images on their way from noise.
+
+    Attributes:
+        num: images shown, one row each; the first of those that ``sample`` asks for.
+        moments: moments shown, one column each, evenly spaced over the steps.
+        frame_ms: time of a frame of the animation, in milliseconds.
+    """
+
+    num: int = 8
+    moments: int = 10
+    frame_ms: int = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class InterpolateConfig:
+    """``--mode=interpolate``: images between images, by interpolating the noise they are drawn from.
+
+    Attributes:
+        first: indices of the images at the left end of each row.
+        second: indices of those at the right end, as many.
+        points: images in a row, both ends included.
+        corners: indices of the four corners of a square grid, top left, top right, bottom left, bottom right; no grid
+            when empty.
+        side: images along a side of that grid.
+    """
+
+    first: tuple[int, ...] = (0, 2, 4, 6)
+    second: tuple[int, ...] = (1, 3, 5, 7)
+    points: int = 11
+    corners: tuple[int, ...] = (0, 1, 2, 3)
+    side: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class ReconstructConfig:
+    """``--mode=reconstruct``: encode real images to noise and decode them.
+
+    Attributes:
+        num: images used, the first of the data.
+        split: TFDS split to take them from; that of the training when empty.
+        path: folder to take them from; that of the training when empty.
+        steps: numbers of steps S tried; S to encode and S to decode.
+        iterations: 0 encodes explicitly, as the paper; k > 0 implicitly, by k evaluations a step.
+        shown: images in the picture.
+    """
+
+    num: int = 64
+    split: str = ""
+    path: str = ""
+    steps: tuple[int, ...] = (10, 20, 50, 100, 200, 500, 1000)
+    iterations: int = 0
+    shown: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class EditConfig:
+    """``--mode=edit``: change real images.
+
+    Attributes:
+        task: ``recover`` noises images to a level and denoises them (SDEdit, when the images are not of the training
+            data's kind); ``inpaint`` draws anew what a mask leaves out (RePaint).
+        level: noise level that ``recover`` goes to, in 1 ... T.
+        num: images used, the first of the data.
+        split: TFDS split to take them from; that of the training when empty.
+        path: folder, or one image file, to take them from; that of the training when empty.
+        mask: image file of the size of the images, for ``inpaint``: white is kept, black is drawn anew.
+        resamplings: times that ``inpaint`` goes over each stretch of ``jump`` steps; more harmonise better.
+        jump: steps of such a stretch.
+    """
+
+    task: Literal["recover", "inpaint"] = "recover"
+    level: int = 100
+    num: int = 8
+    split: str = ""
+    path: str = ""
+    mask: str = ""
+    resamplings: int = 10
+    jump: int = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """``--mode=sweep``: the same noise under other settings.
+
+    Attributes:
+        etas: rows.
+        steps: columns.
+        num: images in each cell.
+    """
+
+    etas: tuple[float, ...] = (0.0, 0.2, 0.5, 1.0)
+    steps: tuple[int, ...] = (10, 20, 50, 100, 1000)
+    num: int = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +345,11 @@ class Config:
     diffusion: DiffusionConfig = DiffusionConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
+    trajectory: TrajectoryConfig = TrajectoryConfig()
+    interpolate: InterpolateConfig = InterpolateConfig()
+    reconstruct: ReconstructConfig = ReconstructConfig()
+    edit: EditConfig = EditConfig()
+    sweep: SweepConfig = SweepConfig()
     eval: EvalConfig = EvalConfig()
     seed: int = 0
 

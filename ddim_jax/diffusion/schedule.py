@@ -56,7 +56,7 @@ class Schedule(NamedTuple):
         """The number that tells the network a level in 1 ... T: ``level - 1``, unless the schedule has its own."""
         if self.times is None:
             return level - 1
-        return jnp.asarray(self.times)[level] if isinstance(level, jax.Array) else self.times[level]
+        return jnp.asarray(self.times, jnp.float32)[level] if isinstance(level, jax.Array) else self.times[level]
 
 
 def make_schedule(name: str, num_levels: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:

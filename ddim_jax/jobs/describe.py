@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
+from etils import epath
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from ddim_jax import parallel
@@ -23,14 +24,19 @@ from ddim_jax.training.step import make_train_step
 _MOST_ROWS = 100
 
 
-def describe(config: Config) -> None:
+def describe(config: Config, workdir: epath.PathLike | None = None) -> None:
     """Prints the resolved config, the parameters, the cost of a pass, the sampling steps, and the memory of training.
 
     Nothing is computed and no data is opened; the training step is compiled, to know its memory.
 
+    Args:
+        config: the run.
+        workdir: not used; all jobs take one.
+
     Raises:
         UserError: a batch or sampling settings that cannot be used.
     """
+    del workdir
     model = build_model(config)
     optimizer = make_optimizer(config.train, max(1, config.train.steps))
     state = abstract_state(config, model, optimizer)

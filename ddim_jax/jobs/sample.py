@@ -1,24 +1,19 @@
 """``--mode=sample``: draw N images into ``WORKDIR/sample/NAME-HASH/``, resuming by missing index."""
 
 import concurrent.futures
-import dataclasses
 import time
-from typing import Any
 
 import numpy as np
 from etils import epath
 
-from ddim_jax import parallel, pipeline
-from ddim_jax.config import Config, SampleConfig
+from ddim_jax import parallel
+from ddim_jax.config import Config
 from ddim_jax.images import grid, load_png, save_png
+from ddim_jax.jobs.model_job import ModelJob, sampler_name
 from ddim_jax.sampling.sampler import ImageSampler, batch_size_for, image_indices
-from ddim_jax.workdir import config_for_job, job_dir, write_run_record
 from ddim_jax.writers import progress, say
 
 _GRID_IMAGES = 64
-
-# These settings say how an image is computed or stored, not which image it is.
-_NOT_DECIDING = ("batch_size", "format", "checkpoint")
 
 
 def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
@@ -37,13 +32,12 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
     Raises:
         UserError: no checkpoint, a config that contradicts it, or a folder that cannot be written.
     """
-    config = config_for_job(workdir, config)
-    settings = config.sample
-    pipe = dataclasses.replace(pipeline.load(workdir, settings.checkpoint, settings.ema), config=config)
+    job = ModelJob.load(config, workdir)
+    config, pipe, settings = job.config, job.pipe, job.config.sample
     indices = image_indices(config)
     # From what the whole job needs, so that a resumed job uses the same shape.
     sampler = ImageSampler(config, pipe.model, batch_size_for(config, -(-len(indices) // parallel.process_count())))
-    folder = job_dir(workdir, "sample", _name(settings, pipe.step, len(indices)), _decides(settings, pipe.step))
+    folder = job.folder("sample", f"{sampler_name(settings)}-n{len(indices)}")
     store = _PngStore(folder, len(indices)) if settings.format == "png" else _NpzStore(folder)
     present = store.present()
     # From here on files appear: all processes must have looked before.
@@ -72,14 +66,10 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
     # A job that found all images in place leaves the record of the one that drew them.
     if parallel.is_main_process() and not (computed == 0 and (folder / "run.json").exists()):
         save_png(folder / "grid.png", grid(store.read(indices[:_GRID_IMAGES])))
-        write_run_record(
+        job.record(
             folder,
-            config,
-            mode="sample",
-            seed=settings.seed,
-            checkpoint_step=pipe.step,
-            device=parallel.device_description(),
-            seconds=round(seconds, 3),
+            "sample",
+            sampling_seconds=round(seconds, 3),
             images=len(indices),
             images_computed=computed,
             network_evaluations_per_image=sampler.evaluations,
@@ -88,16 +78,6 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
         say(f"{len(indices):,} images are in {folder}, the first of them in {folder / 'grid.png'}")
     parallel.barrier("sample written")
     return folder
-
-
-def _name(settings: SampleConfig, step: int, num: int) -> str:
-    noise = f"-eta{settings.eta:g}" if settings.sampler == "ddim" and not settings.eta_per_step else ""
-    return f"step{step}-{settings.sampler}-S{settings.steps}{noise}-n{num}"
-
-
-def _decides(settings: SampleConfig, step: int) -> dict[str, Any]:
-    values = dataclasses.asdict(settings)
-    return {"checkpoint_step": step, **{k: v for k, v in values.items() if k not in _NOT_DECIDING}}
 
 
 def _announce(config: Config, sampler: ImageSampler, step: int, num: int, present: int) -> None:

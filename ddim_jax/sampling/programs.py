@@ -15,12 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddim_jax.config import Config
-from ddim_jax.diffusion import losses, samplers
+from ddim_jax.diffusion import editing, samplers
+from ddim_jax.diffusion.guidance import guided
 from ddim_jax.diffusion.inversion import Encoder, make_encoder
 from ddim_jax.diffusion.prediction import Predict, make_predict
 from ddim_jax.diffusion.samplers import Sampler, make_sampler
 from ddim_jax.diffusion.schedule import Schedule, make_schedule
+from ddim_jax.diffusion.steps import StepTable
 from ddim_jax.diffusion.timesteps import explicit_levels, level_pairs, levels_from, sampling_levels
+from ddim_jax.errors import UserError
 from ddim_jax.images import Normalization, to_float, to_uint8
 from ddim_jax.random_streams import image_keys
 
@@ -68,8 +71,8 @@ def build_sampler(config: Config, start_level: int | None = None) -> Sampler:
         start_level: level of the images it is given, instead of the noisiest.
 
     Raises:
-        UserError: an eta too large, ``sample.eta_per_step`` of another length than the steps, or levels that the sampler
-            cannot use.
+        UserError: an eta too large, ``sample.eta_per_step`` of another length than the steps, or levels that the
+            sampler cannot use.
     """
     sample = config.sample
     levels = build_levels(config)
@@ -89,13 +92,21 @@ def build_encoder(config: Config, iterations: int = 0) -> Encoder:
     return make_encoder(solver, build_schedule(config), build_levels(config), iterations)
 
 
-def _predict(config: Config, model: nn.Module, variables: Any, label: Any, clip: str) -> Predict:
-    """The network as samplers call it."""
-    conditional = config.model.num_classes > 0
+def _predict(config: Config, model: nn.Module, variables: Any, label: jax.Array, clip: str) -> Predict:
+    """The network as samplers call it, guided towards its labels if ``config.sample`` says so."""
+    sample, num_classes = config.sample, config.model.num_classes
 
-    def network(x: jax.Array, time: jax.Array) -> Any:
-        return model.apply(variables, x, time, label if conditional else None)
+    def conditional(x: jax.Array, time: jax.Array, label: jax.Array) -> Any:
+        return model.apply(variables, x, time, label)
 
+    def unconditional(x: jax.Array, time: jax.Array) -> Any:
+        return model.apply(variables, x, time)
+
+    network = unconditional
+    if num_classes:
+        levels = sample.guidance_levels
+        interval = (levels[0] - 1.0, levels[1] - 1.0) if levels else None
+        network = guided(conditional, label, num_classes, sample.guidance_scale, interval)
     return make_predict(network, config.diffusion.objective, clip)
 
 
@@ -217,16 +228,47 @@ def recover_program(config: Config, model: nn.Module, level: int) -> Program:
     SDEdit (Meng et al. 2022): the higher the level, the more realistic and the less faithful.
     """
     sampler = build_sampler(config, level)
-    alpha_bar = build_schedule(config).alpha_bar[level]
+    schedule = build_schedule(config)
 
     def program(variables: Any, images_and_items: tuple[jax.Array, Items]) -> Recovered:
         images, items = images_and_items
         normalization = _normalization(config)
         keys = image_keys(config.sample.seed, items.index)
-        noise = samplers.initial_noise(keys, image_shape(config), jnp.float32)
-        noised = losses.diffuse(to_float(images, normalization), noise, alpha_bar)
+        noised = editing.noise_to_level(to_float(images, normalization), schedule, level, keys)
         with jax.default_matmul_precision(config.sample.precision):
             x = sampler.run(_predict(config, model, variables, items.label, config.sample.clip), noised, keys)
         return Recovered(to_uint8(noised, normalization), to_uint8(x, normalization))
+
+    return program
+
+
+def inpaint_program(config: Config, model: nn.Module, sampler: Sampler, resamplings: int, jump: int) -> Program:
+    """Draws the part of images that a mask leaves out.
+
+    (images uint8 [n, h, w, c], mask bool [n, h, w, 1] with True where the image is kept, :class:`Items`) → uint8
+    [n, h, w, c].
+
+    Args:
+        config: the run.
+        model: the network.
+        sampler: of first order.
+        resamplings: see :func:`~ddim_jax.diffusion.editing.inpaint_table`.
+        jump: see there.
+
+    Raises:
+        UserError: a sampler that is not of first order, or numbers below 1.
+    """
+    if not isinstance(sampler.table, StepTable):
+        raise UserError(f"sampler '{sampler.name}' cannot inpaint; choose from: ddim, ddpm_small, ddpm_large")
+    table = editing.inpaint_table(sampler.table, resamplings, jump)
+
+    def program(variables: Any, images_mask_items: tuple[jax.Array, jax.Array, Items]) -> jax.Array:
+        images, mask, items = images_mask_items
+        keys = image_keys(config.sample.seed, items.index)
+        x = samplers.initial_noise(keys, image_shape(config), jnp.float32)
+        with jax.default_matmul_precision(config.sample.precision):
+            predict = _predict(config, model, variables, items.label, config.sample.clip)
+            x = editing.inpaint(predict, x, to_float(images, _normalization(config)), mask, table, keys)
+        return to_uint8(x, _normalization(config))
 
     return program

@@ -1,6 +1,7 @@
 """Checkpoints of a run: the only use of Orbax."""
 
 import logging
+import textwrap
 from types import TracebackType
 from typing import Any, Self
 
@@ -77,9 +78,13 @@ class Checkpoints:
         self._require(step)
         try:
             return self._manager.restore(step, args=ocp.args.StandardRestore(like))  # pyright: ignore[reportCallIssue]
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"checkpoint {self._directory / str(step)} cannot be restored: {reason}") from error
+        except Exception as error:
+            # Orbax raises a bare Exception where a file is cut off, and messages of many thousand characters.
+            reason = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
+            raise UserError(
+                f"checkpoint {self._directory / str(step)} cannot be restored; if it is damaged, delete that folder to "
+                f"go on from an earlier one: {reason}"
+            ) from error
 
     def _require(self, step: int) -> None:
         if step not in self.steps():

@@ -73,7 +73,7 @@ def make_train_step(
             {"params": params, "batch_stats": batch_stats},
             losses.diffuse(x0, eps, alpha_bar),
             schedule.time_input(level).astype(jnp.float32),
-            batch.label if config.model.num_classes else None,
+            drop_labels(batch.label, step, batch.index) if config.model.num_classes else None,
             dropout_keys=example_keys(seed, Stream.DROPOUT, step, batch.index) if config.model.dropout else None,
             mutable=["batch_stats"],
         )
@@ -82,6 +82,12 @@ def make_train_step(
         if diffusion.min_snr_gamma:
             loss = loss * losses.min_snr_weight(alpha_bar, diffusion.objective, diffusion.min_snr_gamma)
         return jnp.mean(loss), new_stats.get("batch_stats", {})
+
+    def drop_labels(label: jax.Array, step: jax.Array, index: jax.Array) -> jax.Array:
+        """Replaces a share of the labels by "none", for classifier-free guidance (Ho and Salimans 2022)."""
+        keys = example_keys(seed, Stream.LABEL, step, index)
+        dropped = jax.vmap(lambda key: jax.random.bernoulli(key, train.label_dropout))(keys)
+        return jnp.where(dropped, config.model.num_classes, label)
 
     def gradient(state: TrainState, batch: Any) -> tuple[jax.Array, Any, Any]:
         """Loss, batch statistics and gradient of this device's share, in ``accumulate`` parts."""

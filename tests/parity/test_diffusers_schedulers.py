@@ -8,8 +8,8 @@ given ours, and the schedules are compared by themselves.
 The solvers coincide on "trailing" levels (S need not divide T there), with the sigmas given in float64, and with the
 options named in each test. Where they do not coincide otherwise:
 
-- ``DPMSolverMultistepScheduler`` and ``UniPCMultistepScheduler`` end at level 1 unless ``final_sigmas_type="zero"``,
-  which is the former's default but not the latter's in all versions; they choose "linspace" levels of S + 1 numbers.
+- ``DPMSolverMultistepScheduler`` and ``UniPCMultistepScheduler`` end at level 1 with ``final_sigmas_type="sigma_min"``.
+  Their "linspace" and "leading" levels are made of S + 1 numbers, of which the last is left out.
 - ``PNDMScheduler`` ends at alpha_bar of level 1 instead of the clean image, so that its last step does nothing, unless
   ``set_alpha_to_one``; and without ``skip_prk_steps`` begins with three Runge-Kutta-like steps that we do not have.
 - ``HeunDiscreteScheduler`` has x / alpha where we have x.

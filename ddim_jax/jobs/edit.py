@@ -1,0 +1,71 @@
+"""``--mode=edit``: change real images: recover them from noise, or draw a part of them anew."""
+
+import numpy as np
+from etils import epath
+
+from ddim_jax import parallel
+from ddim_jax.config import Config
+from ddim_jax.data.transforms import decode_image
+from ddim_jax.errors import UserError
+from ddim_jax.images import as_rgb, grid, save_png, table
+from ddim_jax.jobs.model_job import ModelJob, sampler_name
+from ddim_jax.jobs.real_images import read_real_images
+from ddim_jax.writers import say
+
+
+def edit(config: Config, workdir: epath.PathLike) -> None:
+    """Runs ``edit.task`` on real images.
+
+    Writes a picture with a row per image: original, noised (or masked), and result; and each result as a file of its
+    own. Process 0 does it.
+
+    Raises:
+        UserError: images or a mask that cannot be used, a level that does not exist, or see
+            :class:`~ddim_jax.jobs.model_job.ModelJob`.
+    """
+    if not parallel.is_main_process():
+        return
+    job = ModelJob.load(config, workdir)
+    settings = job.config.edit
+    real = read_real_images(job.config.data, settings.split, settings.path, settings.num)
+    labels = real.label if job.config.model.num_classes else None
+    if settings.task == "recover":
+        between, result = job.pipe.recover(real.image, settings.level, labels=labels)
+        titles = ["original", f"noised, t={settings.level}", "recovered"]
+        name = f"recover-t{settings.level}"
+    else:
+        mask = read_mask(settings.mask, job.config.data.image_size)
+        result = job.pipe.inpaint(real.image, mask, resamplings=settings.resamplings, jump=settings.jump, labels=labels)
+        between = np.where(mask[..., None], real.image, np.uint8(128))
+        titles = ["original", "known part", "inpainted"]
+        name = "inpaint"
+    folder = job.folder("edit", f"{name}-{sampler_name(job.config.sample)}", settings)
+    rows = [[image[None] for image in row] for row in zip(real.image, between, result, strict=True)]
+    save_png(folder / f"{settings.task}.png", table(rows, [f"{i}" for i in real.index], titles))
+    for index, image in zip(real.index, result, strict=True):
+        save_png(folder / f"{index:06d}.png", image)
+    save_png(folder / "grid.png", as_rgb(grid(result)))
+    job.record(folder, "edit", images=len(result))
+    say(f"wrote {folder / f'{settings.task}.png'}")
+
+
+def read_mask(path: str, image_size: int) -> np.ndarray:
+    """Reads a mask: bool [image_size, image_size], True (white) where an image is kept.
+
+    Raises:
+        UserError: no path, not an image, another size, or a mask that leaves nothing to draw.
+    """
+    if not path:
+        raise UserError("edit.mask: name the image file of the mask; white is kept, black is drawn anew")
+    if not epath.Path(path).is_file():
+        raise UserError(f"edit.mask: there is no file {path}")
+    pixels = decode_image(epath.Path(path).read_bytes())
+    if pixels.shape[:2] != (image_size, image_size):
+        height, width = pixels.shape[:2]
+        raise UserError(
+            f"edit.mask: {path} is {width}x{height}, but the model's images are {image_size}x{image_size}; resize it"
+        )
+    mask = pixels.mean(axis=-1) >= 128
+    if mask.all():
+        raise UserError(f"edit.mask: {path} is all white, which leaves nothing to draw; paint that black")
+    return mask

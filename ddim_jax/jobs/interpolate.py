@@ -1,0 +1,34 @@
+"""``--mode=interpolate``: images between images, along arcs between their noises."""
+
+from etils import epath
+
+from ddim_jax import parallel
+from ddim_jax.config import Config
+from ddim_jax.images import grid, save_png
+from ddim_jax.jobs.model_job import ModelJob, sampler_name
+from ddim_jax.sampling.programs import build_sampler
+from ddim_jax.writers import say
+
+
+def interpolate(config: Config, workdir: epath.PathLike) -> None:
+    """Draws ``pairs.png``, a row per pair of images, and ``square.png``, the images between four corners.
+
+    Process 0 draws.
+
+    Raises:
+        UserError: see :class:`~ddim_jax.jobs.model_job.ModelJob`.
+    """
+    if not parallel.is_main_process():
+        return
+    job = ModelJob.load(config, workdir)
+    settings = job.config.interpolate
+    sampler = build_sampler(job.config)
+    pairs = job.pipe.interpolate(settings.first, settings.second, settings.points)
+    folder = job.folder("interpolate", sampler_name(job.config.sample), settings)
+    save_png(folder / "pairs.png", grid(pairs.reshape(-1, *pairs.shape[2:]), columns=settings.points))
+    say(f"wrote {folder / 'pairs.png'}")
+    if settings.corners:
+        square = job.pipe.interpolate_grid(settings.corners, settings.side)
+        save_png(folder / "square.png", grid(square.reshape(-1, *square.shape[2:]), columns=settings.side))
+        say(f"wrote {folder / 'square.png'}")
+    job.record(folder, "interpolate", network_evaluations_per_image=sampler.evaluations)

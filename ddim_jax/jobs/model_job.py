@@ -1,0 +1,80 @@
+"""What all jobs on a trained model share: loading it, naming the folder they write, and recording what was done."""
+
+import dataclasses
+import time
+from typing import Any, Self
+
+from etils import epath
+
+from ddim_jax import parallel, pipeline
+from ddim_jax.config import Config, SampleConfig
+from ddim_jax.pipeline import Pipeline
+from ddim_jax.workdir import config_for_job, job_dir, write_run_record
+
+# These settings say which images, or how they are computed and stored, not what an image is.
+_NOT_DECIDING = ("batch_size", "format", "checkpoint")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelJob:
+    """A job on a trained model.
+
+    Attributes:
+        workdir: the trained workdir.
+        config: what was trained, from there, and what is to be done, from the command line.
+        pipe: the model, with that config.
+        started: ``time.perf_counter`` when the job began.
+    """
+
+    workdir: epath.PathLike
+    config: Config
+    pipe: Pipeline
+    started: float
+
+    @classmethod
+    def load(cls, config: Config, workdir: epath.PathLike) -> Self:
+        """Loads the model.
+
+        Raises:
+            UserError: no checkpoint, or a config that contradicts the workdir's.
+        """
+        started = time.perf_counter()
+        config = config_for_job(workdir, config)
+        pipe = pipeline.load(workdir, config.sample.checkpoint, config.sample.ema)
+        return cls(workdir, config, dataclasses.replace(pipe, config=config), started)
+
+    def folder(self, mode: str, name: str, settings: Any = None) -> epath.Path:
+        """Makes ``WORKDIR/MODE/stepN-NAME-HASH``.
+
+        Args:
+            mode: the job's.
+            name: the settings in short.
+            settings: the job's own group of the config; with ``config.sample`` and the step it decides the results.
+        """
+        sample = dataclasses.asdict(self.config.sample)
+        decides = {
+            "checkpoint_step": self.pipe.step,
+            "sample": {key: value for key, value in sample.items() if key not in _NOT_DECIDING},
+            "settings": None if settings is None else dataclasses.asdict(settings),
+        }
+        return job_dir(self.workdir, mode, f"step{self.pipe.step}-{name}", decides)
+
+    def record(self, folder: epath.Path, mode: str, **facts: Any) -> None:
+        """Writes ``run.json``."""
+        write_run_record(
+            folder,
+            self.config,
+            mode=mode,
+            seed=self.config.sample.seed,
+            checkpoint_step=self.pipe.step,
+            device=parallel.device_description(),
+            seconds=round(time.perf_counter() - self.started, 3),
+            **facts,
+        )
+
+
+def sampler_name(sample: SampleConfig) -> str:
+    """The sampler in short, for names of folders: e.g. ``ddim-S50-eta0``."""
+    steps = len(sample.levels) or sample.steps
+    noise = f"-eta{sample.eta:g}" if sample.sampler == "ddim" and not sample.eta_per_step else ""
+    return f"{sample.sampler}-S{steps}{noise}"

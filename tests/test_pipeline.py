@@ -1,0 +1,182 @@
+"""The Python API, as a library user meets it."""
+
+import dataclasses
+import importlib.util
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+import ddim_jax
+from ddim_jax.config import Config, from_config_dict
+from ddim_jax.errors import UserError
+from ddim_jax.images import load_png
+from ddim_jax.jobs.sample import sample
+from ddim_jax.jobs.train import train
+from ddim_jax.models import parameter_count
+from ddim_jax.sampling.sampler import ImageSampler
+
+
+def small_digits() -> Config:
+    path = pathlib.Path(__file__).parent.parent / "configs" / "digits.py"
+    spec = importlib.util.spec_from_file_location("digits", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config("tiny")
+    with config.unlocked():
+        config.model.multipliers = (1,)
+        config.model.attention_resolutions = (8,)
+        config.model.init = "torch"  # after two steps DDPM's has hardly left zero
+        config.train.steps = 2
+        config.train.checkpoint_every = 1
+        config.train.final_sample_steps = ()
+    return from_config_dict(config)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline") / "run"
+    train(small_digits(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipe(workdir):
+    return ddim_jax.load(workdir)
+
+
+def test_what_is_loaded(pipe):
+    assert isinstance(pipe, ddim_jax.Pipeline)
+    assert pipe.step == 2
+    assert pipe.config == small_digits()
+    assert parameter_count(pipe.params) > 10_000
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(pipe.params))
+
+
+def test_images_are_uint8_and_a_function_of_seed_and_index(pipe):
+    images = pipe.sample(8, seed=3)
+    assert images.shape == (8, 8, 8, 1)
+    assert images.dtype == np.uint8
+    assert len({image.tobytes() for image in images}) == 8
+    # Eight devices draw one image each, or leave some idle: one shape, so equal to the bit.
+    np.testing.assert_array_equal(pipe.sample(8, seed=3), images)
+    np.testing.assert_array_equal(
+        np.concatenate([pipe.sample(4, seed=3), pipe.sample(4, seed=3, start=4)]),
+        images,
+    )
+    np.testing.assert_array_equal(pipe.sample(1, seed=3, start=7), images[7:])
+    assert not np.array_equal(pipe.sample(8, seed=4), images)
+
+
+def test_the_api_draws_what_the_command_draws(pipe, workdir):
+    folder = sample(pipe.config, workdir)
+    images = pipe.sample(pipe.config.sample.num)
+    for index, image in enumerate(images):
+        np.testing.assert_array_equal(load_png(folder / f"{index:06d}.png"), image)
+
+
+def test_settings_change_how_images_are_drawn(pipe):
+    default = pipe.sample(8)
+    different = [
+        {"steps": 2},
+        {"eta": 1.0},
+        {"sampler": "ddpm_large"},
+        {"eta_per_step": [0.0, 1.0, 0.0, 0.5]},
+    ]
+    for settings in different:
+        assert not np.array_equal(pipe.sample(8, **settings), default), settings
+    np.testing.assert_array_equal(pipe.sample(8, eta_per_step=[0.0] * 4), default)
+    np.testing.assert_array_equal(pipe.sample(8, eta=1), pipe.sample(8, sampler="ddpm_small"))
+    np.testing.assert_array_equal(pipe.sample(np.int64(8), steps=np.int64(4), eta=np.float32(0)), default)
+
+
+def test_what_is_given_replaces_lists_in_the_config(pipe):
+    settings = dataclasses.replace(
+        pipe.config.sample, eta_per_step=(1.0, 1.0, 1.0, 1.0), levels=(900, 500, 100, 50), num=3, start=5, indices=(6,)
+    )
+    listed = dataclasses.replace(pipe, config=dataclasses.replace(pipe.config, sample=settings))
+    np.testing.assert_array_equal(listed.sample(8, steps=4, eta=0.0), pipe.sample(8))
+    assert not np.array_equal(listed.sample(8), pipe.sample(8))
+    np.testing.assert_array_equal(listed.sample(), listed.sample(1, start=6))
+
+
+def test_batch_size_changes_no_image(pipe):
+    images = pipe.sample(20, seed=1)
+    for batch_size in (1, 2):
+        assert np.mean(pipe.sample(20, seed=1, batch_size=batch_size) != images) < 1e-3
+
+
+def test_a_program_is_made_once_for_each_set_of_settings(pipe, monkeypatch):
+    made = []
+
+    class Counted(ImageSampler):
+        def __init__(self, config, *arguments):
+            made.append(config.sample)
+            super().__init__(config, *arguments)
+
+    monkeypatch.setattr("ddim_jax.pipeline.ImageSampler", Counted)
+    for num, start in ((8, 0), (5, 100), (1, 7)):
+        pipe.sample(num, seed=9, start=start)
+    assert len(made) == 1
+    pipe.sample(8, seed=9, steps=2)
+    assert [settings.steps for settings in made] == [4, 2]
+
+
+def test_a_checkpoint_and_the_raw_parameters_can_be_chosen(workdir, pipe):
+    assert ddim_jax.load(workdir, step=1).step == 1
+    raw = ddim_jax.load(str(workdir), ema=False)
+    different = [
+        not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (raw.params, pipe.params)), strict=True)
+    ]
+    assert any(different)
+
+
+def test_no_data_is_opened(pipe, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the data set was opened")
+
+    monkeypatch.setattr("ddim_jax.data.sources.open_source", refuse)
+    monkeypatch.setattr("sklearn.datasets.load_digits", refuse)
+    assert pipe.sample(1).shape == (1, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("num", "settings", "message"),
+    [
+        (4, {"stepz": 3}, "'sample.stepz' does not exist; did you mean 'sample.steps'?"),
+        (4, {"steps": 0}, "sample.steps=0: must"),
+        (4, {"steps": 1001}, "sample.steps=1001: must"),
+        (4, {"steps": "many"}, "sample.steps: expected int, got 'many'"),
+        (4, {"steps": 2.5}, "sample.steps: expected int, got 2.5"),
+        (4, {"eta": -1.0}, "sample.eta=-1.0: must not be negative"),
+        (4, {"eta": float("nan")}, "sample.eta: nan is not a finite number"),
+        (4, {"sampler": "dddim"}, "sample.sampler: 'dddim' is not one of ddim"),
+        (4, {"label": 3}, "sample.label=3: must lie below model.num_classes=0"),
+        (4, {"eta_per_step": (0.1,)}, "eta has 1 values for 4 steps"),
+        (4, {"ema": False}, "load(workdir, ema=...)"),
+        (4, {"checkpoint": 1}, "load(workdir, step=...)"),
+        (0, {}, "sample.num=0: must be at least 1"),
+        (4, {"start": -1}, "sample.start=-1: must lie in 0"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_one_line(pipe, num, settings, message):
+    with pytest.raises(UserError) as caught:
+        pipe.sample(num, **settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_workdir_that_cannot_be_loaded(workdir, tmp_path):
+    with pytest.raises(UserError, match=r"no config.json in workdir"):
+        ddim_jax.load(tmp_path)
+    (tmp_path / "config.json").write_bytes((workdir / "config.json").read_bytes())
+    with pytest.raises(UserError, match=r"no checkpoint in workdir"):
+        ddim_jax.load(tmp_path)
+    with pytest.raises(UserError, match=r"no checkpoint of step 7 in .*; there are: 1, 2"):
+        ddim_jax.load(workdir, step=7)
+
+
+def test_the_package_has_no_other_attributes():
+    with pytest.raises(AttributeError, match="has no attribute 'lod'"):
+        _ = ddim_jax.lod
