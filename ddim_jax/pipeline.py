@@ -6,9 +6,8 @@
 """
 
 import dataclasses
-import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,12 +15,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from ddim_jax.config import Config, from_json, with_sample
+from ddim_jax.config import Config, from_json
 from ddim_jax.diffusion.interpolation import slerp_grid, slerp_path
 from ddim_jax.errors import UserError
 from ddim_jax.models import build_model
 from ddim_jax.sampling import programs
-from ddim_jax.sampling.sampler import ImageSampler, batch_size_for, image_indices, image_items
+from ddim_jax.sampling.sampler import batch_size_for, image_indices, image_items
 from ddim_jax.sampling.sharded_map import ShardedMap
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
 from ddim_jax.training.state import abstract_state, make_optimizer
@@ -32,6 +31,10 @@ _DECIDED_ELSEWHERE = {
     "ema": "load(workdir, ema=...) chooses it",
     "format": "images are returned as an array",
 }
+
+
+# Compiling takes longer than drawing a few images; but a program is large.
+_PROGRAMS_KEPT = 8
 
 
 class Trajectory(NamedTuple):
@@ -68,6 +71,7 @@ class Pipeline:
     model: nn.Module
     variables: Any
     step: int
+    _compiled: dict[Any, ShardedMap] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @property
     def params(self) -> Any:
@@ -115,15 +119,17 @@ class Pipeline:
         if eta is not None:
             settings.setdefault("eta_per_step", ())
         config = self._config(seed=seed, start=start, **settings)
-        indices = image_indices(config)
-        any_images = with_sample(config, num=1, start=0, indices=(), per_class=0)
-        sampler = _image_sampler(any_images, self.model, batch_size_for(config, len(indices)))
-        return sampler.draw(self.variables, indices)
+        return self._run(
+            lambda: programs.image_program(config, self.model, programs.build_sampler(config)),
+            ("sample",),
+            config,
+            image_items(config, image_indices(config)),
+        )
 
     def noise(self, indices: Sequence[int], **settings: Any) -> np.ndarray:
         """The noise x_T that images are drawn from: float32 [n, h, w, c]; ``decode`` makes the images of it."""
         config = self._config(**settings)
-        return self._run(programs.noise_program(config), config, image_items(config, indices))
+        return self._run(lambda: programs.noise_program(config), ("noise",), config, image_items(config, indices))
 
     def encode(
         self, images: np.ndarray, *, iterations: int = 0, labels: np.ndarray | None = None, **settings: Any
@@ -145,8 +151,12 @@ class Pipeline:
         """
         config = self._config(**settings)
         self._check_images(images)
-        program = programs.encode_program(config, self.model, programs.build_encoder(config, iterations))
-        return self._run(program, config, (images, self._items(config, len(images), labels)))
+        return self._run(
+            lambda: programs.encode_program(config, self.model, programs.build_encoder(config, iterations)),
+            ("encode", iterations),
+            config,
+            (images, self._items(config, len(images), labels)),
+        )
 
     def decode(self, latents: np.ndarray, *, labels: np.ndarray | None = None, **settings: Any) -> np.ndarray:
         """Draws the images of given noise: float32 [n, h, w, c] → uint8 [n, h, w, c].
@@ -158,9 +168,12 @@ class Pipeline:
         """
         config = self._config(**settings)
         self._check_images(latents)
-        program = programs.decode_program(config, self.model, programs.build_sampler(config))
-        items = self._items(config, len(latents), labels)
-        return self._run(program, config, (np.asarray(latents, np.float32), items))
+        return self._run(
+            lambda: programs.decode_program(config, self.model, programs.build_sampler(config)),
+            ("decode",),
+            config,
+            (np.asarray(latents, np.float32), self._items(config, len(latents), labels)),
+        )
 
     def interpolate(self, first: Sequence[int], second: Sequence[int], points: int = 11, **settings: Any) -> np.ndarray:
         """Draws images between pairs of images, from noise on the arc between theirs (DDIM, appendix D.5).
@@ -204,8 +217,12 @@ class Pipeline:
         config = self._config(**settings)
         sampler = programs.build_sampler(config)
         kept = np.unique(np.linspace(0, sampler.steps - 1, min(moments, sampler.steps)).round().astype(int))
-        program = programs.trajectory_program(config, self.model, sampler, kept)
-        images = self._run(program, config, image_items(config, indices))
+        images = self._run(
+            lambda: programs.trajectory_program(config, self.model, sampler, kept),
+            ("trajectory", *kept.tolist()),
+            config,
+            image_items(config, indices),
+        )
         return Trajectory(kept, images.x, images.x0, images.final)
 
     def recover(
@@ -224,8 +241,12 @@ class Pipeline:
         """
         config = self._config(**settings)
         self._check_images(images)
-        program = programs.recover_program(config, self.model, level)
-        return self._run(program, config, (images, self._items(config, len(images), labels)))
+        return self._run(
+            lambda: programs.recover_program(config, self.model, level),
+            ("recover", level),
+            config,
+            (images, self._items(config, len(images), labels)),
+        )
 
     def inpaint(
         self,
@@ -259,8 +280,12 @@ class Pipeline:
             raise UserError(f"the mask has shape {mask.shape}, but the images are {images.shape[1:3]}; resize the mask")
         masks = np.broadcast_to(mask.astype(bool), images.shape[:3])[..., None]
         sampler = programs.build_sampler(config)
-        program = programs.inpaint_program(config, self.model, sampler, resamplings, jump)
-        return self._run(program, config, (images, masks, self._items(config, len(images), labels)))
+        return self._run(
+            lambda: programs.inpaint_program(config, self.model, sampler, resamplings, jump),
+            ("inpaint", resamplings, jump),
+            config,
+            (images, masks, self._items(config, len(images), labels)),
+        )
 
     def _config(self, **settings: Any) -> Config:
         """The config with other sampling settings, checked."""
@@ -281,15 +306,18 @@ class Pipeline:
         if images.ndim != 4 or images.shape[1:] != shape:
             raise UserError(f"images have shape {images.shape}, but the model's are [n, {', '.join(map(str, shape))}]")
 
-    def _run(self, program: programs.Program, config: Config, items: Any) -> Any:
+    def _run(self, make: Callable[[], programs.Program], what: tuple[Any, ...], config: Config, items: Any) -> Any:
+        """Runs a program on items; it is made and compiled once for each set of settings that matter to it."""
         count = len(jax.tree.leaves(items)[0])
-        return ShardedMap(program, batch_size_for(config, count))(self.variables, items)
-
-
-# Compiling takes longer than drawing a few images; a program is large, so that only a few are kept.
-@functools.lru_cache(maxsize=8)
-def _image_sampler(config: Config, model: nn.Module, batch_size: int) -> ImageSampler:
-    return ImageSampler(config, model, batch_size)
+        batch_size = batch_size_for(config, count)
+        # Which images are drawn is not part of the program.
+        settings = dataclasses.replace(config.sample, num=1, start=0, indices=(), per_class=0, batch_size=batch_size)
+        key = (*what, settings)
+        if key not in self._compiled:
+            if len(self._compiled) == _PROGRAMS_KEPT:
+                del self._compiled[next(iter(self._compiled))]
+            self._compiled[key] = ShardedMap(make(), batch_size)
+        return self._compiled[key](self.variables, items)
 
 
 def load(workdir: epath.PathLike, step: int | None = None, ema: bool = True) -> Pipeline:

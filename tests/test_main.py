@@ -191,7 +191,11 @@ def test_describe_needs_no_workdir_and_writes_nothing(tmp_path):
     assert "sample.steps = 3\n" in text
     assert "Total: 1,112,801 " in text
     assert "\nddim, 3 steps, " in text
-    assert "1.00000e+00" in text.split("Sampling steps")[1].splitlines()[6]
+    names, *rows = [line.split() for line in text.split("c z\n")[1].splitlines()[:4]]
+    assert names == ["row", "time", "alpha_bar", "alpha_bar_next", "a", "b", "c"]
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    assert float(rows[-1][3]) == 1.0
+    assert [row[3] for row in rows[:-1]] == [row[2] for row in rows[1:]]
     assert "total " in text.split("Memory for training")[1]
 
 

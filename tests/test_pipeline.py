@@ -15,7 +15,7 @@ from ddim_jax.images import load_png
 from ddim_jax.jobs.sample import sample
 from ddim_jax.jobs.train import train
 from ddim_jax.models import parameter_count
-from ddim_jax.sampling.sampler import ImageSampler
+from ddim_jax.sampling.programs import image_program
 
 
 def small_digits() -> Config:
@@ -110,12 +110,11 @@ def test_batch_size_changes_no_image(pipe):
 def test_a_program_is_made_once_for_each_set_of_settings(pipe, monkeypatch):
     made = []
 
-    class Counted(ImageSampler):
-        def __init__(self, config, *arguments):
-            made.append(config.sample)
-            super().__init__(config, *arguments)
+    def counted(config, *arguments):
+        made.append(config.sample)
+        return image_program(config, *arguments)
 
-    monkeypatch.setattr("ddim_jax.pipeline.ImageSampler", Counted)
+    monkeypatch.setattr("ddim_jax.sampling.programs.image_program", counted)
     for num, start in ((8, 0), (5, 100), (1, 7)):
         pipe.sample(num, seed=9, start=start)
     assert len(made) == 1

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddim_jax.config.presets import PRESETS, preset
 from ddim_jax.diffusion.prediction import make_predict
-from ddim_jax.diffusion.presets import PRESETS, preset
 from ddim_jax.diffusion.samplers import make_sampler
 from ddim_jax.diffusion.schedule import make_schedule
 from ddim_jax.diffusion.timesteps import level_pairs, sampling_levels

@@ -7,6 +7,7 @@ names the key and the remedy.
 
 - ``schema``: what every key means, and its default.
 - ``checks``: which values can be used.
+- ``presets``: sampler settings of papers and projects by name.
 - ``tree``: the ConfigDict that users write, and variants such as ``tiny``.
 - ``convert``: between the forms.
 """

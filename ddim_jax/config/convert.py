@@ -9,6 +9,7 @@ import typing
 from typing import Any, Literal
 
 from ddim_jax.config.checks import check
+from ddim_jax.config.presets import preset
 from ddim_jax.config.schema import Config, without_none
 from ddim_jax.config.tree import ConfigTree
 from ddim_jax.errors import ConfigError
@@ -21,9 +22,7 @@ def from_config_dict(config: ConfigTree) -> Config:
         ConfigError: an unknown key, a value of the wrong type or range, or keys that contradict
             each other.
     """
-    typed = _build(Config, config.to_dict(), "")
-    check(typed)
-    return typed
+    return _finish(_build(Config, config.to_dict(), ""))
 
 
 def from_json(text: str) -> Config:
@@ -32,9 +31,7 @@ def from_json(text: str) -> Config:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"not a JSON config: {error}") from error
-    typed = _build(Config, values, "")
-    check(typed)
-    return typed
+    return _finish(_build(Config, values, ""))
 
 
 def to_json(config: Config) -> str:
@@ -127,6 +124,14 @@ def with_sample(config: Config, **settings: Any) -> Config:
     Raises:
         ConfigError: a value that cannot be used.
     """
-    changed = dataclasses.replace(config, sample=dataclasses.replace(config.sample, **settings))
-    check(changed)
-    return changed
+    return _finish(dataclasses.replace(config, sample=dataclasses.replace(config.sample, **settings)))
+
+
+def _finish(config: Config) -> Config:
+    """Applies the preset of ``sample``, if one is named, and checks everything."""
+    sample = config.sample
+    if sample.preset:
+        sample = dataclasses.replace(sample, eta_per_step=(), levels=(), **preset(sample.preset)._asdict())
+        config = dataclasses.replace(config, sample=sample)
+    check(config)
+    return config

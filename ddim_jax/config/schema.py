@@ -102,7 +102,7 @@ class DiffusionConfig:
         min_snr_gamma: weight losses by min(SNR, gamma) (Hang et al. 2023, who use 5); 0 weights none.
     """
 
-    schedule: Literal["linear", "quad", "const", "jsd", "sigmoid", "cosine"] = "linear"
+    schedule: Literal["linear", "quad", "const", "jsd", "sigmoid", "cosine", "offset_cosine"] = "linear"
     num_levels: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
@@ -195,6 +195,8 @@ class SampleConfig:
         spacing: the subsequence of levels, see ``diffusion/timesteps.py``.
         levels: the subsequence itself, noisiest first, in 1 ... T; replaces ``steps`` and ``spacing``.
         clip: what is done to the predicted clean image, see ``diffusion/prediction.py``.
+        threshold_percentile: of ``dynamic_threshold``, in percent.
+        threshold_limit: largest threshold of ``dynamic_threshold``.
         label: class to draw with a class-conditional network; all classes in turn when unset.
         guidance_scale: classifier-free guidance w: 1 none, larger ones exaggerate the class, see
             ``diffusion/guidance.py``. The network must have been trained with ``train.label_dropout``.
@@ -223,7 +225,9 @@ class SampleConfig:
         "uniform", "quad", "uniform_published", "quad_published", "trailing", "linspace", "logsnr", "karras"
     ] = "uniform"
     levels: tuple[int, ...] = ()
-    clip: Literal["none", "keep_eps", "rederive_eps"] = "none"
+    clip: Literal["none", "keep_eps", "rederive_eps", "dynamic_threshold"] = "none"
+    threshold_percentile: float = 99.5
+    threshold_limit: float = 1e6
     label: int | None = None
     guidance_scale: float = 1.0
     guidance_levels: tuple[int, ...] = ()

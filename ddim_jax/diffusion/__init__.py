@@ -12,7 +12,6 @@ To learn diffusion from the code, read in this order:
 
 And what is built on them:
 
-- ``presets.py``: the settings of papers and projects.
 - ``guidance.py``: classifier-free guidance.
 - ``inversion.py``: from an image back to its noise.
 - ``interpolation.py``: between noises, and so between images.

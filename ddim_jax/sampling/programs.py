@@ -107,7 +107,7 @@ def _predict(config: Config, model: nn.Module, variables: Any, label: jax.Array,
         levels = sample.guidance_levels
         interval = (levels[0] - 1.0, levels[1] - 1.0) if levels else None
         network = guided(conditional, label, num_classes, sample.guidance_scale, interval)
-    return make_predict(network, config.diffusion.objective, clip)
+    return make_predict(network, config.diffusion.objective, clip, sample.threshold_percentile, sample.threshold_limit)
 
 
 def _normalization(config: Config) -> Normalization:

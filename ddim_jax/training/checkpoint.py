@@ -79,6 +79,8 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.StandardRestore(like))  # pyright: ignore[reportCallIssue]
         except Exception as error:
+            # Arrays are read side by side; of those that fail beside the first, asyncio would print stack traces later.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             # Orbax raises a bare Exception where a file is cut off, and messages of many thousand characters.
             reason = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
             raise UserError(
