@@ -18,6 +18,7 @@ def get_config(variant: str | None = None) -> ConfigTree:
     config.data.channels = 1
 
     config.model.channels = 32
+    config.model.num_groups = 8
     config.model.multipliers = (1, 2, 2)
     config.model.num_blocks = 1
     config.model.attention_resolutions = (4,)

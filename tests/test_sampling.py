@@ -18,7 +18,9 @@ from ddim_jax.training.state import init_state, make_optimizer
 CONFIG = Config(
     data=DataConfig(image_size=8, channels=1),
     # PyTorch's initialisation, under which a fresh network's output is not zero.
-    model=ModelConfig(channels=32, multipliers=(1, 1), num_blocks=1, attention_resolutions=(4,), init="torch"),
+    model=ModelConfig(
+        channels=32, num_groups=8, multipliers=(1, 1), num_blocks=1, attention_resolutions=(4,), init="torch"
+    ),
     diffusion=DiffusionConfig(num_levels=50),
     sample=SampleConfig(steps=4, eta=0.5),
 )

@@ -24,7 +24,9 @@ from ddim_jax.training.step import make_train_step
 
 CONFIG = Config(
     data=DataConfig(image_size=8, channels=1),
-    model=ModelConfig(channels=32, multipliers=(1, 1), num_blocks=1, attention_resolutions=(4,), dropout=0.3),
+    model=ModelConfig(
+        channels=32, num_groups=8, multipliers=(1, 1), num_blocks=1, attention_resolutions=(4,), dropout=0.3
+    ),
     diffusion=DiffusionConfig(num_levels=100),
     train=TrainConfig(batch_size=16, steps=10, learning_rate=1e-3, ema_decay=0.9),
 )

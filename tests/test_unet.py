@@ -254,7 +254,7 @@ def test_ddpm_initialization_starts_at_zero_output():
 
 
 def test_torch_initialization_is_pytorchs_default():
-    block = ResidualBlock(64, 0.0, 0, "torch")
+    block = ResidualBlock(64, 0.0, 0, initialization="torch")
     params = jax.jit(block.init)(jax.random.key(0), jnp.zeros((1, 2, 2, 32)), jnp.zeros((1, 128)))["params"]
     for layer in ("conv_0", "conv_1", "time_dense", "shortcut"):
         bound = 1 / np.sqrt(np.prod(params[layer]["kernel"].shape[:-1]))
@@ -305,7 +305,7 @@ def test_dropout_is_off_without_keys(flat_params):
 
 def test_blocks_draw_different_masks():
     x, embedding = jax.random.normal(jax.random.key(0), (4, 4, 4, 32)), jnp.ones((4, 8))
-    first, second = (ResidualBlock(32, 0.5, index, "torch") for index in (0, 1))
+    first, second = (ResidualBlock(32, 0.5, index, initialization="torch") for index in (0, 1))
     params = jax.jit(first.init)(jax.random.key(0), x, embedding)["params"]
     outputs = [apply_model(block, params, x, embedding, KEYS) for block in (first, second)]
     assert relative_error(*outputs) > 0.05
@@ -379,3 +379,15 @@ def test_a_label_needs_a_conditional_network():
 def test_sizes_that_do_not_halve_are_refused():
     with pytest.raises(ValueError, match="divisible by 2"):
         jax.eval_shape(UNet(**SMALL).init, jax.random.key(0), jnp.zeros((4, 9, 8, 3)), TIME)
+
+
+def test_with_one_channel_a_group_the_network_would_not_know_the_time():
+    x = np.random.default_rng(0).normal(size=(1, 8, 8, 32)).astype(np.float32)
+    told = {}
+    for num_groups in (32, 8):
+        block = ResidualBlock(32, 0.0, 0, num_groups, initialization="torch")
+        embeddings = np.random.default_rng(1).normal(size=(2, 1, 16)).astype(np.float32)
+        variables = block.init(jax.random.key(0), x, embeddings[0])
+        one, other = (block.apply(variables, x, embedding) for embedding in embeddings)
+        told[num_groups] = float(np.abs(one - other).max())
+    assert told[32] < 1e-4 < 1e-2 < told[8]

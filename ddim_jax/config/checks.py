@@ -41,11 +41,13 @@ def _check_data(data: DataConfig) -> None:
 
 
 def _check_model(model: ModelConfig, data: DataConfig) -> None:
+    _require(model.num_groups >= 1, "model.num_groups", model.num_groups, "must be at least 1")
     _require(
-        model.channels >= 32 and model.channels % 32 == 0,
+        model.channels % model.num_groups == 0 and model.channels >= 2 * model.num_groups,
         "model.channels",
         model.channels,
-        "must be a multiple of 32, the number of groups of the group norms",
+        f"must be a multiple of model.num_groups={model.num_groups}, twice that or more: with one channel a group the "
+        "norms would take away what the blocks are told of the noise level",
     )
     _require(
         bool(model.multipliers) and all(m >= 1 for m in model.multipliers),

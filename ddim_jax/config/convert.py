@@ -102,7 +102,8 @@ def _convert(annotation: Any, value: Any, key: str) -> Any:
     if typing.get_origin(annotation) is Literal:
         choices = typing.get_args(annotation)
         if value not in choices:
-            raise ConfigError(f"{key}: {value!r} is not one of {', '.join(map(str, choices))}")
+            known = ", ".join(choice or "''" for choice in choices)
+            raise ConfigError(f"{key}: {value!r} is not one of {known}")
         return value
     if typing.get_origin(annotation) is tuple:
         if not isinstance(value, (list, tuple)):

@@ -67,6 +67,7 @@ class ModelConfig:
         attention_resolutions: resolutions, in pixels, at which each block is followed by
             self-attention.
         dropout: dropout rate inside the residual blocks.
+        num_groups: groups of the group norms, 32 as published; narrower networks need fewer.
         num_classes: 0 for an unconditional network, else the number of labels.
         init: ``ddpm`` (the initialisation of the published CIFAR-10 and LSUN checkpoints) or
             ``torch`` (PyTorch's default, as in DDIM's code).
@@ -80,6 +81,7 @@ class ModelConfig:
     num_blocks: int = 2
     attention_resolutions: tuple[int, ...] = (16,)
     dropout: float = 0.1
+    num_groups: int = 32
     num_classes: int = 0
     init: Literal["ddpm", "torch"] = "ddpm"
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -47,6 +47,7 @@ def shrink(config: ConfigTree) -> ConfigTree:
         if config.data.source != "digits" and config.data.resize == "none":
             config.data.resize = "bilinear"
         config.model.channels = 32
+        config.model.num_groups = 8
         config.model.num_blocks = 1
         config.model.attention_resolutions = tuple(
             sorted({max(1, r // scale) for r in config.model.attention_resolutions}, reverse=True)

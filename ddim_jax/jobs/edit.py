@@ -59,7 +59,10 @@ def read_mask(path: str, image_size: int) -> np.ndarray:
         raise UserError("edit.mask: name the image file of the mask; white is kept, black is drawn anew")
     if not epath.Path(path).is_file():
         raise UserError(f"edit.mask: there is no file {path}")
-    pixels = decode_image(epath.Path(path).read_bytes())
+    try:
+        pixels = decode_image(epath.Path(path).read_bytes())
+    except UserError as error:
+        raise UserError(f"edit.mask: {path} cannot be used: {error}") from error
     if pixels.shape[:2] != (image_size, image_size):
         height, width = pixels.shape[:2]
         raise UserError(

@@ -30,7 +30,10 @@ def read_real_images(data: DataConfig, split: str, path: str, num: int) -> Image
     if path:
         data = dataclasses.replace(data, source="folder", path=path, crop="center", resize="lanczos")
         if epath.Path(path).is_file():
-            image = prepare_image(decode_image(epath.Path(path).read_bytes()), data)
+            try:
+                image = prepare_image(decode_image(epath.Path(path).read_bytes()), data)
+            except UserError as error:
+                raise UserError(f"{path} cannot be used: {error}") from error
             return Images(image[None], np.zeros(1, np.int32), np.zeros(1, np.int64))
     elif split:
         if data.source != "tfds":

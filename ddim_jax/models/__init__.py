@@ -27,6 +27,7 @@ def build_model(config: Config) -> nn.Module:
             num_blocks=model.num_blocks,
             attention_resolutions=model.attention_resolutions,
             dropout=model.dropout,
+            num_groups=model.num_groups,
             num_classes=model.num_classes,
             initialization=model.init,
             dtype=jnp.dtype(model.dtype),

@@ -35,11 +35,13 @@ class UNet(nn.Module):
 
     Attributes:
         out_channels: channels of the output; those of the image, for all objectives.
-        channels: width of level 0; a multiple of 32, the number of groups of the norms.
+        channels: width of level 0, a multiple of ``num_groups``.
         multipliers: width of each level in units of ``channels``.
         num_blocks: residual blocks per level on the way down (one more on the way up).
         attention_resolutions: heights, in pixels, at which each block is followed by attention.
         dropout: rate of dropout before the second convolution of each block.
+        num_groups: groups of the group norms, 32 as published. A network narrower than the published ones needs fewer:
+            with one channel a group, the norm that follows takes away what the blocks are told of time and label.
         num_classes: 0 for an unconditional network, else the number of labels. One label more,
             ``num_classes`` itself, means "no label", for classifier-free guidance.
         initialization: how fresh parameters are drawn, see :func:`initializers`.
@@ -54,6 +56,7 @@ class UNet(nn.Module):
     num_blocks: int = 2
     attention_resolutions: tuple[int, ...] = (16,)
     dropout: float = 0.1
+    num_groups: int = 32
     num_classes: int = 0
     initialization: Initialization = "ddpm"
     dtype: jax.typing.DTypeLike = jnp.float32
@@ -95,12 +98,14 @@ class UNet(nn.Module):
 
         def block(x: jax.Array, width: int, name: str) -> jax.Array:
             nonlocal num_built
-            module = block_type(width, self.dropout, num_built, self.initialization, self.dtype, name=name)
+            module = block_type(
+                width, self.dropout, num_built, self.num_groups, self.initialization, self.dtype, name=name
+            )
             num_built += 1
             return module(x, embedding, dropout_keys)
 
         def attention(x: jax.Array, name: str) -> jax.Array:
-            return attention_type(self.initialization, self.dtype, name=name)(x)
+            return attention_type(self.num_groups, self.initialization, self.dtype, name=name)(x)
 
         embedding = self._embed(time, label)
         x = _conv(self.channels, x, "conv_in", self.initialization, self.dtype)
@@ -131,7 +136,7 @@ class UNet(nn.Module):
                 x = _conv(x.shape[-1], upsample_nearest(x), f"up_{level}_upsample", self.initialization, self.dtype)
 
         # The last layer in float32: its 2^-8 rounding in bfloat16 would be noise in every sampling step.
-        x = nn.swish(GroupNorm(jnp.float32, name="norm_out")(x))
+        x = nn.swish(GroupNorm(self.num_groups, jnp.float32, name="norm_out")(x))
         return _conv(self.out_channels, x, "conv_out", self.initialization, jnp.float32, zero=True)
 
     def _embed(self, time: jax.Array, label: jax.Array | None) -> jax.Array:
@@ -162,6 +167,7 @@ class ResidualBlock(nn.Module):
             (``shortcut``) carries x over.
         dropout: dropout rate.
         index: number of the block in the network, folded into the dropout keys.
+        num_groups: groups of the norms.
         initialization: see :func:`initializers`.
         dtype: dtype of activations.
     """
@@ -169,16 +175,17 @@ class ResidualBlock(nn.Module):
     features: int
     dropout: float
     index: int
+    num_groups: int = 32
     initialization: Initialization = "ddpm"
     dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
         """Maps [n, h, w, c] to [n, h, w, features], given [n, e] activated embeddings and [n] keys."""
-        h = nn.swish(GroupNorm(self.dtype, name="norm_0")(x))
+        h = nn.swish(GroupNorm(self.num_groups, self.dtype, name="norm_0")(x))
         h = _conv(self.features, h, "conv_0", self.initialization, self.dtype)
         h = h + _dense(self.features, embedding, "time_dense", self.initialization, self.dtype)[:, None, None, :]
-        h = nn.swish(GroupNorm(self.dtype, name="norm_1")(h))
+        h = nn.swish(GroupNorm(self.num_groups, self.dtype, name="norm_1")(h))
         if dropout_keys is not None and self.dropout > 0:
             h = dropout_each(h, jax.vmap(lambda key: jax.random.fold_in(key, self.index))(dropout_keys), self.dropout)
         h = _conv(self.features, h, "conv_1", self.initialization, self.dtype, zero=True)
@@ -191,10 +198,12 @@ class Attention(nn.Module):
     """x + proj_out(softmax(q k^T / sqrt(c)) v): one head, every pixel attends to every pixel.
 
     Attributes:
+        num_groups: groups of the norm.
         initialization: see :func:`initializers`.
         dtype: dtype of activations; logits and softmax are float32.
     """
 
+    num_groups: int = 32
     initialization: Initialization = "ddpm"
     dtype: jax.typing.DTypeLike = jnp.float32
 
@@ -202,7 +211,7 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [n, h, w, c] to [n, h, w, c]."""
         n, height, width, c = x.shape
-        tokens = GroupNorm(self.dtype, name="norm")(x).reshape(n, height * width, c)
+        tokens = GroupNorm(self.num_groups, self.dtype, name="norm")(x).reshape(n, height * width, c)
         query, key, value = (
             _dense(c, tokens, name, self.initialization, self.dtype) for name in ("query", "key", "value")
         )
@@ -217,9 +226,11 @@ class GroupNorm(nn.Module):
     """:func:`group_norm` with a learned scale and bias per channel, started at 1 and 0.
 
     Attributes:
+        num_groups: number of groups.
         dtype: dtype of the result.
     """
 
+    num_groups: int = 32
     dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
@@ -227,7 +238,7 @@ class GroupNorm(nn.Module):
         """Normalises [n, h, w, c]."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return group_norm(x, scale, bias).astype(self.dtype)
+        return group_norm(x, scale, bias, self.num_groups).astype(self.dtype)
 
 
 def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, num_groups: int = 32, eps: float = 1e-6) -> jax.Array:

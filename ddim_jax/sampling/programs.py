@@ -227,8 +227,10 @@ def recover_program(config: Config, model: nn.Module, level: int) -> Program:
     With photographs of the training data's kind this restores them; with a sketch or another kind of picture it is
     SDEdit (Meng et al. 2022): the higher the level, the more realistic and the less faithful.
     """
-    sampler = build_sampler(config, level)
     schedule = build_schedule(config)
+    if not 1 <= level <= schedule.num_levels:
+        raise UserError(f"level {level} does not exist; choose from 1 to {schedule.num_levels}")
+    sampler = build_sampler(config, level)
 
     def program(variables: Any, images_and_items: tuple[jax.Array, Items]) -> Recovered:
         images, items = images_and_items
