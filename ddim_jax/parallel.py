@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -23,6 +23,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ddim_jax.errors import PeerLostError, UserError
 
 _AXIS = "devices"
+
+# jax.Device, which type checkers take for a variable.
+Devices: TypeAlias = list[Any]
 
 # XLA's CPU backend aborts the process when about 32 steps with collectives are queued; eight keep
 # every backend busy.
@@ -173,7 +176,7 @@ def device_description() -> str:
     return kind if jax.process_count() == 1 else f"{kind} in {jax.process_count()} processes"
 
 
-def training_devices(batch_size: int, parts: int = 1) -> list[jax.Device]:
+def training_devices(batch_size: int, parts: int = 1) -> Devices:
     """The devices that share a training batch: as many of each process as divide its share.
 
     Args:
@@ -198,7 +201,7 @@ def training_devices(batch_size: int, parts: int = 1) -> list[jax.Device]:
     return [device for devices in by_process for device in devices[:per_process]]
 
 
-def local_devices() -> list[jax.Device]:
+def local_devices() -> Devices:
     """The devices of this process, for work that needs no other process (sampling)."""
     return jax.local_devices()
 
@@ -208,7 +211,7 @@ def mean_over_devices(tree: Any) -> Any:
     return jax.lax.pmean(tree, _AXIS)
 
 
-def pmap_step(function: Callable[..., Any], devices: list[jax.Device], *, donate: bool = False) -> Callable[..., Any]:
+def pmap_step(function: Callable[..., Any], devices: Devices, *, donate: bool = False) -> Callable[..., Any]:
     """Compiles ``function(replicated, sharded) -> (replicated, replicated)`` for all devices.
 
     Args:
@@ -231,7 +234,7 @@ def pmap_step(function: Callable[..., Any], devices: list[jax.Device], *, donate
     )
 
 
-def pmap_map(function: Callable[..., Any], devices: list[jax.Device]) -> Callable[..., Any]:
+def pmap_map(function: Callable[..., Any], devices: Devices) -> Callable[..., Any]:
     """Compiles ``function(replicated, sharded) -> sharded`` for the given devices of one process."""
     return jax.pmap(function, axis_name=_AXIS, in_axes=(None, 0), out_axes=0, devices=devices)
 
@@ -269,7 +272,7 @@ class StepsInFlight:
         return jax.device_get(self._pending.popleft())
 
 
-def replicate(tree: Any, devices: list[jax.Device]) -> Any:
+def replicate(tree: Any, devices: Devices) -> Any:
     """Puts a copy on those of ``devices`` that this process owns, in the form that compiled steps take."""
     local = [device for device in devices if device.process_index == jax.process_index()]
     return jax.device_put(tree, NamedSharding(Mesh(np.asarray(local), (_AXIS,)), PartitionSpec()))

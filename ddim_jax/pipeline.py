@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -187,7 +188,9 @@ class Pipeline:
         Returns:
             uint8 [n, points, h, w, c].
         """
-        path = slerp_path(self.noise(first, **settings), self.noise(second, **settings), points)
+        path = slerp_path(
+            jnp.asarray(self.noise(first, **settings)), jnp.asarray(self.noise(second, **settings)), points
+        )
         by_pair = np.swapaxes(np.asarray(path), 0, 1)
         images = self.decode(by_pair.reshape(-1, *by_pair.shape[2:]), **settings)
         return images.reshape(by_pair.shape)
@@ -203,10 +206,10 @@ class Pipeline:
         Returns:
             uint8 [side, side, h, w, c].
         """
-        square = np.asarray(slerp_grid(self.noise(corners, **settings), side, side))
+        square = np.asarray(slerp_grid(jnp.asarray(self.noise(corners, **settings)), side, side))
         return self.decode(square.reshape(-1, *square.shape[2:]), **settings).reshape(square.shape)
 
-    def trajectory(self, indices: Sequence[int], moments: int = 10, **settings: Any) -> Trajectory:
+    def trajectory(self, indices: Sequence[int] | np.ndarray, moments: int = 10, **settings: Any) -> Trajectory:
         """Draws images and keeps what is passed on the way, in memory for the moments kept alone.
 
         Args:

@@ -178,10 +178,10 @@ def test_published_parameter_counts(name, size, multipliers, count):
 
 def test_build_model_takes_every_key():
     model_config = ModelConfig(
-        channels=64, multipliers=(1, 3), num_blocks=3, attention_resolutions=(4,), dropout=0.25, num_classes=7,
-        init="torch", dtype="bfloat16", remat=True,
+        channels=64, multipliers=(1, 3), num_blocks=3, attention_resolutions=(4,), dropout=0.25, num_groups=16,
+        num_classes=7, init="torch", dtype="bfloat16", remat=True,
     )  # fmt: skip
-    expected = UNet(1, 64, (1, 3), 3, (4,), 0.25, 7, "torch", jnp.dtype("bfloat16"), True)
+    expected = UNet(1, 64, (1, 3), 3, (4,), 0.25, 16, 7, "torch", jnp.dtype("bfloat16"), True)
     assert build_model(Config(data=DataConfig(channels=1), model=model_config)) == expected
 
 

@@ -100,7 +100,7 @@ def _total_steps(config: Config, num_examples: int) -> int:
 
 
 def _announce(
-    config: Config, state: TrainState, num_examples: int, start: int, total_steps: int, devices: list[jax.Device]
+    config: Config, state: TrainState, num_examples: int, start: int, total_steps: int, devices: parallel.Devices
 ) -> None:
     if not parallel.is_main_process():
         return
@@ -138,7 +138,7 @@ class _Loop:
         state: TrainState,
         source: Any,
         start: int,
-        devices: list[jax.Device],
+        devices: parallel.Devices,
         terminated: list[bool],
     ) -> TrainState:
         """Runs steps ``start + 1`` to the last one, or until SIGTERM; returns the state."""
@@ -202,7 +202,7 @@ class _Loop:
             {
                 "loss": float(np.mean(losses)),
                 "grad_norm": float(np.mean(norms)),
-                "learning_rate": float(self._learning_rate(step - 1)),
+                "learning_rate": float(np.asarray(self._learning_rate(step - 1))),
                 "steps_per_second": rate,
                 "images_per_second": rate * self._config.train.batch_size,
             },

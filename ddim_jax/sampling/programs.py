@@ -6,7 +6,7 @@ trees of arrays with the image as leading axis, and an image's result does not d
 programs over devices.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -150,7 +150,7 @@ class KeptImages(NamedTuple):
     final: Any
 
 
-def trajectory_program(config: Config, model: nn.Module, sampler: Sampler, steps: Sequence[int]) -> Program:
+def trajectory_program(config: Config, model: nn.Module, sampler: Sampler, steps: np.ndarray) -> Program:
     """Draws images and keeps what is passed at some steps: :class:`Items` → :class:`KeptImages`.
 
     Args:

@@ -77,7 +77,7 @@ class Checkpoints:
         """
         self._require(step)
         try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(like))  # pyright: ignore[reportCallIssue]
+            return self._manager.restore(step, args=ocp.args.StandardRestore(like))  # pyright: ignore
         except Exception as error:
             # Arrays are read side by side; of those that fail beside the first, asyncio would print stack traces later.
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)

@@ -24,8 +24,8 @@ class StepMetrics(NamedTuple):
         grad_norm: global norm of the gradient before clipping.
     """
 
-    loss: jax.Array
-    grad_norm: jax.Array
+    loss: Any
+    grad_norm: Any
 
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]
