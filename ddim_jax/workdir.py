@@ -20,6 +20,7 @@ from typing import Any
 
 from etils import epath
 
+from ddim_jax import __version__
 from ddim_jax.config import Config, ConfigError, differences, flatten, from_json, to_json
 from ddim_jax.errors import UserError
 
@@ -173,10 +174,10 @@ def job_dir(workdir: epath.PathLike, mode: str, name: str, decides: Mapping[str,
 
 def write_run_record(folder: epath.Path, config: Config, **facts: Any) -> None:
     """Writes ``run.json``: the config, the versions, and the job's own facts (device, seconds, evaluations ...)."""
-    packages = ("ddim_jax", "jax", "jaxlib", "flax", "numpy")
+    packages = {name: _version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
     record = {
         **facts,
-        "versions": {name: _version(name) for name in packages},
+        "versions": {"ddim_jax": __version__, **packages},
         "config": flatten(config),
     }
     _write_whole(folder / "run.json", json.dumps(record, indent=2) + "\n")

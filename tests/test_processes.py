@@ -15,7 +15,8 @@ from ddim_jax.parallel import failing_fast
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 SHORT = ("--config.train.steps=6", "--config.train.checkpoint_every=4")
-LONG = ("--config.train.steps=100000", "--config.train.checkpoint_every=5")
+LONG = ("--config.train.steps=60", "--config.train.checkpoint_every=20")
+UNENDING = (*LONG, "--config.train.steps=100000")
 DRAW = ("--mode=sample", "--config.sample.num=13", "--config.sample.eta=1.0", "--config.sample.steps=4")
 LEARNING_RATE = 2e-3  # of configs/digits.py
 
@@ -27,6 +28,24 @@ def one_process(tmp_path_factory):
     assert main.run(["main", *arguments(workdir, *SHORT)]) == 0
     assert main.run(["main", *arguments(workdir, *SHORT, *DRAW)]) == 0
     return workdir
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_pair(tmp_path_factory):
+    """A long run of two processes."""
+    workdir = tmp_path_factory.mktemp("pair") / "run"
+    completed(workdir, *LONG, processes=2)
+    return workdir
+
+
+def assert_resumes(workdir, reference):
+    """Started again, the run ends like one that was never stopped."""
+    saved = checkpoint_steps(workdir)[-1]
+    assert saved < 60
+    first, _ = completed(workdir, *LONG, processes=2)
+    assert f"resuming at step {saved} of 60" in first
+    assert losses(workdir) == losses(reference)
+    assert digest(final_state(workdir)) == digest(final_state(reference))
 
 
 def training(workdir):
@@ -91,9 +110,9 @@ def test_two_processes_write_one_npz(tmp_path, one_process):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("receiver", [0, 1])
-def test_sigterm_to_one_process_stops_all_at_the_same_step(tmp_path, receiver):
-    workdir, reference = tmp_path / "stopped", tmp_path / "reference"
-    with started(workdir, *LONG, processes=2) as runs:
+def test_sigterm_to_one_process_stops_all_at_the_same_step(tmp_path, uninterrupted_pair, receiver):
+    workdir = tmp_path / "run"
+    with started(workdir, *UNENDING, processes=2) as runs:
         runs[0].wait_for(lambda: reached(workdir, 7))
         runs[receiver].process.send_signal(signal.SIGTERM)
         outputs = [run.expect_success() for run in runs]
@@ -101,19 +120,15 @@ def test_sigterm_to_one_process_stops_all_at_the_same_step(tmp_path, receiver):
     assert checkpoint_steps(workdir)[-1] == saved
     for output in outputs:
         assert f"stopped by SIGTERM after saving step {saved}; start the same command again" in output
-    end = f"--config.train.steps={saved + 7}"
-    completed(workdir, *LONG, end, processes=2)
-    completed(reference, *LONG, end, processes=2)
-    assert losses(workdir) == losses(reference)
-    assert digest(final_state(workdir)) == digest(final_state(reference))
+    assert_resumes(workdir, uninterrupted_pair)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_when_a_process_is_killed_the_other_ends_and_the_run_resumes(tmp_path, victim):
-    workdir, reference = tmp_path / "killed", tmp_path / "reference"
-    with started(workdir, *LONG, processes=2) as runs:
-        runs[0].wait_for(lambda: reached(workdir, 12))
+def test_when_a_process_is_killed_the_other_ends_and_the_run_resumes(tmp_path, uninterrupted_pair, victim):
+    workdir = tmp_path / "run"
+    with started(workdir, *UNENDING, processes=2) as runs:
+        runs[0].wait_for((workdir / "checkpoints" / "20").exists)
         runs[victim].process.kill()
         survivor = runs[1 - victim]
         status = survivor.wait()
@@ -123,12 +138,7 @@ def test_when_a_process_is_killed_the_other_ends_and_the_run_resumes(tmp_path, v
         # Process 0 holds JAX's coordination service, which may abort the others before they can speak for themselves.
         assert (victim, status) == (0, -signal.SIGABRT)
         assert "This most likely indicates that another task died" in survivor.output
-    end = f"--config.train.steps={checkpoint_steps(workdir)[-1] + 4}"
-    first, _ = completed(workdir, *LONG, end, processes=2)
-    assert "resuming at step" in first
-    completed(reference, *LONG, end, processes=2)
-    assert losses(workdir) == losses(reference)
-    assert digest(final_state(workdir)) == digest(final_state(reference))
+    assert_resumes(workdir, uninterrupted_pair)
 
 
 @pytest.mark.slow
