@@ -59,7 +59,8 @@ class Pipeline:
     """A network with weights.
 
     The methods' keyword arguments ``settings`` are keys of ``config.sample``, e.g. ``steps=20``, ``eta=1.0``,
-    ``sampler="unipc2"``, ``spacing="quad"``, ``seed=3`` or ``batch_size=8``; what is not given is taken from there.
+    ``sampler="unipc2"``, ``spacing="quad"``, ``seed=3`` or ``batch_size=8``; what is not given is taken from there. In
+    the examples ``pipe`` draws 8x8 digits, and ``digits`` are four real ones.
 
     Attributes:
         config: the resolved config; ``config.sample`` holds the default settings.
@@ -95,6 +96,12 @@ class Pipeline:
         Image i depends on ``seed`` and i alone, so ``sample(8)`` and ``sample(4)`` followed by ``sample(4, start=4)``
         give the same eight.
 
+        >>> pipe.sample(4, steps=5).shape
+        (4, 8, 8, 1)
+        >>> images = pipe.sample(indices=[7, 3], steps=5)
+        >>> bool((images[0] == pipe.sample(1, start=7, steps=5)[0]).all())
+        True
+
         Args:
             num: number of images n; or give ``indices`` or ``per_class``.
             seed: seed of the images.
@@ -128,7 +135,12 @@ class Pipeline:
         )
 
     def noise(self, indices: Sequence[int], **settings: Any) -> np.ndarray:
-        """The noise x_T that images are drawn from: float32 [n, h, w, c]; ``decode`` makes the images of it."""
+        """The noise x_T that images are drawn from: float32 [n, h, w, c]; ``decode`` makes the images of it.
+
+        >>> noise = pipe.noise([7, 3])
+        >>> int((pipe.decode(noise, steps=5) != pipe.sample(indices=[7, 3], steps=5)).sum())
+        0
+        """
         config = self._config(**settings)
         return self._run(lambda: programs.noise_program(config), ("noise",), config, image_items(config, indices))
 
@@ -136,6 +148,10 @@ class Pipeline:
         self, images: np.ndarray, *, iterations: int = 0, labels: np.ndarray | None = None, **settings: Any
     ) -> np.ndarray:
         """Finds the noise that DDIM (eta = 0) would draw these images from: DDIM inversion.
+
+        >>> latents = pipe.encode(digits, steps=20)
+        >>> latents.dtype, latents.shape
+        (dtype('float32'), (4, 8, 8, 1))
 
         Args:
             images: uint8 [n, h, w, c].
@@ -162,6 +178,10 @@ class Pipeline:
     def decode(self, latents: np.ndarray, *, labels: np.ndarray | None = None, **settings: Any) -> np.ndarray:
         """Draws the images of given noise: float32 [n, h, w, c] → uint8 [n, h, w, c].
 
+        >>> back = pipe.decode(pipe.encode(digits, steps=20), steps=20)
+        >>> float(np.abs(back.astype(float) - digits).mean()) < 5
+        True
+
         Args:
             latents: from :meth:`encode` or :meth:`noise`, or anything like standard normal noise.
             labels: see :meth:`encode`.
@@ -178,6 +198,9 @@ class Pipeline:
 
     def interpolate(self, first: Sequence[int], second: Sequence[int], points: int = 11, **settings: Any) -> np.ndarray:
         """Draws images between pairs of images, from noise on the arc between theirs (DDIM, appendix D.5).
+
+        >>> pipe.interpolate([0, 2], [1, 3], points=5, steps=5).shape
+        (2, 5, 8, 8, 1)
 
         Args:
             first: n image indices.
@@ -198,6 +221,9 @@ class Pipeline:
     def interpolate_grid(self, corners: Sequence[int], side: int = 8, **settings: Any) -> np.ndarray:
         """Draws a square of images between four.
 
+        >>> pipe.interpolate_grid([0, 1, 2, 3], side=3, steps=5).shape
+        (3, 3, 8, 8, 1)
+
         Args:
             corners: image indices: top left, top right, bottom left, bottom right.
             side: images along a side.
@@ -211,6 +237,10 @@ class Pipeline:
 
     def trajectory(self, indices: Sequence[int] | np.ndarray, moments: int = 10, **settings: Any) -> Trajectory:
         """Draws images and keeps what is passed on the way, in memory for the moments kept alone.
+
+        >>> way = pipe.trajectory([0, 1], moments=3, steps=20)
+        >>> way.steps.tolist(), way.x0.shape
+        ([0, 10, 19], (2, 3, 8, 8, 1))
 
         Args:
             indices: n image indices.
@@ -232,6 +262,10 @@ class Pipeline:
         self, images: np.ndarray, level: int, *, labels: np.ndarray | None = None, **settings: Any
     ) -> programs.Recovered:
         """Noises images up to a level and denoises them; SDEdit, for images unlike the training data's.
+
+        >>> noised, recovered = pipe.recover(digits, level=100, steps=20)
+        >>> recovered.shape
+        (4, 8, 8, 1)
 
         Args:
             images: uint8 [n, h, w, c].
@@ -262,6 +296,12 @@ class Pipeline:
         **settings: Any,
     ) -> np.ndarray:
         """Draws anew what a mask leaves out (RePaint).
+
+        >>> keep_left = np.arange(8) < 4
+        >>> mask = np.broadcast_to(keep_left, (8, 8))
+        >>> result = pipe.inpaint(digits, mask, resamplings=2, jump=5, steps=10)
+        >>> bool((result[:, :, :4] == digits[:, :, :4]).all())
+        True
 
         Args:
             images: uint8 [n, h, w, c]; what they show outside the mask does not matter.

@@ -7,10 +7,14 @@ count=$1
 shift
 port=${PORT:-12355}
 pids=()
+trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
 for ((id = 0; id < count; id++)); do
     python -m ddim_jax.main "$@" --coordinator="localhost:$port" --num_processes="$count" --process_id="$id" &
     pids+=($!)
 done
 status=0
-for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
+for pid in "${pids[@]}"; do
+    # A signal interrupts the first wait; the second is for the process to save and end.
+    wait "$pid" || wait "$pid" || status=$?
+done
 exit "$status"
