@@ -354,7 +354,8 @@ class Pipeline:
         count = len(jax.tree.leaves(items)[0])
         batch_size = batch_size_for(config, count)
         # Which images are drawn is not part of the program.
-        settings = dataclasses.replace(config.sample, num=1, start=0, indices=(), per_class=0, batch_size=batch_size)
+        which = {"num": 1, "start": 0, "indices": (), "per_class": 0, "seed": 0, "label": None}
+        settings = dataclasses.replace(config.sample, **which, batch_size=batch_size)
         key = (*what, settings)
         if key not in self._compiled:
             if len(self._compiled) == _PROGRAMS_KEPT:

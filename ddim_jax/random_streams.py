@@ -9,6 +9,7 @@ batch size and number of devices, and a resumed run equal to an uninterrupted on
 import enum
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 # Pinned: jax's default implementation may change, and with it every image of every seed.
@@ -29,7 +30,7 @@ class Stream(enum.IntEnum):
     PROBE = 8  # probe vectors of likelihood estimates
 
 
-def root_key(seed: int, stream: Stream) -> jax.Array:
+def root_key(seed: int | jax.Array, stream: Stream) -> jax.Array:
     """Returns the key of a stream: ``fold_in(key(seed), stream)``."""
     return jax.random.fold_in(jax.random.key(seed, impl=PRNG_IMPL), int(stream))
 
@@ -54,13 +55,18 @@ def example_keys(seed: int, stream: Stream, step: jax.Array, index: jax.Array) -
     return fold_in_each(jax.random.fold_in(root_key(seed, stream), step), index)
 
 
-def image_keys(seed: int, index: jax.Array) -> jax.Array:
-    """Keys of sampled images, [n] for image indices [n]: image i depends on (seed, i) alone.
+def image_keys(seed: int | jax.Array, index: jax.Array) -> jax.Array:
+    """Keys of sampled images, [n]: image i depends on (seed, i) alone.
 
     Draw d of image i is keyed by ``fold_in(image_keys(seed, [i])[0], d)``: d = 0 is x_T, d = s + 1
     is the noise of the trajectory's step s. x_T therefore does not depend on the number of steps.
+
+    Args:
+        seed: one seed, or one per image; below 2^31.
+        index: int [n], image indices.
     """
-    return fold_in_each(root_key(seed, Stream.IMAGE), index)
+    seeds = jnp.broadcast_to(jnp.asarray(seed, jnp.int32), index.shape)
+    return jax.vmap(lambda seed, i: jax.random.fold_in(root_key(seed, Stream.IMAGE), i))(seeds, index)
 
 
 def normal_each(

@@ -115,10 +115,10 @@ def test_a_program_is_made_once_for_each_set_of_settings(pipe, monkeypatch):
         return image_program(config, *arguments)
 
     monkeypatch.setattr("ddim_jax.sampling.programs.image_program", counted)
-    for num, start in ((8, 0), (5, 100), (1, 7)):
-        pipe.sample(num, seed=9, start=start)
+    for num, start, seed in ((8, 0, 9), (5, 100, 9), (1, 7, 10)):
+        pipe.sample(num, seed=seed, start=start, eta=0.375)
     assert len(made) == 1
-    pipe.sample(8, seed=9, steps=2)
+    pipe.sample(8, seed=9, steps=2, eta=0.375)
     assert [settings.steps for settings in made] == [4, 2]
 
 

@@ -19,6 +19,16 @@ def test_an_examples_key_is_that_of_its_place_in_the_global_batch():
     np.testing.assert_array_equal(jax.random.key_data(half), jax.random.key_data(whole)[4:])
 
 
+def test_an_images_key_is_what_the_documentation_says():
+    keys = image_keys(7, np.array([3, 5]))
+    expected = jax.random.fold_in(root_key(7, Stream.IMAGE), 5)
+    np.testing.assert_array_equal(jax.random.key_data(keys)[1], jax.random.key_data(expected))
+    several = image_keys(np.array([7, 2**31 - 1]), np.array([5, 5]))
+    np.testing.assert_array_equal(jax.random.key_data(several)[0], jax.random.key_data(expected))
+    last = jax.random.fold_in(root_key(2**31 - 1, Stream.IMAGE), 5)
+    np.testing.assert_array_equal(jax.random.key_data(several)[1], jax.random.key_data(last))
+
+
 def test_streams_seeds_steps_examples_and_draws_all_matter():
     def draw(seed, stream, step, index, number):
         keys = example_keys(seed, stream, step, np.array([index]))

@@ -9,7 +9,7 @@ import pytest
 from ddim_jax.config import Config, DataConfig, DiffusionConfig, ModelConfig, SampleConfig
 from ddim_jax.errors import UserError
 from ddim_jax.models import build_model
-from ddim_jax.sampling.programs import Items, build_sampler, image_program
+from ddim_jax.sampling.programs import build_sampler, image_program
 from ddim_jax.sampling.sampler import ImageSampler, image_indices, image_items, sampler_for
 from ddim_jax.sampling.sharded_map import ShardedMap
 from ddim_jax.training.checkpoint import select_weights
@@ -112,12 +112,12 @@ def test_which_images_are_asked_for():
 
 def test_memory_does_not_grow_with_the_steps(model_and_variables):
     model, variables = model_and_variables
-    index, label = np.arange(2, dtype=np.int32), np.zeros(2, np.int32)
+    items = image_items(CONFIG, np.arange(2))
 
     def temporary_bytes(steps):
         config = with_sample(steps=steps, eta=0.0)
         program = image_program(config, model, build_sampler(config))
-        return jax.jit(program).lower(variables, Items(index, label)).compile().memory_analysis().temp_size_in_bytes
+        return jax.jit(program).lower(variables, items).compile().memory_analysis().temp_size_in_bytes
 
     few, many = temporary_bytes(5), temporary_bytes(50)
     assert many - few <= 50 * 64  # a few numbers a step: the table

@@ -209,6 +209,20 @@ def test_batch_statistics_and_their_average_are_carried_along():
         assert np.all(np.isfinite(averages[name]))
 
 
+def test_dropped_labels_are_no_labels():
+    conditional = changed(model__num_classes=3, model__init="torch", model__dropout=0.0)
+    model, optimizer = build_model(conditional), make_optimizer(conditional.train, 10)
+    state, batch = init_state(conditional, model, optimizer), make_batch(conditional)
+
+    def loss(config, label):
+        step = jax.jit(make_train_step(config, model, optimizer))
+        return float(step(state, batch._replace(label=np.full(16, label, np.int32)))[1].loss)
+
+    almost_all = dataclasses.replace(conditional, train=dataclasses.replace(conditional.train, label_dropout=1 - 1e-6))
+    assert loss(almost_all, 1) == pytest.approx(loss(conditional, 3), rel=1e-6)
+    assert loss(almost_all, 1) != pytest.approx(loss(conditional, 1), rel=1e-4)
+
+
 def test_bfloat16_trains_float32_parameters():
     config = changed(model__dtype="bfloat16")
     state, losses = run_steps(config, 2)

@@ -8,6 +8,7 @@ from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
+from ddim_jax.diffusion.steps import StepTable
 from ddim_jax.images import grid, load_png, save_png
 from ddim_jax.jobs.model_job import ModelJob, sampler_name
 from ddim_jax.sampling.sampler import ImageSampler, batch_size_for, image_indices
@@ -83,6 +84,9 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
 def _announce(config: Config, sampler: ImageSampler, step: int, num: int, present: int) -> None:
     settings, table = config.sample, sampler.sampler.table
     levels = "levels given" if settings.levels else settings.spacing.replace("_", " as ")
+    repeated = sampler.sampler.steps - len(set(table.time.tolist()))
+    if isinstance(table, StepTable) and repeated:
+        levels += f", {repeated} of them repeated"
     say(
         f"{num:,} images from the checkpoint of step {step:,} on {parallel.device_description()}: {settings.sampler}, "
         f"{sampler.sampler.steps} steps ({levels}), {sampler.evaluations} network evaluations each, first alpha_bar "

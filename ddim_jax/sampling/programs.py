@@ -34,10 +34,12 @@ class Items(NamedTuple):
     """Which images a program shall make.
 
     Attributes:
-        index: int32 [n], image indices: the keys of their random draws.
+        seed: int32 [n], of their random draws; data and not part of the program, so that another seed compiles nothing.
+        index: int32 [n], image indices.
         label: int32 [n], classes; unused by an unconditional network.
     """
 
+    seed: Any
     index: Any
     label: Any
 
@@ -126,7 +128,7 @@ def image_program(config: Config, model: nn.Module, sampler: Sampler) -> Program
     """Draws images: :class:`Items` → uint8 [n, h, w, c]."""
 
     def program(variables: Any, items: Items) -> jax.Array:
-        keys = image_keys(config.sample.seed, items.index)
+        keys = image_keys(items.seed, items.index)
         x = samplers.initial_noise(keys, image_shape(config), jnp.float32)
         with jax.default_matmul_precision(config.sample.precision):
             x = sampler.run(_predict(config, model, variables, items.label, config.sample.clip), x, keys)
@@ -161,7 +163,7 @@ def trajectory_program(config: Config, model: nn.Module, sampler: Sampler, steps
     """
 
     def program(variables: Any, items: Items) -> KeptImages:
-        keys = image_keys(config.sample.seed, items.index)
+        keys = image_keys(items.seed, items.index)
         x = samplers.initial_noise(keys, image_shape(config), jnp.float32)
         with jax.default_matmul_precision(config.sample.precision):
             final, kept = sampler.run_keeping(
@@ -179,7 +181,7 @@ def noise_program(config: Config) -> Program:
 
     def program(variables: Any, items: Items) -> jax.Array:
         del variables
-        return samplers.initial_noise(image_keys(config.sample.seed, items.index), image_shape(config), jnp.float32)
+        return samplers.initial_noise(image_keys(items.seed, items.index), image_shape(config), jnp.float32)
 
     return program
 
@@ -201,7 +203,7 @@ def decode_program(config: Config, model: nn.Module, sampler: Sampler) -> Progra
 
     def program(variables: Any, latents_and_items: tuple[jax.Array, Items]) -> jax.Array:
         latents, items = latents_and_items
-        keys = image_keys(config.sample.seed, items.index)
+        keys = image_keys(items.seed, items.index)
         with jax.default_matmul_precision(config.sample.precision):
             x = sampler.run(_predict(config, model, variables, items.label, config.sample.clip), latents, keys)
         return to_uint8(x, _normalization(config))
@@ -235,7 +237,7 @@ def recover_program(config: Config, model: nn.Module, level: int) -> Program:
     def program(variables: Any, images_and_items: tuple[jax.Array, Items]) -> Recovered:
         images, items = images_and_items
         normalization = _normalization(config)
-        keys = image_keys(config.sample.seed, items.index)
+        keys = image_keys(items.seed, items.index)
         noised = editing.noise_to_level(to_float(images, normalization), schedule, level, keys)
         with jax.default_matmul_precision(config.sample.precision):
             x = sampler.run(_predict(config, model, variables, items.label, config.sample.clip), noised, keys)
@@ -266,7 +268,7 @@ def inpaint_program(config: Config, model: nn.Module, sampler: Sampler, resampli
 
     def program(variables: Any, images_mask_items: tuple[jax.Array, jax.Array, Items]) -> jax.Array:
         images, mask, items = images_mask_items
-        keys = image_keys(config.sample.seed, items.index)
+        keys = image_keys(items.seed, items.index)
         x = samplers.initial_noise(keys, image_shape(config), jnp.float32)
         with jax.default_matmul_precision(config.sample.precision):
             predict = _predict(config, model, variables, items.label, config.sample.clip)

@@ -27,11 +27,12 @@ def image_indices(config: Config) -> np.ndarray:
 
 
 def image_items(config: Config, indices: Sequence[int] | np.ndarray) -> Items:
-    """Indices with their classes: ``sample.label``, or the classes in turn by image index."""
+    """The images of these indices, with their classes: ``sample.label``, or the classes in turn by image index."""
     indices = np.asarray(indices, np.int32)
+    seeds = np.full(len(indices), config.sample.seed, np.int32)
     if config.sample.label is not None:
-        return Items(indices, np.full(len(indices), config.sample.label, np.int32))
-    return Items(indices, (indices % max(1, config.model.num_classes)).astype(np.int32))
+        return Items(seeds, indices, np.full(len(indices), config.sample.label, np.int32))
+    return Items(seeds, indices, (indices % max(1, config.model.num_classes)).astype(np.int32))
 
 
 def batch_size_for(config: Config, num: int) -> int:
