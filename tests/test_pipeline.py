@@ -1,37 +1,19 @@
 """The Python API, as a library user meets it."""
 
 import dataclasses
-import importlib.util
-import pathlib
 
 import jax
 import numpy as np
 import pytest
+from small import small_digits
 
 import ddim_jax
-from ddim_jax.config import Config, from_config_dict
 from ddim_jax.errors import UserError
 from ddim_jax.images import load_png
 from ddim_jax.jobs.sample import sample
 from ddim_jax.jobs.train import train
 from ddim_jax.models import parameter_count
 from ddim_jax.sampling.programs import image_program
-
-
-def small_digits() -> Config:
-    path = pathlib.Path(__file__).parent.parent / "configs" / "digits.py"
-    spec = importlib.util.spec_from_file_location("digits", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("tiny")
-    with config.unlocked():
-        config.model.multipliers = (1,)
-        config.model.attention_resolutions = (8,)
-        config.model.init = "torch"  # after two steps DDPM's has hardly left zero
-        config.train.steps = 2
-        config.train.checkpoint_every = 1
-        config.train.final_sample_steps = ()
-    return from_config_dict(config)
 
 
 @pytest.fixture(scope="module")

@@ -126,15 +126,8 @@ def image_shape(config: Config) -> tuple[int, int, int]:
 
 def image_program(config: Config, model: nn.Module, sampler: Sampler) -> Program:
     """Draws images: :class:`Items` → uint8 [n, h, w, c]."""
-
-    def program(variables: Any, items: Items) -> jax.Array:
-        keys = image_keys(items.seed, items.index)
-        x = samplers.initial_noise(keys, image_shape(config), jnp.float32)
-        with jax.default_matmul_precision(config.sample.precision):
-            x = sampler.run(_predict(config, model, variables, items.label, config.sample.clip), x, keys)
-        return to_uint8(x, _normalization(config))
-
-    return program
+    draw_noise, decode = noise_program(config), decode_program(config, model, sampler)
+    return lambda variables, items: decode(variables, (draw_noise(variables, items), items))
 
 
 class KeptImages(NamedTuple):
