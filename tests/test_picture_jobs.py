@@ -170,6 +170,9 @@ def test_chosen_indices_and_counts_per_class(workdir, pipe):
     chosen = sample(changed("sample", indices=(11, 3)), workdir)
     assert {path.name for path in chosen.glob("0*.png")} == {"000003.png", "000011.png"}
     assert differing(load_png(chosen / "000011.png"), pipe.sample(start=11, num=1)[0]) < 1e-2
+    with np.load(sample(changed("sample", indices=(11, 3), seed=1, format="npz"), workdir) / "samples.npz") as stored:
+        assert stored["index"].tolist() == [11, 3]
+        assert differing(stored["arr_0"], pipe.sample(indices=(11, 3), seed=1)) < 1e-2
     folder = sample(changed("sample", per_class=2), workdir)
     assert len(list(folder.glob("0*.png"))) == 20
 

@@ -20,8 +20,8 @@ _GRID_IMAGES = 64
 def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
     """Runs the job.
 
-    Exactly ``sample.num`` images, of indices ``sample.start`` and up. Started again after a kill, it computes only what
-    is missing. Each process writes the indices that leave its own remainder.
+    Exactly ``sample.num`` images of indices ``sample.start`` and up, or those of ``sample.indices``. Started again after
+    a kill, it computes only what is missing. Each of P processes draws every P-th image.
 
     Args:
         config: the command line's config; its ``sample`` group counts, the rest must agree with the workdir.
@@ -44,7 +44,7 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
     # From here on files appear: all processes must have looked before.
     parallel.barrier("sample folder")
 
-    mine = indices[indices % parallel.process_count() == parallel.process_index()]
+    mine = indices[parallel.process_index() :: parallel.process_count()]
     missing = np.setdiff1d(mine, present)
     computed = len(np.setdiff1d(indices, present))  # by all processes together
     if parallel.is_main_process():
@@ -152,9 +152,10 @@ class _NpzStore:
     def finish(self, indices: np.ndarray) -> None:
         if not self._path.exists():
             found, images = self._load()
-            order = np.argsort(found)
-            assert np.array_equal(found[order], indices), "parts do not add up to the images asked for"
-            _save_npz(self._path, indices, np.concatenate(images)[order])
+            assert np.array_equal(np.sort(found), np.sort(indices)), "parts do not add up to the images asked for"
+            ascending = np.argsort(found)
+            rows = ascending[np.searchsorted(found[ascending], indices)]
+            _save_npz(self._path, indices, np.concatenate(images)[rows])
         self._parts.rmtree(missing_ok=True)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
