@@ -20,8 +20,8 @@ _GRID_IMAGES = 64
 def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
     """Runs the job.
 
-    Exactly ``sample.num`` images of indices ``sample.start`` and up, or those of ``sample.indices``. Started again after
-    a kill, it computes only what is missing. Each of P processes draws every P-th image.
+    Exactly ``sample.num`` images of indices ``sample.start`` and up, or those of ``sample.indices``. Started again
+    after a kill, it computes only what is missing. Each of P processes draws every P-th image.
 
     Args:
         config: the command line's config; its ``sample`` group counts, the rest must agree with the workdir.
