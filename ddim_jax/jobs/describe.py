@@ -1,6 +1,7 @@
 """``--mode=describe``: what a config amounts to, before anything is trained."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 from etils import epath
-from jax.extend.core import Jaxpr, jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from ddim_jax import parallel
 from ddim_jax.config import Config, flatten
@@ -96,8 +97,18 @@ def _jaxpr_flops(jaxpr: Jaxpr) -> int:
             total += 2 * math.prod(_shape(equation.outvars[0])) * math.prod(kernel) // features
         else:
             repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-            total += repeats * sum(map(_jaxpr_flops, jaxprs_in_params(equation.params)))
+            total += repeats * sum(map(_jaxpr_flops, _inner_jaxprs(equation.params)))
     return total
+
+
+def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    """The functions inside an operation: bodies of scans, branches, calls."""
+    for value in params.values():
+        for inner in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(inner, ClosedJaxpr):
+                yield inner.jaxpr
+            elif isinstance(inner, Jaxpr):
+                yield inner
 
 
 def _shape(variable: Any) -> tuple[int, ...]:
