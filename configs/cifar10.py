@@ -13,12 +13,21 @@ The data set is prepared by TFDS on first use (needs the extra ``tfds``, once). 
 
 Memory for training at batch 128: see ``--mode=describe``.
 
-Variants (``configs/cifar10.py:VARIANT``): ``ddim_code`` follows the training code released with DDIM instead (loss
-summed over pixels, no warm-up), which its authors advise for sampling only; ``bf16`` computes in bfloat16; ``tiny``
-(a trial run of seconds).
+Variants (``configs/cifar10.py:VARIANT``). Of the training:
+
+- ``ddim_code``: the training code released with DDIM (loss summed over pixels, no warm-up), which its authors advise
+  for sampling only;
+- ``v``: v-prediction on Nichol and Dhariwal's cosine schedule, moved to zero terminal SNR (Lin et al. 2024), sampled
+  with ``trailing`` levels, which begin at the noisiest;
+- ``cond``: class-conditional, one label in ten dropped, sampled with classifier-free guidance;
+- ``bf16``: compute in bfloat16.
+
+Of the sampling, for the checkpoint that all of them share: ``ddpm_large`` and ``ddpm_small`` (DDPM with the large and
+the small variance: ``sample.steps`` 1000, 100, 50, 10), ``eta1`` (DDIM's code at eta = 1). And ``tiny`` (a trial run of
+seconds).
 """
 
-from ddim_jax.config import ConfigTree, apply_variants, default_config
+from ddim_jax.config import ConfigTree, apply_variants, default_config, recipes
 
 
 def get_config(variant: str | None = None) -> ConfigTree:
@@ -55,13 +64,37 @@ def get_config(variant: str | None = None) -> ConfigTree:
     config.sample.steps = 50
     config.sample.spacing = "quad"
 
-    return apply_variants(config, variant, {"ddim_code": _ddim_code, "bf16": _bf16})
+    variants = {
+        "ddim_code": recipes.ddim_code,
+        "v": _v,
+        "cond": _cond,
+        "bf16": recipes.bf16,
+        "ddpm_large": lambda config: _ddpm(config, "ddpm_large"),
+        "ddpm_small": lambda config: _ddpm(config, "ddpm_small"),
+        "eta1": _eta1,
+    }
+    return apply_variants(config, variant, variants)
 
 
-def _ddim_code(config: ConfigTree) -> None:
-    config.diffusion.reduction = "sum"
-    config.train.warmup_steps = 0
+def _v(config: ConfigTree) -> None:
+    config.diffusion.objective = "v"
+    config.diffusion.schedule = "cosine"
+    config.diffusion.zero_terminal_snr = True
+    config.sample.spacing = "trailing"
 
 
-def _bf16(config: ConfigTree) -> None:
-    config.model.dtype = "bfloat16"
+def _cond(config: ConfigTree) -> None:
+    config.model.num_classes = 10
+    config.train.label_dropout = 0.1
+    config.sample.guidance_scale = 1.5
+
+
+def _ddpm(config: ConfigTree, sampler: str) -> None:
+    config.sample.sampler = sampler
+    config.sample.steps = 1000
+    config.sample.spacing = "uniform"
+    config.sample.clip = "rederive_eps"
+
+
+def _eta1(config: ConfigTree) -> None:
+    config.sample.eta = 1.0

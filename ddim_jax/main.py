@@ -18,7 +18,10 @@ from ml_collections import config_flags
 from ddim_jax.config import Config, check_key, from_config_dict
 from ddim_jax.errors import UserError
 
-MODES = ("train", "sample", "trajectory", "interpolate", "reconstruct", "edit", "sweep", "describe")
+MODES = (
+    *("train", "sample", "trajectory", "interpolate", "reconstruct", "edit", "sweep"),
+    *("evaluate", "stats", "likelihood", "describe"),
+)
 
 _PROCESS_FLAGS = ("coordinator", "num_processes", "process_id", "distributed")
 

@@ -22,7 +22,7 @@ from ddim_jax.errors import UserError
 from ddim_jax.models import build_model
 from ddim_jax.sampling import programs
 from ddim_jax.sampling.sampler import batch_size_for, image_indices, image_items
-from ddim_jax.sampling.sharded_map import ShardedMap
+from ddim_jax.sharded_map import ShardedMap
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
 from ddim_jax.training.state import abstract_state, make_optimizer
 from ddim_jax.workdir import checkpoint_dir, read_config

@@ -28,6 +28,7 @@ class Stream(enum.IntEnum):
     LABEL = 6  # label dropout for classifier-free guidance, per example
     IMAGE = 7  # sampling: x_T (draw 0) and the noise of step s (draw s + 1)
     PROBE = 8  # probe vectors of likelihood estimates
+    VALIDATION = 9  # noise level and noise of the validation images
 
 
 def root_key(seed: int | jax.Array, stream: Stream) -> jax.Array:

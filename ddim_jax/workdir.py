@@ -26,12 +26,15 @@ from ddim_jax.errors import UserError
 
 # Keys that say where, how fast or how often, not what: they may change when a run resumes, and
 # differ between training and sampling.
-_FREE_DATA = {"data.dir", "data.path", "data.cache", "data.cache_limit_gib", "data.threads", "data.prefetch"}
+_FREE_DATA = {
+    f"data.{name}"
+    for name in ("dir", "path", "cache", "cache_limit_gib", "cache_dir", "threads", "prefetch", "validation")
+}
 _FREE_TRAIN = {
     f"train.{name}"
     for name in (
         *("steps", "epochs", "checkpoint_every", "keep_last", "keep_every", "log_every", "sample_every"),
-        *("sample_num", "final_sample_steps", "tensorboard", "overwrite"),
+        *("sample_every_epochs", "validate_every", "sample_num", "final_sample_steps", "tensorboard", "overwrite"),
     )
 }
 
@@ -103,6 +106,20 @@ def prepare_for_training(workdir: epath.PathLike, config: Config, write: bool = 
             raise UserError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
 
 
+_STATISTICS = ("data.mean", "data.std")
+
+
+def measured_statistics(
+    workdir: epath.PathLike, config: Config
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation that a run on the same data in this workdir has measured; None if there is none."""
+    if not config_path(workdir).exists():
+        return None
+    trained = read_config(workdir)
+    changed = differences(trained, config, ("data",)).keys() - _FREE_DATA - set(_STATISTICS)
+    return None if changed else (trained.data.mean, trained.data.std)
+
+
 def config_for_job(workdir: epath.PathLike, config: Config) -> Config:
     """The config of a job on a trained workdir.
 
@@ -116,7 +133,7 @@ def config_for_job(workdir: epath.PathLike, config: Config) -> Config:
     changed = {
         key: values
         for key, values in differences(trained, config, ("data", "model", "diffusion")).items()
-        if key not in _FREE_DATA
+        if key not in _FREE_DATA and not (key in _STATISTICS and not config.data.mean)
     }
     if changed:
         raise UserError(

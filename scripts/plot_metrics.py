@@ -1,4 +1,4 @@
-"""Draws a key of one or more runs' metrics.jsonl against the step (needs the extra ``plots``).
+"""Draws a key of one or more runs' metrics.jsonl against the step.
 
 python scripts/plot_metrics.py --key loss --out loss.png runs/a runs/b
 """

@@ -1,4 +1,4 @@
-"""Measures how fast each solver converges, prints a table and draws it (needs the extra ``plots``).
+"""Measures how fast each solver converges, prints a table and draws it.
 
 python scripts/solver_convergence.py --out convergence.png
 

@@ -120,3 +120,13 @@ def test_wrong_names_are_explained():
         min_snr_weight(0.5, "noise", 5.0)
     with pytest.raises(UserError, match="positive"):
         min_snr_weight(0.5, "eps", 0.0)
+
+
+def test_continuous_levels_are_uniform_and_never_0():
+    key, index = jax.random.key(0), jnp.arange(20_000)
+    levels = np.asarray(draw_levels("continuous", 1000, key, index, 20_000))
+    assert levels.dtype == np.float32
+    assert levels.min() > 0 and levels.max() <= 1000
+    histogram = np.histogram(levels, 10, (0, 1000))[0]
+    assert np.abs(histogram / 2000 - 1).max() < 0.1
+    np.testing.assert_array_equal(levels[100:110], draw_levels("continuous", 1000, key, index[100:110], 20_000))

@@ -12,9 +12,6 @@ import pytest
 from ddim_jax import main
 from ddim_jax.images import load_png
 
-# ml_collections reads config files by a deprecated function.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
 

@@ -12,8 +12,6 @@ from ddim_jax import main
 from ddim_jax.errors import PeerLostError, UserError
 from ddim_jax.parallel import failing_fast
 
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 SHORT = ("--config.train.steps=6", "--config.train.checkpoint_every=4")
 LONG = ("--config.train.steps=60", "--config.train.checkpoint_every=20")
 UNENDING = (*LONG, "--config.train.steps=100000")

@@ -30,9 +30,6 @@ from ddim_jax.pipeline import load
 from ddim_jax.workdir import read_config
 from ddim_jax.writers import MetricWriter
 
-# ml_collections loads config files in a way that Python 3.12 deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 # --- training -----------------------------------------------------------------------------------
 
 IN_PROCESS = ("--config.train.steps=7", "--config.train.checkpoint_every=3")

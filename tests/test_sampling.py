@@ -11,7 +11,7 @@ from ddim_jax.errors import UserError
 from ddim_jax.models import build_model
 from ddim_jax.sampling.programs import build_sampler, image_program
 from ddim_jax.sampling.sampler import ImageSampler, image_indices, image_items, sampler_for
-from ddim_jax.sampling.sharded_map import ShardedMap
+from ddim_jax.sharded_map import ShardedMap
 from ddim_jax.training.checkpoint import select_weights
 from ddim_jax.training.state import init_state, make_optimizer
 

@@ -113,3 +113,39 @@ def test_mistakes_are_explained_in_one_line(arguments, word):
     with pytest.raises(UserError, match=word) as caught:
         make_schedule(*arguments)
     assert "\n" not in str(caught.value)
+
+
+# --- between the levels, and no signal at the end -----------------------------------------------------
+
+
+def test_continuous_time_agrees_with_the_levels_and_fills_the_gaps():
+    schedule = make_schedule("offset_cosine", 50)
+    levels = np.arange(1, 51)
+    whole, told = schedule.at(jnp.asarray(levels))
+    real, real_told = schedule.at(jnp.asarray(levels, jnp.float32))
+    np.testing.assert_allclose(whole, schedule.alpha_bar[1:], rtol=1e-6)
+    np.testing.assert_allclose(real, schedule.alpha_bar[1:], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(told, schedule.times[1:], rtol=1e-6)
+    np.testing.assert_allclose(real_told, 1 - real, rtol=1e-6)
+    between = float(schedule.at(jnp.array([10.5]))[0][0])
+    assert schedule.alpha_bar[11] < between < schedule.alpha_bar[10]
+    # Keras: signal rate cos(angle), the angle linear in time from acos(0.95) to acos(0.02)
+    assert between**0.5 == pytest.approx(np.cos(np.arccos(0.95) * 0.79 + np.arccos(0.02) * 0.21), rel=1e-5)
+
+
+def test_only_the_continuous_schedule_has_levels_between():
+    with pytest.raises(UserError, match="only offset_cosine"):
+        make_schedule("linear").at(jnp.array([1.5]))
+
+
+@pytest.mark.parametrize("name", ["linear", "quad", "cosine", "sigmoid", "offset_cosine"])
+def test_zero_terminal_snr_moves_the_end_and_keeps_the_beginning(name):
+    plain, moved = make_schedule(name), make_schedule(name, zero_terminal_snr=True)
+    assert moved.alpha_bar[-1] == 0
+    assert moved.alpha_bar[1] == pytest.approx(plain.alpha_bar[1], rel=1e-12)
+    assert np.all(np.diff(moved.alpha_bar) < 0)
+    # sqrt(alpha_bar) is shifted and scaled: its differences keep their proportions
+    before, after = np.diff(np.sqrt(plain.alpha_bar[1:])), np.diff(np.sqrt(moved.alpha_bar[1:]))
+    np.testing.assert_allclose(after / after.sum(), before / before.sum(), rtol=1e-6, atol=1e-12)
+    if plain.times is not None:
+        np.testing.assert_allclose(moved.times, 1 - moved.alpha_bar)

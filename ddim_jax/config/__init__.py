@@ -8,10 +8,12 @@ names the key and the remedy.
 - ``schema``: what every key means, and its default.
 - ``checks``: which values can be used.
 - ``presets``: sampler settings of papers and projects by name.
+- ``recipes``: what several config files share.
 - ``tree``: the ConfigDict that users write, and variants such as ``tiny``.
 - ``convert``: between the forms.
 """
 
+from ddim_jax.config import recipes
 from ddim_jax.config.checks import check
 from ddim_jax.config.convert import (
     check_key,
@@ -29,6 +31,7 @@ from ddim_jax.config.schema import (
     EditConfig,
     EvalConfig,
     InterpolateConfig,
+    LikelihoodConfig,
     ModelConfig,
     ReconstructConfig,
     SampleConfig,
@@ -48,6 +51,7 @@ __all__ = [
     "EditConfig",
     "EvalConfig",
     "InterpolateConfig",
+    "LikelihoodConfig",
     "ModelConfig",
     "ReconstructConfig",
     "SampleConfig",
@@ -62,6 +66,7 @@ __all__ = [
     "flatten",
     "from_config_dict",
     "from_json",
+    "recipes",
     "to_json",
     "with_sample",
 ]

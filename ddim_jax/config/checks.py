@@ -2,7 +2,17 @@
 
 from typing import Any
 
-from ddim_jax.config.schema import Config, DataConfig, DiffusionConfig, ModelConfig, TrainConfig
+from ddim_jax.config.schema import (
+    METRICS,
+    SAMPLERS,
+    SPACINGS,
+    Config,
+    DataConfig,
+    DiffusionConfig,
+    EvalConfig,
+    ModelConfig,
+    TrainConfig,
+)
 from ddim_jax.errors import ConfigError
 
 
@@ -16,8 +26,10 @@ def check(config: Config) -> None:
     _check_model(config.model, config.data)
     _check_diffusion(config.diffusion)
     _check_train(config.train)
+    _check_together(config)
     _check_sample(config)
     _check_jobs(config)
+    _check_eval(config.eval)
     _require(0 <= config.seed < 2**31, "seed", config.seed, "must lie in 0 ... 2^31 - 1")
 
 
@@ -31,7 +43,13 @@ def _check_data(data: DataConfig) -> None:
     _require(data.channels in (1, 3), "data.channels", data.channels, "must be 1 (grey) or 3 (RGB)")
     for key in ("mean", "std"):
         values = getattr(data, key)
-        _require(len(values) in (1, data.channels), f"data.{key}", values, f"needs 1 or {data.channels} values")
+        _require(
+            len(values) in (0, 1, data.channels),
+            f"data.{key}",
+            values,
+            f"needs 1 or {data.channels} values, or none to have them measured",
+        )
+    _require(bool(data.mean) == bool(data.std), "data.std", data.std, "give both data.mean and data.std, or neither")
     _require(all(s > 0 for s in data.std), "data.std", data.std, "must be positive")
     _require(data.source != "folder" or bool(data.path), "data.path", repr(data.path), "name the folder of images")
     _require(data.source != "tfds" or bool(data.name), "data.name", repr(data.name), "name the TFDS data set")
@@ -42,13 +60,16 @@ def _check_data(data: DataConfig) -> None:
 
 def _check_model(model: ModelConfig, data: DataConfig) -> None:
     _require(model.num_groups >= 1, "model.num_groups", model.num_groups, "must be at least 1")
-    _require(
-        model.channels % model.num_groups == 0 and model.channels >= 2 * model.num_groups,
-        "model.channels",
-        model.channels,
-        f"must be a multiple of model.num_groups={model.num_groups}, twice that or more: with one channel a group the "
-        "norms would take away what the blocks are told of the noise level",
-    )
+    if model.name == "unet":
+        _require(
+            model.channels % model.num_groups == 0 and model.channels >= 2 * model.num_groups,
+            "model.channels",
+            model.channels,
+            f"must be a multiple of model.num_groups={model.num_groups}, twice that or more: with one channel a group "
+            "the norms would take away what the blocks are told of the noise level",
+        )
+    else:
+        _check_residual_unet(model)
     _require(
         bool(model.multipliers) and all(m >= 1 for m in model.multipliers),
         "model.multipliers",
@@ -76,16 +97,60 @@ def _check_model(model: ModelConfig, data: DataConfig) -> None:
         )
 
 
+def _check_residual_unet(model: ModelConfig) -> None:
+    _require(
+        model.channels % 2 == 0 and (model.norm == "batch" or model.channels % model.num_groups == 0),
+        "model.channels",
+        model.channels,
+        f"must be even, and with model.norm=group a multiple of model.num_groups={model.num_groups}",
+    )
+    for key, off in (("attention_resolutions", ()), ("dropout", 0.0), ("num_classes", 0), ("dtype", "float32")):
+        value = getattr(model, key)
+        _require(value == off, f"model.{key}", value, f"model.name=residual_unet knows only {off!r}")
+
+
+def _check_together(config: Config) -> None:
+    """Keys of several groups that must fit together."""
+    model, diffusion, train = config.model, config.diffusion, config.train
+    continuous = diffusion.schedule == "offset_cosine"
+    _require(
+        model.name != "residual_unet" or continuous,
+        "diffusion.schedule",
+        diffusion.schedule,
+        "model.name=residual_unet is told the variance of the noise, which offset_cosine alone tells; use that",
+    )
+    _require(
+        model.name != "residual_unet" or model.norm != "batch" or train.accumulate == 1,
+        "train.accumulate",
+        train.accumulate,
+        "batch norms need the whole batch at once; use 1, or model.norm=group",
+    )
+    _require(
+        train.validate_every == 0 or bool(config.data.validation),
+        "data.validation",
+        repr(config.data.validation),
+        "train.validate_every needs a split to validate on, e.g. train[90%:]",
+    )
+
+
 def _check_diffusion(diffusion: DiffusionConfig) -> None:
     _require(diffusion.num_levels >= 1, "diffusion.num_levels", diffusion.num_levels, "must be at least 1")
     for key in ("beta_start", "beta_end"):
         value = getattr(diffusion, key)
         _require(0 < value < 1, f"diffusion.{key}", value, "must lie strictly between 0 and 1")
+    ends_in_noise = diffusion.schedule == "jsd" or diffusion.zero_terminal_snr
     _require(
-        not (diffusion.schedule == "jsd" and diffusion.objective == "eps"),
+        not (ends_in_noise and diffusion.objective == "eps"),
         "diffusion.objective",
         diffusion.objective,
-        "the jsd schedule ends at alpha_bar = 0, where the noise says nothing about the image; use x0 or v",
+        f"{'diffusion.zero_terminal_snr' if diffusion.zero_terminal_snr else 'the jsd schedule'} ends at "
+        "alpha_bar = 0, where the noise says nothing about the image; use x0 or v",
+    )
+    _require(
+        diffusion.time_sampling != "continuous" or diffusion.schedule == "offset_cosine",
+        "diffusion.time_sampling",
+        diffusion.time_sampling,
+        "only diffusion.schedule=offset_cosine has a continuous time; use antithetic, uniform or stratified",
     )
     _require(diffusion.min_snr_gamma >= 0, "diffusion.min_snr_gamma", diffusion.min_snr_gamma, "must not be negative")
 
@@ -99,7 +164,10 @@ def _check_train(train: TrainConfig) -> None:
         train.accumulate,
         f"must divide train.batch_size={train.batch_size}",
     )
-    for key in ("epochs", "warmup_steps", "sample_every", "weight_decay", "grad_clip", "keep_every"):
+    for key in (
+        *("epochs", "warmup_steps", "sample_every", "sample_every_epochs", "validate_every", "weight_decay"),
+        *("grad_clip", "keep_every"),
+    ):
         _require(getattr(train, key) >= 0, f"train.{key}", getattr(train, key), "must not be negative")
     _require(train.learning_rate > 0, "train.learning_rate", train.learning_rate, "must be positive")
     for key in ("adam_b1", "adam_b2", "ema_decay", "label_dropout"):
@@ -206,5 +274,37 @@ def _check_jobs(config: Config) -> None:
         _require(bool(values) and all(v >= 1 for v in values), key, values, "needs numbers of steps, of at least 1")
     iterations = config.reconstruct.iterations
     _require(iterations >= 0, "reconstruct.iterations", iterations, "must not be negative")
+    likelihood = config.likelihood
+    for key in ("num", "levels_per_image"):
+        _require(getattr(likelihood, key) >= 0, f"likelihood.{key}", getattr(likelihood, key), "must not be negative")
+    for key in ("steps", "probes"):
+        _require(getattr(likelihood, key) >= 1, f"likelihood.{key}", getattr(likelihood, key), "must be at least 1")
+    for name in config.sweep.samplers:
+        _require(name in SAMPLERS, "sweep.samplers", config.sweep.samplers, f"choose from: {', '.join(SAMPLERS)}")
     etas = config.sweep.etas
     _require(bool(etas) and all(eta >= 0 for eta in etas), "sweep.etas", etas, "needs etas that are not negative")
+
+
+def _check_eval(evaluation: EvalConfig) -> None:
+    """What can be checked without the model; the job checks the rest when it runs."""
+    for key, least in (
+        *(("num", 2), ("reference_num", 0), ("is_splits", 1), ("kid_subsets", 1), ("kid_subset_size", 2)),
+        *(("neighbours", 1), ("features_kept", 2), ("components", 1), ("batch_size", 1)),
+    ):
+        value = getattr(evaluation, key)
+        _require(value >= least, f"eval.{key}", value, f"must be at least {least}")
+    for key, known in (("samplers", SAMPLERS), ("spacings", SPACINGS), ("metrics", METRICS)):
+        values = getattr(evaluation, key)
+        _require(all(value in known for value in values), f"eval.{key}", values, f"choose from: {', '.join(known)}")
+    for key in ("checkpoints", "samplers", "etas", "steps", "seeds", "metrics"):
+        _require(bool(getattr(evaluation, key)), f"eval.{key}", getattr(evaluation, key), "name at least one")
+    for name in evaluation.checkpoints:
+        _require(
+            name in ("latest", "best", "all") or name.isdecimal(),
+            "eval.checkpoints",
+            evaluation.checkpoints,
+            "choose from: latest, best, all, or steps",
+        )
+    _require(all(eta >= 0 for eta in evaluation.etas), "eval.etas", evaluation.etas, "must not be negative")
+    _require(all(steps >= 1 for steps in evaluation.steps), "eval.steps", evaluation.steps, "must be at least 1")
+    _require(all(0 <= seed < 2**31 for seed in evaluation.seeds), "eval.seeds", evaluation.seeds, "must lie below 2^31")

@@ -5,6 +5,15 @@ import types
 import typing
 from typing import Any, Literal
 
+Sampler = Literal[
+    "ddim", "ddpm_small", "ddpm_large", "heun", "ab2", "ab3", "ab4", "plms", "dpmpp_2m", "unipc2", "unipc3"
+]
+Spacing = Literal["uniform", "quad", "uniform_published", "quad_published", "trailing", "linspace", "logsnr", "karras"]
+
+SAMPLERS: tuple[str, ...] = typing.get_args(Sampler)
+SPACINGS: tuple[str, ...] = typing.get_args(Spacing)
+METRICS = ("fid", "is", "kid", "precision_recall")
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -14,7 +23,9 @@ class DataConfig:
         source: ``digits`` (bundled with scikit-learn, no download), ``folder`` (a tree of image
             files) or ``tfds`` (a TensorFlow Datasets name).
         name: TFDS name, e.g. ``cifar10``; for the other sources only a label.
-        split: TFDS split, e.g. ``train`` or ``train[:90%]``.
+        split: which images, e.g. ``train``, ``train[:90%]`` or ``train+validation``; ``digits`` and ``folder`` have one
+            split, ``train``, and its slices.
+        validation: split of the images whose loss ``train.validate_every`` watches; empty for none.
         dir: TFDS data directory; empty means TFDS's own default.
         path: root of the ``folder`` source; its first-level sub-folders are the classes.
         image_size: side of the square images that the network sees, in pixels.
@@ -24,11 +35,14 @@ class DataConfig:
         resize: filter used when the cropped image is not ``image_size`` wide; ``none`` refuses
             such an image.
         flip: mirror each image left to right with probability 1/2.
-        mean: what is subtracted from pixels in [0, 1], one value or one per channel.
-        std: what they are divided by then; mean = std = 0.5 gives floats in [-1, 1].
+        mean: what is subtracted from pixels in [0, 1], one value or one per channel; empty for the mean of the data,
+            which is measured when training starts and kept in the workdir.
+        std: what they are divided by then, likewise; mean = std = 0.5 gives floats in [-1, 1].
         cache: ``host`` keeps all decoded images in memory, ``none`` reads them again each epoch,
-            ``auto`` keeps them when they need less than ``cache_limit_gib``.
+            ``auto`` keeps them when they need less than ``cache_limit_gib``; ``disk`` prepares them once and keeps
+            them in ``cache_dir``, for this and later runs.
         cache_limit_gib: memory that ``auto`` may use, in GiB.
+        cache_dir: folder of ``disk``; empty for ddim_jax's cache (``$DDIM_JAX_CACHE`` or ``~/.cache/ddim_jax``).
         threads: reader threads per process.
         prefetch: batches prepared ahead.
         on_error: ``fail`` stops at the first unreadable image; ``skip`` counts it, and puts the next
@@ -38,6 +52,7 @@ class DataConfig:
     source: Literal["digits", "folder", "tfds"] = "digits"
     name: str = ""
     split: str = "train"
+    validation: str = ""
     dir: str = ""
     path: str = ""
     image_size: int = 32
@@ -47,8 +62,9 @@ class DataConfig:
     flip: bool = False
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
-    cache: Literal["auto", "host", "none"] = "auto"
+    cache: Literal["auto", "host", "disk", "none"] = "auto"
     cache_limit_gib: float = 2.0
+    cache_dir: str = ""
     threads: int = 4
     prefetch: int = 4
     on_error: Literal["fail", "skip"] = "fail"
@@ -59,7 +75,10 @@ class ModelConfig:
     """The network.
 
     Attributes:
-        name: ``unet``, the U-Net of DDPM and DDIM.
+        name: ``unet``, the U-Net of DDPM and DDIM; ``residual_unet``, that of Keras' DDIM example and its kin, see
+            ``models/residual_unet.py``.
+        structure: of ``residual_unet``: ``keras`` or ``ddim``.
+        norm: of ``residual_unet``: ``batch`` (without scale and bias) or ``group`` (with them).
         channels: width of the first level.
         multipliers: width of each level in units of ``channels``; each level but the last halves
             the resolution.
@@ -75,7 +94,9 @@ class ModelConfig:
         remat: recompute activations of each block in the backward pass to save memory.
     """
 
-    name: Literal["unet"] = "unet"
+    name: Literal["unet", "residual_unet"] = "unet"
+    structure: Literal["keras", "ddim"] = "keras"
+    norm: Literal["batch", "group"] = "batch"
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
     num_blocks: int = 2
@@ -97,10 +118,12 @@ class DiffusionConfig:
         num_levels: number of noise levels T.
         beta_start: first beta of the linear, quad, const and sigmoid schedules.
         beta_end: last beta of those.
+        zero_terminal_snr: move the schedule so that alpha_bar is 0 at level T (Lin et al. 2024); for x0 and v.
         objective: what the network predicts: the noise, the clean image, or v.
         loss: ``mse`` or ``mae``.
         reduction: over the values of an image; ``mean`` as in DDPM, ``sum`` as in DDIM's code.
-        time_sampling: how noise levels are drawn; ``antithetic`` pairs level t with T + 1 - t.
+        time_sampling: how noise levels are drawn; ``antithetic`` pairs level t with T + 1 - t; ``continuous`` draws
+            times between levels too, for ``offset_cosine``.
         min_snr_gamma: weight losses by min(SNR, gamma) (Hang et al. 2023, who use 5); 0 weights none.
     """
 
@@ -108,10 +131,11 @@ class DiffusionConfig:
     num_levels: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
+    zero_terminal_snr: bool = False
     objective: Literal["eps", "x0", "v"] = "eps"
     loss: Literal["mse", "mae"] = "mse"
     reduction: Literal["mean", "sum"] = "mean"
-    time_sampling: Literal["antithetic", "uniform", "stratified"] = "antithetic"
+    time_sampling: Literal["antithetic", "uniform", "stratified", "continuous"] = "antithetic"
     min_snr_gamma: float = 0.0
 
 
@@ -142,6 +166,8 @@ class TrainConfig:
         keep_every: also keep every checkpoint whose step is a multiple of this; 0 keeps no others.
         log_every: steps between lines of ``metrics.jsonl``.
         sample_every: steps between sample grids; 0 draws them at the end only.
+        sample_every_epochs: passes over the data between sample grids; replaces ``sample_every`` when it is not 0.
+        validate_every: steps between measurements of the loss on ``data.validation``; 0 measures none.
         sample_num: images in a sample grid.
         final_sample_steps: numbers of DDIM steps of the grids drawn when training ends.
         tensorboard: also write TensorBoard event files.
@@ -170,6 +196,8 @@ class TrainConfig:
     keep_every: int = 0
     log_every: int = 100
     sample_every: int = 5000
+    sample_every_epochs: float = 0.0
+    validate_every: int = 0
     sample_num: int = 64
     final_sample_steps: tuple[int, ...] = (10, 20, 50)
     tensorboard: bool = True
@@ -217,15 +245,11 @@ class SampleConfig:
     per_class: int = 0
     seed: int = 0
     preset: Literal["", "ddim-paper-cifar10", "ddim-paper-celeba", "ddpm", "openai", "diffusers", "keras"] = ""
-    sampler: Literal[
-        "ddim", "ddpm_small", "ddpm_large", "heun", "ab2", "ab3", "ab4", "plms", "dpmpp_2m", "unipc2", "unipc3"
-    ] = "ddim"
+    sampler: Sampler = "ddim"
     steps: int = 50
     eta: float = 0.0
     eta_per_step: tuple[float, ...] = ()
-    spacing: Literal[
-        "uniform", "quad", "uniform_published", "quad_published", "trailing", "linspace", "logsnr", "karras"
-    ] = "uniform"
+    spacing: Spacing = "uniform"
     levels: tuple[int, ...] = ()
     clip: Literal["none", "keep_eps", "rederive_eps", "dynamic_threshold"] = "none"
     threshold_percentile: float = 99.5
@@ -327,19 +351,114 @@ class SweepConfig:
     """``--mode=sweep``: the same noise under other settings.
 
     Attributes:
-        etas: rows.
+        etas: rows, with ``ddim``.
+        samplers: further rows, e.g. ``ddpm_large``; clipped as ``sample.clip`` says.
         steps: columns.
         num: images in each cell.
     """
 
     etas: tuple[float, ...] = (0.0, 0.2, 0.5, 1.0)
+    samplers: tuple[Sampler, ...] = ()
     steps: tuple[int, ...] = (10, 20, 50, 100, 1000)
     num: int = 4
 
 
 @dataclasses.dataclass(frozen=True)
+class LikelihoodConfig:
+    """``--mode=likelihood``: how probable real images are, in bits per dimension.
+
+    Attributes:
+        method: ``bound``, the variational bound of DDPM, or ``ode``, the density along the probability-flow ODE.
+        num: images used, the first of the data; 0 for all.
+        split: split to take them from; that of the training when empty.
+        path: folder to take them from; that of the training when empty.
+        steps: steps of ``ode``.
+        probes: random directions by which ``hutchinson`` estimates a divergence.
+        divergence: ``hutchinson`` or ``exact``, whose cost grows with the number of pixels.
+        variance: of the reverse process in ``bound``: ``small`` (posterior variance) or ``large`` (beta).
+        levels_per_image: levels at which ``bound`` is evaluated for each image, an unbiased estimate; 0 for all.
+    """
+
+    method: Literal["bound", "ode"] = "bound"
+    num: int = 0
+    split: str = ""
+    path: str = ""
+    steps: int = 100
+    probes: int = 1
+    divergence: Literal["hutchinson", "exact"] = "hutchinson"
+    variance: Literal["small", "large"] = "small"
+    levels_per_image: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Evaluation (no keys yet)."""
+    """``--mode=evaluate``: how good images are, measured; and ``--mode=stats``: what they are compared with.
+
+    A table has a row for each checkpoint, sampler (with its eta), spacing, number of steps and seed; all rows share the
+    extractor, the reference and the number of images, without which figures cannot be compared.
+
+    Attributes:
+        preset: the rows of a published table, see ``evaluation/published.py``; replaces ``samplers``, ``etas``,
+            ``spacings`` and ``steps``.
+        num: images per row.
+        checkpoints: steps of checkpoints, or ``latest``, ``best``, ``all``.
+        samplers: see ``sample.sampler``.
+        etas: of the sampler ``ddim``.
+        spacings: see ``sample.spacing``; that one when empty.
+        steps: numbers of steps S.
+        seeds: of the images; several give mean and spread.
+        images: folder or ``.npz`` of images to measure instead of a model's.
+        reference: folder, ``.npz`` of images, or ``.npz`` of statistics to compare with; the training images when
+            empty.
+        reference_split: split of the data to compare with; that of the training when empty.
+        reference_num: images of the reference used; 0 for all.
+        extractor: ``inception`` (that of FID), ``pixels``, ``pixels_pca`` (their principal components) or
+            ``classifier`` (trained on the data set itself). Only figures with ``inception`` are called FID, IS, KID.
+        inception_path: weights of ``inception``; downloaded once when empty.
+        resize: how images become 299x299 for ``inception``: ``tf1`` (torch-fidelity, TTUR), ``pytorch`` (pytorch-fid)
+            or ``clean`` (clean-fid).
+        metrics: which of ``fid``, ``is``, ``kid``, ``precision_recall`` are computed.
+        is_splits: splits of the inception score; 10 as usual, 1 as in DDPM's paper.
+        kid_subsets: random subsets of KID.
+        kid_subset_size: images in each.
+        neighbours: k of precision and recall.
+        features_kept: images whose features are kept, for KID and precision and recall.
+        components: principal components of ``pixels_pca``.
+        keep_images: also write each row's images, as PNG files.
+        batch_size: images per device at a time, through the extractor.
+        out: file that ``--mode=stats`` writes; in the workdir when empty.
+        format: of that file: ``ddim_jax`` (also read by pytorch-fid and EDM), or ``adm`` (guided-diffusion's).
+    """
+
+    preset: Literal[
+        "", "ddim-table1-cifar10", "ddim-table1-celeba", "ddim-table3-bedroom", "ddim-table3-church", "ddpm-ddim",
+        "step-times",
+    ] = ""  # fmt: skip
+    num: int = 50_000
+    checkpoints: tuple[str, ...] = ("latest",)
+    samplers: tuple[str, ...] = ("ddim",)
+    etas: tuple[float, ...] = (0.0,)
+    spacings: tuple[str, ...] = ()
+    steps: tuple[int, ...] = (10, 20, 50, 100)
+    seeds: tuple[int, ...] = (0,)
+    images: str = ""
+    reference: str = ""
+    reference_split: str = ""
+    reference_num: int = 0
+    extractor: Literal["inception", "pixels", "pixels_pca", "classifier"] = "inception"
+    inception_path: str = ""
+    resize: Literal["tf1", "pytorch", "clean"] = "tf1"
+    metrics: tuple[str, ...] = ("fid", "is", "kid", "precision_recall")
+    is_splits: int = 10
+    kid_subsets: int = 100
+    kid_subset_size: int = 1000
+    neighbours: int = 3
+    features_kept: int = 10_000
+    components: int = 64
+    keep_images: bool = False
+    batch_size: int = 64
+    out: str = ""
+    format: Literal["ddim_jax", "adm"] = "ddim_jax"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -356,6 +475,7 @@ class Config:
     reconstruct: ReconstructConfig = ReconstructConfig()
     edit: EditConfig = EditConfig()
     sweep: SweepConfig = SweepConfig()
+    likelihood: LikelihoodConfig = LikelihoodConfig()
     eval: EvalConfig = EvalConfig()
     seed: int = 0
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
@@ -49,6 +50,7 @@ def shrink(config: ConfigTree) -> ConfigTree:
         config.model.channels = 32
         config.model.num_groups = 8
         config.model.num_blocks = 1
+        config.data.cache = "none"
         config.model.attention_resolutions = tuple(
             sorted({max(1, r // scale) for r in config.model.attention_resolutions}, reverse=True)
         )
@@ -59,6 +61,8 @@ def shrink(config: ConfigTree) -> ConfigTree:
         config.train.checkpoint_every = 2
         config.train.log_every = 1
         config.train.sample_every = 2
+        config.train.sample_every_epochs = 0.0
+        config.train.validate_every = min(config.train.validate_every, 2)
         config.train.sample_num = 4
         config.train.final_sample_steps = (2,)
         config.sample.num = 4
@@ -70,7 +74,7 @@ def shrink(config: ConfigTree) -> ConfigTree:
 def apply_variants(
     config: ConfigTree,
     argument: str | None,
-    variants: dict[str, typing.Callable[[ConfigTree], object]] | None = None,
+    variants: Mapping[str, Callable[[ConfigTree], object]] | None = None,
 ) -> ConfigTree:
     """Applies the comma-separated variants of ``configs/NAME.py:ARG``; ``tiny`` is always one.
 

@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ddim_jax.config import ConfigError, DataConfig
+from ddim_jax.data.prepared import PreparedSource
 from ddim_jax.data.sources import Example, Source
 from ddim_jax.data.transforms import ImageError, prepare_image
 from ddim_jax.random_streams import Stream, host_generator
@@ -99,10 +100,10 @@ def train_batches(
 
     Args:
         source: the examples.
-        config: preparation, cache, threads, and what to do about unreadable images. With
-            ``cache`` the images are read before this function returns; else ``threads`` threads
-            each make one batch at a time, ``prefetch`` batches (or one a thread, if that is more)
-            ahead.
+        config: preparation, cache, threads, and what to do about unreadable images. Where the
+            cache is memory the images are read before this function returns; else ``threads``
+            threads each make one batch at a time, ``prefetch`` batches (or one a thread, if that
+            is more) ahead.
         seed: the run's seed.
         batch_size: B, the *global* batch size.
         start_step: the first batch's step, counted from 0.
@@ -127,7 +128,14 @@ def train_batches(
     positions = np.arange(batch_size, dtype=np.int32)[share]
     positions.setflags(write=False)  # every batch holds this one array
     in_memory = _fits_in_memory(len(source), config)
-    fetch = _memory_fetcher(source, config) if in_memory else _reading_fetcher(source, config)
+    if in_memory:
+        images = load_images(source, config, range(len(source)), progress=True)
+        fetch = _array_fetcher(images.image, images.label, _substitutes(images.index, len(source)))
+    elif isinstance(source, PreparedSource):
+        rows = source.usable[_substitutes(source.usable, len(source))]
+        fetch = _array_fetcher(source.images, source.labels, rows)
+    else:
+        fetch = _reading_fetcher(source, config)
 
     def batch_at(step: int) -> Batch:
         image, label = fetch(example_indices(seed, step, batch_size, len(source))[share])
@@ -226,13 +234,15 @@ def load_images(
 
 
 def read_example(source: Source, index: int, config: DataConfig) -> Example:
-    """Reads one example and prepares its image: uint8 [image_size, image_size, channels].
+    """Reads one example and prepares its image, if that is not done: uint8 [image_size, image_size, channels].
 
     Raises:
         ImageError: it cannot be used; the line says which image and why.
     """
     try:
         example = source[index]
+        if source.prepared:
+            return example
         return Example(prepare_image(example.image, config), example.label)
     except ImageError as error:
         raise ImageError(f"{source.where(index)}: {error}") from error
@@ -246,15 +256,17 @@ def _fits_in_memory(num_examples: int, config: DataConfig) -> bool:
     return config.cache == "host" or (config.cache == "auto" and size <= config.cache_limit_gib * 2**30)
 
 
-def _memory_fetcher(source: Source, config: DataConfig) -> _Fetcher:
-    """Reads the whole source; returns a function from indices [b] to fresh images and labels."""
-    images = load_images(source, config, range(len(source)), progress=True)
-    # Row of each example, or of the next readable one; past the last one, of the first.
-    row_of = np.searchsorted(images.index, np.arange(len(source))) % len(images.index)
+def _substitutes(usable: np.ndarray, num_examples: int) -> np.ndarray:
+    """Place in ``usable`` of each example, or of the next one that is there; past the last one, of the first."""
+    return np.searchsorted(usable, np.arange(num_examples)) % len(usable)
+
+
+def _array_fetcher(images: np.ndarray, labels: np.ndarray, row_of: np.ndarray) -> _Fetcher:
+    """Returns a function from indices [b] to copies of the rows ``row_of[indices]`` of two arrays."""
 
     def fetch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = row_of[indices]
-        return images.image[rows], images.label[rows]
+        return images[rows], labels[rows]
 
     return fetch
 

@@ -3,10 +3,11 @@
 A source is a random-access sequence: ``source[i]`` is example i, always the same one. Training
 needs no more than that to be repeatable, since the order of the examples is made elsewhere, from
 the seed (``pipeline.py``). Pixels are as stored, uint8 of any size; ``transforms.py`` makes them
-equal.
+equal. ``data.split`` takes a part of any source (``splits.py``).
 """
 
 import difflib
+import hashlib
 import importlib.util
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ddim_jax.config import DataConfig
+from ddim_jax.data.splits import split_indices
 from ddim_jax.data.transforms import decode_image
 from ddim_jax.errors import UserError
 
@@ -34,10 +36,12 @@ class Source(Protocol):
     Attributes:
         name: what to call the data set in logs and records.
         num_classes: number of classes; labels lie in 0 ... num_classes - 1. 0 means no labels.
+        prepared: images are cropped and resized already, and have their final number of channels.
     """
 
     name: str
     num_classes: int
+    prepared: bool = False
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -56,6 +60,13 @@ class Source(Protocol):
         """The file or record that holds example ``index``, for messages."""
         return f"{self.name}, example {index}"
 
+    def identity(self) -> dict[str, str | int]:
+        """Says which examples these are: images kept on disk are used for no others (``prepared.py``).
+
+        Two sources whose identities are equal have the same examples in the same order.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no identity(), so its images cannot be kept on disk")
+
     def describe(self) -> str:
         """One line for the log: name, number of images, number of classes."""
         classes = f"{self.num_classes} classes" if self.num_classes else "no labels"
@@ -63,15 +74,15 @@ class Source(Protocol):
 
 
 def open_source(config: DataConfig) -> Source:
-    """Opens the source that ``data.source`` names.
+    """Opens the part ``data.split`` of the source that ``data.source`` names.
 
     Raises:
         UserError: it does not exist, is empty, or needs a package that is not installed.
     """
     if config.source == "digits":
-        return DigitsSource()
+        return DigitsSource(config.split)
     if config.source == "folder":
-        return FolderSource(config.path, config.name)
+        return FolderSource(config.path, config.name, config.split)
     return TfdsSource(config.name, config.split, config.dir)
 
 
@@ -97,8 +108,15 @@ class DigitsSource(Source):
     The stored grey levels 0 ... 16 become round(v * 255 / 16), halves rounded up.
     """
 
-    def __init__(self) -> None:
-        """Loads all digits (115 kB)."""
+    def __init__(self, split: str = "train") -> None:
+        """Loads the digits (115 kB).
+
+        Args:
+            split: ``train`` is all of them, ``train[:90%]`` a slice; see ``splits.py``.
+
+        Raises:
+            UserError: scikit-learn is missing, or the split cannot be used.
+        """
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
@@ -106,16 +124,22 @@ class DigitsSource(Source):
         digits: Any = load_digits()
         self.name = "digits"
         self.num_classes = 10
-        self._images = np.floor(digits.images * (255 / 16) + 0.5).astype(np.uint8)[..., None]
-        self._labels = digits.target
+        self._split = split
+        chosen = split_indices(split, len(digits.images), self.name)
+        self._images = np.floor(digits.images[chosen] * (255 / 16) + 0.5).astype(np.uint8)[..., None]
+        self._labels = digits.target[chosen]
 
     def __len__(self) -> int:
-        """1,797."""
+        """1,797, or as many as are in the slice."""
         return len(self._images)
 
     def __getitem__(self, index: int) -> Example:
         """Digit ``index``: uint8 [8, 8, 1]."""
         return Example(self._images[index], int(self._labels[index]))
+
+    def identity(self) -> dict[str, str | int]:
+        """The split: the digits themselves never change."""
+        return {"source": "digits", "split": self._split}
 
 
 class FolderSource(Source):
@@ -124,17 +148,24 @@ class FolderSource(Source):
     The sub-folders of the first level are the classes, numbered in sorted order, if every image
     lies in one; if some image lies in the root itself, the images have no labels. Links are
     followed; names that start with a dot are ignored, as are files with other suffixes.
+
+    A split is a slice of this order. So ``train[:162770]`` of CelebA's unzipped archive
+    (``000001.jpg`` ... ``202599.jpg``) is its official training partition,
+    ``train[162770:182637]`` the validation partition and ``train[182637:]`` the test partition.
+    But a folder *of classes* is ordered class by class: a slice of it holds some classes alone.
+    The numbers of the classes are those of the whole folder, whatever the slice.
     """
 
-    def __init__(self, path: str, name: str = "") -> None:
+    def __init__(self, path: str, name: str = "", split: str = "train") -> None:
         """Lists the images; none is opened.
 
         Args:
             path: the folder; ``~`` is understood.
             name: what to call it; the folder's own name by default.
+            split: ``train`` is the whole folder, ``train[:90%]`` a slice; see ``splits.py``.
 
         Raises:
-            UserError: no such folder, or no image in it.
+            UserError: no such folder, no image in it, or a split that cannot be used.
         """
         self._root = Path(path).expanduser()
         if not self._root.is_dir():
@@ -161,6 +192,9 @@ class FolderSource(Source):
         self._labels = np.array([number.get(part[0], 0) for part in parts], np.int32)
         self.num_classes = len(self.classes)
         self.name = name or self._root.resolve().name
+        chosen = split_indices(split, len(self._files), self.name)
+        self._files = [self._files[index] for index in chosen]
+        self._labels = self._labels[chosen]
 
     def __len__(self) -> int:
         """Number of image files."""
@@ -184,6 +218,22 @@ class FolderSource(Source):
     def where(self, index: int) -> str:
         """The file's path."""
         return str(self._root / self._files[index])
+
+    def identity(self) -> dict[str, str | int]:
+        """A hash over path, size, time of change and label of all files, which are not opened.
+
+        Paths are relative, so the folder may be moved.
+        """
+        digest = hashlib.sha256()
+        for file, label in zip(self._files, self._labels, strict=True):
+            path = self._root / file
+            try:
+                found = path.stat()
+            except OSError as error:
+                raise UserError(f"{path}: cannot be opened: {error.strerror}; mend it and resume the run") from error
+            # A name may hold any byte but 0.
+            digest.update(os.fsencode(file) + f"\0{found.st_size} {found.st_mtime_ns} {label}\n".encode())
+        return {"source": "folder", "files": len(self._files), "sha256": digest.hexdigest()}
 
 
 def _raise_unreadable(error: OSError) -> None:
@@ -232,6 +282,8 @@ class TfdsSource(Source):
         self._image, self._label = image, label
         self._features = tfds.features.FeaturesDict({key: features[key] for key in (image, label) if key})
         self._keep_encoded = {image: tfds.decode.SkipDecoding()}
+        # The name stands for the records: TFDS gives changed ones another version.
+        self._identity = {"source": "tfds", "name": builder.info.full_name, "bytes": int(builder.info.dataset_size)}
 
     def __len__(self) -> int:
         """Number of examples in the split."""
@@ -247,6 +299,10 @@ class TfdsSource(Source):
     def where(self, index: int) -> str:
         """The split and the record's number in it."""
         return f"{self.name}, split {self.split}, example {index}"
+
+    def identity(self) -> dict[str, str | int]:
+        """Full name with version, size and split."""
+        return {**self._identity, "split": self.split}
 
 
 def _open_builder(name: str, directory: str) -> Any:
@@ -300,8 +356,7 @@ def _open_split(builder: Any, name: str, split: str) -> Any:
         ) from error
     except (ValueError, AssertionError, KeyError) as error:
         raise UserError(
-            f"data.split={split!r} is no split of {name}, or an empty one; it has: {splits} "
-            "(and slices such as train[:90%])"
+            f"split {split!r} is no split of {name}, or an empty one; it has: {splits} (and slices such as train[:90%])"
         ) from error
 
 

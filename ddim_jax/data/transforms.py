@@ -92,6 +92,11 @@ def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
 def prepare_image(image: np.ndarray, config: DataConfig) -> np.ndarray:
     """Crops, resizes (Pillow's antialiased filters) and sets the channels, in this order.
 
+    LSUN and others are published as "shorter side resized to s, then the centre cropped". With
+    ``crop=center`` that is the same square of the original, cut out first and resized then: the
+    same pixels up to rounding, but for a border as wide as the filter, which here sees nothing
+    beyond the square.
+
     Args:
         image: uint8 [h, w, c] with c = 1 or 3.
         config: the keys crop, resize, image_size and channels.

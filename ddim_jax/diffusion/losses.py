@@ -51,7 +51,7 @@ def training_target(objective: str, x0: jax.Array, eps: jax.Array, alpha_bar: ja
 
 
 def draw_levels(kind: str, num_levels: int, key: jax.Array, index: jax.Array, batch_size: int) -> jax.Array:
-    """Draws the noise levels of a training batch: int32 [n], in 1 ... T.
+    """Draws the noise levels of a training batch: int32 [n], in 1 ... T; ``continuous`` ones float32 [n], in (0, T].
 
     Over a batch, levels are uniform on 1 ... T in expectation. The kinds differ in how the examples depend on each
     other, which changes the variance of the gradient but not its mean.
@@ -61,12 +61,13 @@ def draw_levels(kind: str, num_levels: int, key: jax.Array, index: jax.Array, ba
       in DDIM's code, which pairs the first half of the batch with the second).
     - ``stratified``: example i draws from the i-th of ``batch_size`` equal parts of the range, so that a batch covers
       all of it evenly. Low positions always get low levels, which is harmless since the data come in random order.
+    - ``continuous``: not at all, and levels between the levels too (Keras' DDIM example).
 
     A level is a function of the key and the example's position in the global batch, so the split of a batch over
     devices, or into micro-batches, does not change it.
 
     Args:
-        kind: one of the three.
+        kind: one of these.
         num_levels: T.
         key: of this training step.
         index: int [n], positions in the global batch.
@@ -84,7 +85,11 @@ def draw_levels(kind: str, num_levels: int, key: jax.Array, index: jax.Array, ba
         # floor(T (i + u) / n), u uniform in [0, 1), depends on floor(T u) alone: in integers nothing is rounded.
         within = _uniform_levels(fold_in_each(key, index), num_levels) - 1
         return 1 + (num_levels * index + within) // batch_size
-    raise UserError(f"time sampling '{kind}' does not exist; choose from: antithetic, uniform, stratified")
+    if kind == "continuous":
+        # 1 - u, since u may be 0 but not 1.
+        uniform = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(fold_in_each(key, index))
+        return num_levels * (1 - uniform)
+    raise UserError(f"time sampling '{kind}' does not exist; choose from: antithetic, uniform, stratified, continuous")
 
 
 def _uniform_levels(keys: jax.Array, num_levels: int) -> jax.Array:

@@ -52,6 +52,20 @@ class Schedule(NamedTuple):
         with np.errstate(divide="ignore"):
             return np.log(self.alpha_bar) - np.log1p(-self.alpha_bar)
 
+    def at(self, level: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What training needs to know of noise levels: alpha_bar, and what the network is told; both float32 [n].
+
+        Args:
+            level: int [n], in 1 ... T; or float [n], in (0, T], for ``offset_cosine``, whose time is continuous.
+        """
+        if jnp.issubdtype(level.dtype, jnp.integer):
+            alpha_bar = jnp.asarray(self.alpha_bar, jnp.float32)[level]
+            return alpha_bar, self.time_input(level).astype(jnp.float32)
+        if self.name != "offset_cosine":
+            raise UserError(f"schedule '{self.name}' has no levels between its levels; only offset_cosine has")
+        alpha_bar = offset_cosine(level / self.num_levels)
+        return alpha_bar, 1 - alpha_bar
+
     def time_input(self, level: int | np.ndarray | jax.Array) -> Any:
         """The number that tells the network a level in 1 ... T: ``level - 1``, unless the schedule has its own."""
         if self.times is None:
@@ -59,7 +73,13 @@ class Schedule(NamedTuple):
         return jnp.asarray(self.times, jnp.float32)[level] if isinstance(level, jax.Array) else self.times[level]
 
 
-def make_schedule(name: str, num_levels: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+def make_schedule(
+    name: str,
+    num_levels: int = 1000,
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    zero_terminal_snr: bool = False,
+) -> Schedule:
     """Builds a noise schedule in float64.
 
     The published code keeps alpha_bar in float32, which differs by less than 1e-6 of its value.
@@ -84,6 +104,7 @@ def make_schedule(name: str, num_levels: int = 1000, beta_start: float = 1e-4, b
         num_levels: T.
         beta_start: first beta of linear and quad, lower limit of sigmoid.
         beta_end: last beta of linear and quad, upper limit of sigmoid, and every beta of const.
+        zero_terminal_snr: move alpha_bar so that it is 0 at level T, see :func:`with_zero_terminal_snr`.
 
     Raises:
         UserError: an unknown name, no levels, or betas outside (0, 1).
@@ -93,11 +114,41 @@ def make_schedule(name: str, num_levels: int = 1000, beta_start: float = 1e-4, b
     if not (0 < beta_start < 1 and 0 < beta_end < 1):
         raise UserError(f"beta_start={beta_start}, beta_end={beta_end}: both must lie strictly between 0 and 1")
     if name == "offset_cosine":
-        angle = np.arccos(0.95) + np.arange(1, num_levels + 1) / num_levels * (np.arccos(0.02) - np.arccos(0.95))
-        alpha_bar = np.concatenate([[1.0], np.cos(angle) ** 2])
-        return Schedule(name, alpha_bar, times=1 - alpha_bar)
-    beta = _betas(name, num_levels, beta_start, beta_end)
-    return Schedule(name, np.concatenate([[1.0], np.cumprod(1 - beta)]))
+        noisy = offset_cosine(np.arange(1, num_levels + 1) / num_levels)
+    else:
+        noisy = np.cumprod(1 - _betas(name, num_levels, beta_start, beta_end))
+    if zero_terminal_snr:
+        noisy = with_zero_terminal_snr(noisy)
+    alpha_bar = np.concatenate([[1.0], noisy])
+    return Schedule(name, alpha_bar, times=1 - alpha_bar if name == "offset_cosine" else None)
+
+
+def offset_cosine(time: Any) -> Any:
+    """Keras' continuous schedule: alpha_bar = cos²(angle), the angle growing evenly from acos(0.95) to acos(0.02).
+
+    Args:
+        time: in [0, 1], an array of NumPy or JAX.
+    """
+    angle = np.arccos(0.95) + time * (np.arccos(0.02) - np.arccos(0.95))
+    return (jnp.cos(angle) if isinstance(time, jax.Array) else np.cos(angle)) ** 2
+
+
+def with_zero_terminal_snr(alpha_bar: np.ndarray) -> np.ndarray:
+    """Shifts and scales sqrt(alpha_bar) so that level T is pure noise and level 1 stays (Lin et al. 2024, algorithm 1).
+
+    Sampling starts from pure noise. Where training never shows it, as with most schedules, the network takes what
+    little it is used to see at level T, the mean brightness above all, for part of the noise.
+
+    Args:
+        alpha_bar: float64 [T], of levels 1 ... T.
+
+    Raises:
+        UserError: there is only one level.
+    """
+    if len(alpha_bar) < 2:
+        raise UserError("a schedule of one level cannot be moved to zero terminal SNR; use more levels")
+    signal = np.sqrt(alpha_bar)
+    return np.square((signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1])))
 
 
 def _betas(name: str, num_levels: int, beta_start: float, beta_end: float) -> np.ndarray:

@@ -1,5 +1,6 @@
 """``--mode=describe``: what a config amounts to, before anything is trained."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -38,6 +39,9 @@ def describe(config: Config, workdir: epath.PathLike | None = None) -> None:
         UserError: a batch or sampling settings that cannot be used.
     """
     del workdir
+    if not config.data.mean:
+        # Training measures them; any values cost the same.
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, mean=(0.5,), std=(0.5,)))
     model = build_model(config)
     optimizer = make_optimizer(config.train, max(1, config.train.steps))
     state = abstract_state(config, model, optimizer)
@@ -55,8 +59,8 @@ def describe(config: Config, workdir: epath.PathLike | None = None) -> None:
     side, channels = config.data.image_size, config.data.channels
     image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
     time = jax.ShapeDtypeStruct((1,), jnp.float32)
-    network = jax.make_jaxpr(lambda params, x, t: model.apply({"params": params}, x, t))
-    forward = flops(network(state.params, image, time))
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    forward = flops(jax.make_jaxpr(model.apply)(variables, image, time))
     print(f"forward pass:  {forward / 1e9:12.3f} GFLOP")
     print(f"training:      {3 * forward / 1e9:12.3f} GFLOP, the backward pass counted as two forward ones")
     print(f"sampling:      {sampler.evaluations * forward / 1e9:12.3f} GFLOP, {sampler.evaluations} forward passes")

@@ -12,7 +12,9 @@ from ddim_jax.writers import progress, say
 
 
 def sweep(config: Config, workdir: epath.PathLike) -> None:
-    """Draws ``sweep.png``: a row for each of ``sweep.etas``, a column for each of ``sweep.steps``; process 0 draws.
+    """Draws ``sweep.png``; process 0 draws.
+
+    It has a row for each of ``sweep.etas`` and ``sweep.samplers``, and a column for each of ``sweep.steps``.
 
     Raises:
         UserError: see :class:`~ddim_jax.jobs.model_job.ModelJob`.
@@ -25,17 +27,17 @@ def sweep(config: Config, workdir: epath.PathLike) -> None:
     if not columns:
         raise UserError(f"sweep.steps={settings.steps}: the model has {num_levels} levels; use fewer steps")
     indices = tuple(int(i) for i in image_indices(job.config)[: settings.num])
+    rows = {f"eta {eta:g}": {"sampler": "ddim", "eta": eta} for eta in settings.etas}
+    rows |= {sampler: {"sampler": sampler, "eta": 0.0} for sampler in settings.samplers}
     cells = []
-    with progress(len(settings.etas) * len(columns), "sweeping", "cell") as bar:
-        for eta in settings.etas:
+    with progress(len(rows) * len(columns), "sweeping", "cell") as bar:
+        for row in rows.values():
             cells.append([])
             for steps in columns:
-                seed = job.config.sample.seed
-                images = job.pipe.sample(seed=seed, indices=indices, sampler="ddim", steps=steps, eta=eta)
+                images = job.pipe.sample(seed=job.config.sample.seed, indices=indices, steps=steps, preset="", **row)
                 cells[-1].append(images)
                 bar.update()
     folder = job.folder("sweep", "ddim", settings)
-    rows = [f"eta {eta:g}" for eta in settings.etas]
-    save_png(folder / "sweep.png", table(cells, rows, [f"S = {steps}" for steps in columns]))
+    save_png(folder / "sweep.png", table(cells, list(rows), [f"S = {steps}" for steps in columns]))
     job.record(folder, "sweep", indices=indices)
     say(f"wrote {folder / 'sweep.png'}")

@@ -1,6 +1,8 @@
 """``--mode=train``: train, or resume, until the last step; draw grids on the way and at the end."""
 
 import contextlib
+import dataclasses
+import itertools
 import signal
 import time
 from collections.abc import Iterator
@@ -14,15 +16,18 @@ from etils import epath
 from ddim_jax import parallel
 from ddim_jax.config import Config, DataConfig
 from ddim_jax.data.pipeline import read_example, steps_for_epochs, train_batches
-from ddim_jax.data.sources import Source, check_labels, open_source
+from ddim_jax.data.prepared import open_images, open_validation
+from ddim_jax.data.sources import Source, check_labels
+from ddim_jax.data.statistics import pixel_statistics
 from ddim_jax.errors import UserError
 from ddim_jax.images import as_rgb, grid, labelled_rows, save_png
+from ddim_jax.jobs.validation import Validation
 from ddim_jax.models import build_model, parameter_count
 from ddim_jax.sampling.sampler import sampler_for
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
 from ddim_jax.training.state import TrainState, init_state, learning_rate_schedule, make_optimizer
-from ddim_jax.training.step import StepMetrics, make_train_step
-from ddim_jax.workdir import checkpoint_dir, prepare_for_training, sample_grid_path
+from ddim_jax.training.step import StepMetrics, make_train_step, shows_image_loss
+from ddim_jax.workdir import checkpoint_dir, measured_statistics, prepare_for_training, sample_grid_path
 from ddim_jax.writers import MetricWriter, SilentWriter, progress, say
 
 
@@ -41,11 +46,15 @@ def train(config: Config, workdir: epath.PathLike) -> None:
     """
     main_process = parallel.is_main_process()
     devices = parallel.training_devices(config.train.batch_size, config.train.accumulate)
-    source = _open_source(config.data)
+    source, validation_source = _open_sources(config.data)
     check_labels(source, config.model.num_classes)
+    config = _with_statistics(config, workdir, source)
     total_steps = _total_steps(config, len(source))
-    model = build_model(config)
+    model = build_model(config, parallel.mean_over_devices)
     pictures = _Pictures(config, model, epath.Path(workdir), total_steps)
+    validation = None
+    if main_process and config.train.validate_every and validation_source is not None:
+        validation = Validation(config, model, validation_source)
     # All that a config can get wrong has been tried: only now is anything written.
     prepare_for_training(workdir, config, write=main_process)
     parallel.barrier("workdir")
@@ -69,7 +78,7 @@ def train(config: Config, workdir: epath.PathLike) -> None:
         if main_process:
             writer = stack.enter_context(MetricWriter(workdir, start, config.train.tensorboard))
         if start < total_steps:
-            loop = _Loop(config, writer, checkpoints, pictures, total_steps)
+            loop = _Loop(config, writer, checkpoints, pictures, validation, total_steps, len(source))
             with _catch_sigterm() as terminated:
                 state = loop.run(train_step, state, source, start, devices, terminated)
             if loop.stopped_at is not None:
@@ -80,17 +89,26 @@ def train(config: Config, workdir: epath.PathLike) -> None:
         parallel.barrier("final pictures")
 
 
-def _open_source(data: DataConfig) -> Source:
-    """Opens the source on process 0 first, which may have to prepare it, then on the others."""
+def _open_sources(data: DataConfig) -> tuple[Source, Source | None]:
+    """Opens training and validation images on process 0 first, which may have to prepare them, then on the others."""
     if not parallel.is_main_process():
         parallel.barrier("data prepared")
-    source = open_source(data)
+    source, validation = open_images(data), open_validation(data)
     if parallel.is_main_process():
         parallel.barrier("data prepared")
     if data.on_error == "fail":
         # A wrong crop or size shows at the first image, before the workdir is touched.
         read_example(source, 0, data)
-    return source
+    return source, validation
+
+
+def _with_statistics(config: Config, workdir: epath.PathLike, source: Source) -> Config:
+    """The config with mean and standard deviation of the data where it leaves them open: the run's, or measured."""
+    if config.data.mean:
+        return config
+    known = measured_statistics(workdir, config)
+    mean, std = known or pixel_statistics(source, config.data, progress=parallel.is_main_process())
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, mean=mean, std=std))
 
 
 def _total_steps(config: Config, num_examples: int) -> int:
@@ -113,21 +131,42 @@ def _announce(
     )
 
 
+def _epoch_ends(config: Config, num_examples: int, total_steps: int) -> dict[int, float]:
+    """The steps after which ``train.sample_every_epochs`` asks for a picture, and how many epochs they complete."""
+    every = config.train.sample_every_epochs
+    ends: dict[int, float] = {}
+    for count in itertools.count(1) if every else ():
+        step = steps_for_epochs(num_examples, config.train.batch_size, count * every)
+        if step > total_steps:
+            break
+        ends[step] = count * every
+    return ends
+
+
 class _Loop:
     """The loop over steps, and what happens at which step.
 
-    Order at a step that is due for all: log, checkpoint, picture. Nothing is saved before the losses of all steps up to
-    it are known to be finite.
+    Order at a step that is due for all: log, validation, checkpoint, picture. Nothing is saved before the losses of all
+    steps up to it are known to be finite.
     """
 
     def __init__(
-        self, config: Config, writer: MetricWriter, checkpoints: Checkpoints, pictures: "_Pictures", total_steps: int
+        self,
+        config: Config,
+        writer: MetricWriter,
+        checkpoints: Checkpoints,
+        pictures: "_Pictures",
+        validation: Validation | None,
+        total_steps: int,
+        num_examples: int,
     ) -> None:
         self._config = config
         self._writer = writer
         self._checkpoints = checkpoints
         self._pictures = pictures
+        self._validation = validation
         self._total_steps = total_steps
+        self._epoch_ends = _epoch_ends(config, num_examples, total_steps)
         self._learning_rate = learning_rate_schedule(config.train, total_steps)
         self._finished: list[StepMetrics] = []
         self.stopped_at: int | None = None
@@ -169,6 +208,8 @@ class _Loop:
                     loss = self._log(step, now - window_start)
                     window_start = now
                     bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+                if self._validation is not None and (last or step % train.validate_every == 0):
+                    self._writer.scalars(step, self._validation.measure(state))
                 stop = bool(terminated) or parallel.stop_requested_anywhere(step)
                 if last or stop or step % train.checkpoint_every == 0:
                     self._take(in_flight.drain())
@@ -176,7 +217,10 @@ class _Loop:
                 if stop and not last:
                     self.stopped_at = step
                     break
-                if train.sample_every and step % train.sample_every == 0 and not last:
+                if train.sample_every_epochs:
+                    if step in self._epoch_ends:
+                        self._pictures.draw(step, state, self._writer, f"_epoch_{self._epoch_ends[step]:04g}")
+                elif train.sample_every and step % train.sample_every == 0 and not last:
                     self._pictures.draw(step, state, self._writer)
         self._checkpoints.wait()
         return state
@@ -194,19 +238,21 @@ class _Loop:
 
     def _log(self, step: int, seconds: float) -> float:
         losses = [float(metrics.loss) for metrics in self._finished]
+        image_losses = [float(metrics.image_loss) for metrics in self._finished]
         norms = [float(metrics.grad_norm) for metrics in self._finished]
         rate = len(losses) / seconds
-        self._finished = []
         self._writer.scalars(
             step,
             {
                 "loss": float(np.mean(losses)),
+                **({"image_loss": float(np.mean(image_losses))} if shows_image_loss(self._config) else {}),
                 "grad_norm": float(np.mean(norms)),
                 "learning_rate": float(np.asarray(self._learning_rate(step - 1))),
                 "steps_per_second": rate,
                 "images_per_second": rate * self._config.train.batch_size,
             },
         )
+        self._finished = []
         return float(np.mean(losses))
 
 
@@ -225,13 +271,13 @@ class _Pictures:
             for steps in config.train.final_sample_steps
         ]
 
-    def draw(self, step: int, state: TrainState, writer: MetricWriter) -> None:
-        """Draws ``samples/step_NNNNNNNN.png`` with the settings of ``config.sample``; process 0 alone."""
+    def draw(self, step: int, state: TrainState, writer: MetricWriter, suffix: str = "") -> None:
+        """Draws ``samples/step_NNNNNNNN{suffix}.png`` with the settings of ``config.sample``; process 0 alone."""
         if not parallel.is_main_process():
             return
         images = self._sampler.draw(self._weights(state), range(self._config.train.sample_num))
         picture = grid(images)
-        save_png(sample_grid_path(self._workdir, step), picture)
+        save_png(sample_grid_path(self._workdir, step, suffix), picture)
         writer.image(step, "samples", picture)
 
     def draw_final(self, state: TrainState, writer: MetricWriter) -> None:

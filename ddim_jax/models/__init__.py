@@ -1,19 +1,27 @@
-"""The networks. ``unet.py`` is the one that the published results were made with.
+"""The networks. ``unet.py`` is the one that the published results were made with; ``residual_unet.py`` that of Keras.
 
 A network is called as ``model.apply({"params": params}, x, time, label, dropout_keys)`` and knows
 nothing of schedules, losses or devices.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ddim_jax.config import Config
+from ddim_jax.models.residual_unet import ResidualUNet
 from ddim_jax.models.unet import UNet
 
 
-def build_model(config: Config) -> nn.Module:
+def build_model(config: Config, mean_over_devices: Callable[[Any], Any] = lambda tree: tree) -> nn.Module:
     """Builds the network that ``config.model`` describes.
+
+    Args:
+        config: the run.
+        mean_over_devices: averages over the devices that share a training batch, for batch norms.
 
     Raises:
         ValueError: ``config.model.name`` has no network.
@@ -32,6 +40,18 @@ def build_model(config: Config) -> nn.Module:
             initialization=model.init,
             dtype=jnp.dtype(model.dtype),
             remat=model.remat,
+        )
+    if model.name == "residual_unet":
+        return ResidualUNet(
+            out_channels=config.data.channels,
+            channels=model.channels,
+            multipliers=model.multipliers,
+            num_blocks=model.num_blocks,
+            structure=model.structure,
+            norm=model.norm,
+            num_groups=model.num_groups,
+            remat=model.remat,
+            mean_over_devices=mean_over_devices,
         )
     raise ValueError(f"no network is called {model.name!r}")
 

@@ -50,7 +50,9 @@ class Items(NamedTuple):
 def build_schedule(config: Config) -> Schedule:
     """The noise schedule of ``config.diffusion``."""
     diffusion = config.diffusion
-    return make_schedule(diffusion.schedule, diffusion.num_levels, diffusion.beta_start, diffusion.beta_end)
+    return make_schedule(
+        diffusion.schedule, diffusion.num_levels, diffusion.beta_start, diffusion.beta_end, diffusion.zero_terminal_snr
+    )
 
 
 def build_levels(config: Config) -> np.ndarray:
@@ -94,7 +96,7 @@ def build_encoder(config: Config, iterations: int = 0) -> Encoder:
     return make_encoder(solver, build_schedule(config), build_levels(config), iterations)
 
 
-def _predict(config: Config, model: nn.Module, variables: Any, label: jax.Array, clip: str) -> Predict:
+def build_predict(config: Config, model: nn.Module, variables: Any, label: jax.Array, clip: str) -> Predict:
     """The network as samplers call it, guided towards its labels if ``config.sample`` says so."""
     sample, num_classes = config.sample, config.model.num_classes
 
@@ -112,7 +114,8 @@ def _predict(config: Config, model: nn.Module, variables: Any, label: jax.Array,
     return make_predict(network, config.diffusion.objective, clip, sample.threshold_percentile, sample.threshold_limit)
 
 
-def _normalization(config: Config) -> Normalization:
+def build_normalization(config: Config) -> Normalization:
+    """How the network's floats are made of pixels."""
     return Normalization(config.data.mean, config.data.std)
 
 
@@ -160,9 +163,9 @@ def trajectory_program(config: Config, model: nn.Module, sampler: Sampler, steps
         x = samplers.initial_noise(keys, image_shape(config), jnp.float32)
         with jax.default_matmul_precision(config.sample.precision):
             final, kept = sampler.run_keeping(
-                _predict(config, model, variables, items.label, config.sample.clip), x, steps, keys
+                build_predict(config, model, variables, items.label, config.sample.clip), x, steps, keys
             )
-        normalization = _normalization(config)
+        normalization = build_normalization(config)
         by_image = jax.tree.map(lambda places: to_uint8(jnp.moveaxis(places, 0, 1), normalization), kept)
         return KeptImages(by_image.x, by_image.x0, to_uint8(final, normalization))
 
@@ -185,8 +188,8 @@ def encode_program(config: Config, model: nn.Module, encoder: Encoder) -> Progra
     def program(variables: Any, images_and_items: tuple[jax.Array, Items]) -> jax.Array:
         images, items = images_and_items
         with jax.default_matmul_precision(config.sample.precision):
-            predict = _predict(config, model, variables, items.label, clip="none")
-            return encoder.run(predict, to_float(images, _normalization(config)))
+            predict = build_predict(config, model, variables, items.label, clip="none")
+            return encoder.run(predict, to_float(images, build_normalization(config)))
 
     return program
 
@@ -198,8 +201,8 @@ def decode_program(config: Config, model: nn.Module, sampler: Sampler) -> Progra
         latents, items = latents_and_items
         keys = image_keys(items.seed, items.index)
         with jax.default_matmul_precision(config.sample.precision):
-            x = sampler.run(_predict(config, model, variables, items.label, config.sample.clip), latents, keys)
-        return to_uint8(x, _normalization(config))
+            x = sampler.run(build_predict(config, model, variables, items.label, config.sample.clip), latents, keys)
+        return to_uint8(x, build_normalization(config))
 
     return program
 
@@ -229,11 +232,11 @@ def recover_program(config: Config, model: nn.Module, level: int) -> Program:
 
     def program(variables: Any, images_and_items: tuple[jax.Array, Items]) -> Recovered:
         images, items = images_and_items
-        normalization = _normalization(config)
+        normalization = build_normalization(config)
         keys = image_keys(items.seed, items.index)
         noised = editing.noise_to_level(to_float(images, normalization), schedule, level, keys)
         with jax.default_matmul_precision(config.sample.precision):
-            x = sampler.run(_predict(config, model, variables, items.label, config.sample.clip), noised, keys)
+            x = sampler.run(build_predict(config, model, variables, items.label, config.sample.clip), noised, keys)
         return Recovered(to_uint8(noised, normalization), to_uint8(x, normalization))
 
     return program
@@ -264,8 +267,8 @@ def inpaint_program(config: Config, model: nn.Module, sampler: Sampler, resampli
         keys = image_keys(items.seed, items.index)
         x = samplers.initial_noise(keys, image_shape(config), jnp.float32)
         with jax.default_matmul_precision(config.sample.precision):
-            predict = _predict(config, model, variables, items.label, config.sample.clip)
-            x = editing.inpaint(predict, x, to_float(images, _normalization(config)), mask, table, keys)
-        return to_uint8(x, _normalization(config))
+            predict = build_predict(config, model, variables, items.label, config.sample.clip)
+            x = editing.inpaint(predict, x, to_float(images, build_normalization(config)), mask, table, keys)
+        return to_uint8(x, build_normalization(config))
 
     return program

@@ -11,7 +11,7 @@ import numpy as np
 from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.sampling.programs import Items, build_sampler, image_program
-from ddim_jax.sampling.sharded_map import ShardedMap
+from ddim_jax.sharded_map import ShardedMap
 
 
 def image_indices(config: Config) -> np.ndarray:

@@ -10,25 +10,89 @@ import optax
 
 from ddim_jax.config import Config
 from ddim_jax.diffusion import losses
+from ddim_jax.diffusion.prediction import to_prediction
 from ddim_jax.diffusion.schedule import make_schedule
 from ddim_jax.images import Normalization, to_float
 from ddim_jax.random_streams import Stream, example_keys, normal_each, root_key
 from ddim_jax.training.state import TrainState, ema_decay, update_ema
 
 
+class Losses(NamedTuple):
+    """What a network is judged by on spoilt images, lower is better.
+
+    Attributes:
+        loss: distance between the network's output and its target, weighted as ``config.diffusion`` says.
+        image_loss: distance between the clean image that the output implies and the true one; not trained on.
+    """
+
+    loss: Any
+    image_loss: Any
+
+
+def shows_image_loss(config: Config) -> bool:
+    """Whether the image loss tells anything.
+
+    An image is implied by a predicted noise divided by sqrt(alpha_bar): where that almost vanishes, as on all schedules
+    but Keras', the few noisiest levels drown the others.
+    """
+    return config.diffusion.objective != "eps" or config.diffusion.schedule == "offset_cosine"
+
+
 class StepMetrics(NamedTuple):
     """Float32 scalars of one step, over the global batch.
 
     Attributes:
-        loss: mean over examples of the (weighted) loss.
+        loss: mean over examples, see :class:`Losses`.
+        image_loss: likewise.
         grad_norm: global norm of the gradient before clipping.
     """
 
     loss: Any
+    image_loss: Any
     grad_norm: Any
 
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]
+
+# A network, for training or not: (x, time, label) -> (output, whatever else it returns).
+Network = Callable[[jax.Array, jax.Array, jax.Array | None], tuple[jax.Array, Any]]
+
+
+def make_example_losses(config: Config) -> Callable[..., tuple[Losses, Any]]:
+    """Builds ``losses(network, images, label, level, noise_keys) -> (Losses, what else the network returned)``.
+
+    For each image: add noise up to its level, x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (DDPM, eq. 4),
+    ask the network for the target, and compare.
+
+    Args:
+        config: the run.
+
+    Returns:
+        The function. ``images`` are uint8 [n, h, w, c], ``label`` is int32 [n] or None, ``level`` [n] from
+        :func:`~ddim_jax.diffusion.losses.draw_levels`, ``noise_keys`` are n keys; the losses are float32 [n].
+    """
+    diffusion = config.diffusion
+    schedule = make_schedule(
+        diffusion.schedule, diffusion.num_levels, diffusion.beta_start, diffusion.beta_end, diffusion.zero_terminal_snr
+    )
+    normalization = Normalization(config.data.mean, config.data.std)
+
+    def example_losses(
+        network: Network, images: jax.Array, label: jax.Array | None, level: jax.Array, noise_keys: jax.Array
+    ) -> tuple[Losses, Any]:
+        x0 = to_float(images, normalization)
+        eps = normal_each(noise_keys, 0, x0.shape[1:], x0.dtype)
+        alpha_bar, time = schedule.at(level)
+        x = losses.diffuse(x0, eps, alpha_bar)
+        output, extra = network(x, time, label)
+        target = losses.training_target(diffusion.objective, x0, eps, alpha_bar)
+        loss = losses.example_loss(output, target, diffusion.loss, diffusion.reduction)
+        if diffusion.min_snr_gamma:
+            loss = loss * losses.min_snr_weight(alpha_bar, diffusion.objective, diffusion.min_snr_gamma)
+        implied = to_prediction(jax.lax.stop_gradient(output), x, alpha_bar, diffusion.objective).x0
+        return Losses(loss, losses.example_loss(implied, x0, diffusion.loss)), extra
+
+    return example_losses
 
 
 def make_train_step(
@@ -39,16 +103,15 @@ def make_train_step(
 ) -> TrainStep:
     """Builds ``step(state, batch) -> (state, metrics)``.
 
-    For each example i of the batch: draw a level t and noise eps, diffuse the image to
-    x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (DDPM, eq. 4), ask the network for the target, and descend
-    the gradient of the loss (DDPM, eq. 14 for eps and the mean squared error).
+    Draw a level and noise for each example of the batch, and descend the gradient of the losses
+    (:func:`make_example_losses`), averaged: DDPM's algorithm 1, for eps and the mean squared error.
 
     All random numbers are keyed by (seed, step, position in the global batch), so the split of the batch over devices
     or into micro-batches does not change them.
 
     Args:
         config: the run.
-        model: the network.
+        model: the network, built with the same ``mean_over_devices``.
         optimizer: from :func:`~ddim_jax.training.state.make_optimizer`.
         mean_over_devices: averages a tree over the devices that share the batch; the identity on one device.
 
@@ -57,31 +120,24 @@ def make_train_step(
         examples' positions in the global batch; n is the device's share.
     """
     diffusion, train, seed = config.diffusion, config.train, config.seed
-    schedule = make_schedule(diffusion.schedule, diffusion.num_levels, diffusion.beta_start, diffusion.beta_end)
-    alpha_bars = jnp.asarray(schedule.alpha_bar, jnp.float32)
-    normalization = Normalization(config.data.mean, config.data.std)
+    example_losses = make_example_losses(config)
 
     def batch_loss(params: Any, batch_stats: Any, batch: Any, step: jax.Array) -> tuple[jax.Array, Any]:
-        x0 = to_float(batch.image, normalization)
+        dropout_keys = example_keys(seed, Stream.DROPOUT, step, batch.index) if config.model.dropout else None
+
+        def network(x: jax.Array, time: jax.Array, label: jax.Array | None) -> tuple[jax.Array, Any]:
+            variables = {"params": params, "batch_stats": batch_stats}
+            return model.apply(variables, x, time, label, dropout_keys=dropout_keys, mutable=["batch_stats"])
+
         time_key = jax.random.fold_in(root_key(seed, Stream.TIME), step)
         level = losses.draw_levels(
             diffusion.time_sampling, diffusion.num_levels, time_key, batch.index, train.batch_size
         )
-        alpha_bar = alpha_bars[level]
-        eps = normal_each(example_keys(seed, Stream.NOISE, step, batch.index), 0, x0.shape[1:], x0.dtype)
-        output, new_stats = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            losses.diffuse(x0, eps, alpha_bar),
-            schedule.time_input(level).astype(jnp.float32),
-            drop_labels(batch.label, step, batch.index) if config.model.num_classes else None,
-            dropout_keys=example_keys(seed, Stream.DROPOUT, step, batch.index) if config.model.dropout else None,
-            mutable=["batch_stats"],
-        )
-        target = losses.training_target(diffusion.objective, x0, eps, alpha_bar)
-        loss = losses.example_loss(output, target, diffusion.loss, diffusion.reduction)
-        if diffusion.min_snr_gamma:
-            loss = loss * losses.min_snr_weight(alpha_bar, diffusion.objective, diffusion.min_snr_gamma)
-        return jnp.mean(loss), new_stats.get("batch_stats", {})
+        noise_keys = example_keys(seed, Stream.NOISE, step, batch.index)
+        label = drop_labels(batch.label, step, batch.index) if config.model.num_classes else None
+        each, new_stats = example_losses(network, batch.image, label, level, noise_keys)
+        mean = Losses(jnp.mean(each.loss), jnp.mean(each.image_loss))
+        return mean.loss, (mean, new_stats.get("batch_stats", {}))
 
     def drop_labels(label: jax.Array, step: jax.Array, index: jax.Array) -> jax.Array:
         """Replaces a share of the labels by "none", for classifier-free guidance (Ho and Salimans 2022)."""
@@ -89,25 +145,27 @@ def make_train_step(
         dropped = jax.vmap(lambda key: jax.random.bernoulli(key, train.label_dropout))(keys)
         return jnp.where(dropped, config.model.num_classes, label)
 
-    def gradient(state: TrainState, batch: Any) -> tuple[jax.Array, Any, Any]:
-        """Loss, batch statistics and gradient of this device's share, in ``accumulate`` parts."""
+    def gradient(state: TrainState, batch: Any) -> tuple[Losses, Any, Any]:
+        """Losses, batch statistics and gradient of this device's share, in ``accumulate`` parts."""
         value_and_grad = jax.value_and_grad(batch_loss, has_aux=True)
         if train.accumulate == 1:
-            (loss, batch_stats), grads = value_and_grad(state.params, state.batch_stats, batch, state.step)
-            return loss, batch_stats, grads
+            (_, (mean, batch_stats)), grads = value_and_grad(state.params, state.batch_stats, batch, state.step)
+            return mean, batch_stats, grads
 
         def accumulate(carry: Any, part: Any) -> tuple[Any, None]:
-            total_loss, batch_stats, total_grads = carry
-            (loss, batch_stats), grads = value_and_grad(state.params, batch_stats, part, state.step)
-            return (total_loss + loss, batch_stats, jax.tree.map(jnp.add, total_grads, grads)), None
+            total, batch_stats, total_grads = carry
+            (_, (mean, batch_stats)), grads = value_and_grad(state.params, batch_stats, part, state.step)
+            total, total_grads = jax.tree.map(jnp.add, (total, total_grads), (mean, grads))
+            return (total, batch_stats, total_grads), None
 
         parts = jax.tree.map(lambda x: x.reshape(train.accumulate, -1, *x.shape[1:]), batch)
-        start = (jnp.float32(0), state.batch_stats, jax.tree.map(jnp.zeros_like, state.params))
-        (loss, batch_stats, grads), _ = jax.lax.scan(accumulate, start, parts)
-        return loss / train.accumulate, batch_stats, jax.tree.map(lambda g: g / train.accumulate, grads)
+        start = (Losses(jnp.float32(0), jnp.float32(0)), state.batch_stats, jax.tree.map(jnp.zeros_like, state.params))
+        (total, batch_stats, total_grads), _ = jax.lax.scan(accumulate, start, parts)
+        mean, grads = jax.tree.map(lambda sum_of_parts: sum_of_parts / train.accumulate, (total, total_grads))
+        return mean, batch_stats, grads
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
-        loss, batch_stats, grads = mean_over_devices(gradient(state, batch))
+        mean, batch_stats, grads = mean_over_devices(gradient(state, batch))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay(train, state.step)
@@ -119,6 +177,6 @@ def make_train_step(
             batch_stats=batch_stats,
             ema_batch_stats=update_ema(state.ema_batch_stats, batch_stats, decay),
         )
-        return new_state, StepMetrics(loss, optax.tree.norm(grads))
+        return new_state, StepMetrics(mean.loss, mean.image_loss, optax.tree.norm(grads))
 
     return train_step

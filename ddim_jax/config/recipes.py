@@ -1,0 +1,115 @@
+"""Recipes that several config files share: each sets the keys that its paper or project names, in place."""
+
+from ddim_jax.config.tree import ConfigTree
+
+
+def keras(config: ConfigTree) -> None:
+    """Keras' DDIM example, but for the data: continuous time, the residual U-Net, mean absolute error, AdamW.
+
+    The network and the times of its sampler, 1, 1 - 1/S ..., are the example's; its levels here are 1/T apart, with T =
+    1000, so all S that divide 1,000 are exact.
+    """
+    config.data.mean = ()
+    config.data.std = ()
+
+    config.model.name = "residual_unet"
+    config.model.structure = "keras"
+    config.model.norm = "batch"
+    config.model.channels = 32
+    config.model.multipliers = (1, 2, 3, 4)
+    config.model.num_blocks = 2
+    config.model.num_groups = 8
+    config.model.attention_resolutions = ()
+    config.model.dropout = 0.0
+
+    config.diffusion.schedule = "offset_cosine"
+    config.diffusion.num_levels = 1000
+    config.diffusion.time_sampling = "continuous"
+    config.diffusion.loss = "mae"
+
+    config.train.batch_size = 64
+    config.train.optimizer = "adamw"
+    config.train.learning_rate = 1e-3
+    config.train.weight_decay = 1e-4
+    config.train.grad_clip = 0.0
+    config.train.ema_decay = 0.999
+
+    config.sample.preset = "keras"
+    config.sample.steps = 20
+    config.trajectory.moments = 20
+
+
+def bbno(config: ConfigTree) -> None:
+    """After :func:`keras`: DDPM's blocks without attention, batch norms without scale and bias."""
+    config.model.structure = "ddim"
+
+
+def bgano(config: ConfigTree) -> None:
+    """After :func:`keras`: as :func:`bbno`, with group norms that learn a scale and a bias."""
+    config.model.structure = "ddim"
+    config.model.norm = "group"
+
+
+def ddpm_256(config: ConfigTree) -> None:
+    """DDPM's network and training for 256x256 images (Ho et al. 2020, appendix B), but for the data.
+
+    Learning rate and batch are those of its LSUN and CelebA-HQ runs; needs an accelerator of 80 GB, or
+    ``train.accumulate``.
+    """
+    config.data.image_size = 256
+    config.data.channels = 3
+    config.data.flip = True
+
+    config.model.channels = 128
+    config.model.multipliers = (1, 1, 2, 2, 4, 4)
+    config.model.num_blocks = 2
+    config.model.attention_resolutions = (16,)
+    config.model.dropout = 0.0
+
+    config.diffusion.schedule = "linear"
+    config.diffusion.num_levels = 1000
+
+    config.train.batch_size = 64
+    config.train.learning_rate = 2e-5
+    config.train.warmup_steps = 5000
+    config.train.grad_clip = 1.0
+    config.train.ema_decay = 0.9999
+    config.train.checkpoint_every = 5000
+    config.train.keep_every = 100_000
+    config.train.sample_every = 10_000
+    config.train.sample_num = 16
+
+    config.sample.steps = 50
+    config.sample.batch_size = 16
+
+
+def faces_64(config: ConfigTree) -> None:
+    """The DDIM paper's network for CelebA at 64x64 and its training (``celeba.yml``), but for the data and the length.
+
+    The loss is averaged over pixels after a warm-up, as in DDPM; :func:`ddim_code` undoes that.
+    """
+    config.model.channels = 128
+    config.model.multipliers = (1, 2, 2, 2, 4)
+    config.model.num_blocks = 2
+    config.model.attention_resolutions = (16,)
+    config.model.dropout = 0.1
+
+    config.diffusion.schedule = "linear"
+    config.diffusion.num_levels = 1000
+
+    config.train.batch_size = 128
+    config.train.learning_rate = 2e-4
+    config.train.warmup_steps = 5000
+    config.train.grad_clip = 1.0
+    config.train.ema_decay = 0.9999
+
+
+def ddim_code(config: ConfigTree) -> None:
+    """What DDIM's training code does otherwise than DDPM's: the loss is summed over pixels, and nothing warms up."""
+    config.diffusion.reduction = "sum"
+    config.train.warmup_steps = 0
+
+
+def bf16(config: ConfigTree) -> None:
+    """Computes in bfloat16; parameters, norms, softmax and loss stay float32."""
+    config.model.dtype = "bfloat16"

@@ -1,0 +1,327 @@
+"""Images cropped and resized once, and kept on disk for this and later runs (``data.cache=disk``).
+
+Decoding a large JPEG takes hundreds of times as long as copying the 64x64 pixels that a network
+sees of it. Here that work is done once. One folder holds one split, prepared in one way::
+
+    CACHE/NAME-HASH/
+        images.npy      uint8 [n, s, s, c], read through a memory map
+        labels.npy      int32 [n]
+        states.npy      uint8 [n]: 0 still to do, 1 done, 2 unusable
+        unusable.jsonl  one line for each unusable image: which, where, why
+        info.json       what was prepared, and how
+
+CACHE is ``data.cache_dir``, by default ``prepared`` in ddim_jax's cache folder (``cache.py``). The
+hash covers all that decides the pixels: the source's identity, crop, resize, size, channels, and
+the version of Pillow, which decodes and resizes. Change one, and another folder is used; the old
+one stays until you delete it, which is safe at any time when no run uses it.
+
+Images are prepared in chunks by several threads. A chunk's pixels reach the disk before its states
+say so, hence whatever stops the program, at whatever moment, what is marked done is there, and the
+next run goes on with the rest. Two programs that prepare the same folder at once write the same
+bytes to the same places, so they need no lock.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+
+from ddim_jax import writers
+from ddim_jax.cache import cache_dir
+from ddim_jax.config import DataConfig
+from ddim_jax.data.sources import Example, Source, open_source
+from ddim_jax.data.transforms import ImageError, prepare_image
+from ddim_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+# Images that a thread prepares between two writes: about a second's work, ...
+_CHUNK = 256
+# ... but no more than this many bytes, which each thread holds in memory.
+_CHUNK_BYTES = 2**24
+
+# Values of states.npy.
+_TO_DO, _DONE, _UNUSABLE = range(3)
+
+
+def open_images(config: DataConfig, split: str | None = None) -> Source:
+    """Opens the images of a config; with ``data.cache=disk`` prepares them first, once for all runs.
+
+    Args:
+        config: where they are, and how they are prepared.
+        split: instead of ``data.split``.
+
+    Returns:
+        The source, or with ``data.cache=disk`` a :class:`PreparedSource`.
+
+    Raises:
+        UserError: the source or the folder of prepared images cannot be used.
+        ImageError: with ``data.cache=disk``: an image cannot be used and ``data.on_error`` is fail,
+            or none can.
+    """
+    if split is not None:
+        config = dataclasses.replace(config, split=split)
+    source = open_source(config)
+    return prepare_on_disk(source, config) if config.cache == "disk" else source
+
+
+def open_validation(config: DataConfig) -> Source | None:
+    """Opens the images of ``data.validation`` as :func:`open_images` does; None if it names none."""
+    return open_images(config, config.validation) if config.validation else None
+
+
+class PreparedSource(Source):
+    """Images of another source, prepared on disk; the same examples under the same numbers.
+
+    Unusable ones keep their numbers, so that an epoch has the same order as without this cache.
+
+    Attributes:
+        images: uint8 [n, s, s, c], a memory map; of unusable images the pixels mean nothing.
+        labels: int32 [n].
+        usable: int64 [m], the numbers of the usable examples, in order.
+    """
+
+    prepared = True
+
+    def __init__(self, source: Source, folder: Path) -> None:
+        """Opens a complete folder; see :func:`prepare_on_disk`."""
+        self._source = source
+        self._folder = folder
+        self.name = source.name
+        self.num_classes = source.num_classes
+        self.images = _open_array(folder / "images.npy")
+        self.labels = np.array(_open_array(folder / "labels.npy"))
+        usable = _open_array(folder / "states.npy") == _DONE
+        self.usable = np.flatnonzero(usable)
+        self._reasons = {} if usable.all() else _read_reasons(folder)
+
+    def __len__(self) -> int:
+        """Number of examples, unusable ones among them."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Example:
+        """Example ``index``: uint8 [image_size, image_size, channels].
+
+        Raises:
+            ImageError: it is unusable, for the reason found when it was prepared.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} examples; there is no number {index}")
+        place = np.searchsorted(self.usable, index)
+        if place == len(self.usable) or self.usable[place] != index:
+            raise ImageError(self._reasons.get(index, f"it was found unusable; see {self._folder / 'unusable.jsonl'}"))
+        return Example(np.array(self.images[index]), int(self.labels[index]))
+
+    def where(self, index: int) -> str:
+        """The file or record that the image was made from."""
+        return self._source.where(index)
+
+    def identity(self) -> dict[str, str | int]:
+        """The folder, whose name has a hash of all that decides the pixels."""
+        return {"source": "prepared", "folder": self._folder.name}
+
+    def describe(self) -> str:
+        """One line for the log, with the folder."""
+        return f"{super().describe()}, prepared in {self._folder}"
+
+
+def prepare_on_disk(source: Source, config: DataConfig) -> PreparedSource:
+    """Prepares all images of a source that are not prepared yet, and opens the result.
+
+    Args:
+        source: the examples.
+        config: the keys crop, resize, image_size and channels decide the pixels; ``cache_dir``
+            says where they are kept, ``threads`` how many are prepared at a time. Under
+            ``on_error=skip`` unusable images are left out with a warning, as everywhere.
+
+    Raises:
+        UserError: the folder cannot be written, or is damaged.
+        ImageError: an image cannot be used and ``data.on_error`` is fail, or none can. The images
+            prepared so far are kept.
+    """
+    info = _info(source, config)
+    folder = _prepared_dir(source, config, info)
+    if not folder.exists():
+        _create(folder, len(source), config, info)
+    states = _open_array(folder / "states.npy")
+    unusable = np.flatnonzero(states == _UNUSABLE)
+    if len(unusable) and config.on_error == "fail":
+        raise _image_error(source, int(unusable[0]), _read_reasons(folder))
+    if np.any(states == _TO_DO):
+        _fill(folder, source, config, states)
+        unusable = np.flatnonzero(states == _UNUSABLE)
+    if len(unusable):
+        first = _image_error(source, int(unusable[0]), _read_reasons(folder))
+        if len(unusable) == len(source):
+            raise ImageError(f"none of {len(source)} images can be used; the first: {first}")
+        _log.warning("left out %d of %d images; the first: %s", len(unusable), len(source), first)
+    return PreparedSource(source, folder)
+
+
+def _info(source: Source, config: DataConfig) -> dict[str, Any]:
+    """All that decides what the folder holds."""
+    keys = ("crop", "resize", "image_size", "channels")
+    return {
+        "source": source.identity(),
+        **{key: getattr(config, key) for key in keys},
+        "pillow": PIL.__version__,
+    }
+
+
+def _prepared_dir(source: Source, config: DataConfig, info: dict[str, Any]) -> Path:
+    if "://" in config.cache_dir:
+        raise UserError(f"data.cache_dir={config.cache_dir!r}: name a folder of this machine: images are memory-mapped")
+    root = Path(config.cache_dir).expanduser() if config.cache_dir else cache_dir("prepared")
+    digest = hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
+    name = re.sub(r"[^\w.-]+", "_", source.name)[:60]
+    return root / f"{name}-{digest[:12]}"
+
+
+def _create(folder: Path, num: int, config: DataConfig, info: dict[str, Any]) -> None:
+    """Makes a folder in which all is still to do: whole under its final name, or not at all."""
+    partial = folder.with_name(f"{folder.name}.partial-{secrets.token_hex(4)}")
+    arrays = {
+        "images": (np.uint8, (num, config.image_size, config.image_size, config.channels)),
+        "labels": (np.int32, (num,)),
+        "states": (np.uint8, (num,)),
+    }
+    with _one_line_for_write_errors(folder):
+        partial.mkdir(parents=True)
+        try:
+            for name, (dtype, shape) in arrays.items():
+                # A file of zeros, which take no space before they are overwritten.
+                np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, shape).flush()
+            (partial / "info.json").write_text(json.dumps(info, indent=2) + "\n")
+            # Fails if another program made the folder meanwhile: then that one is used.
+            partial.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fill(folder: Path, source: Source, config: DataConfig, states: np.ndarray) -> None:
+    """Prepares the images that ``states``, a memory map that shows each change, marks as to do."""
+    shape = (config.image_size, config.image_size, config.channels)
+    size = int(np.prod(shape))
+    length = max(1, min(_CHUNK, _CHUNK_BYTES // size))
+    chunks = [range(start, min(start + length, len(states))) for start in range(0, len(states), length)]
+    chunks = [rows for rows in chunks if _has_to_do(states, rows)]
+    num = sum(map(len, chunks))
+    free = shutil.disk_usage(folder).free
+    if num * size > free:
+        raise UserError(
+            f"{folder} needs {num * size / 2**30:.3g} GiB more, but {free / 2**30:.3g} GiB are free; "
+            "make space, set data.cache_dir to a folder elsewhere, or data.cache=none"
+        )
+
+    def prepare(rows: range) -> int:
+        if not _has_to_do(states, rows):
+            return len(rows)  # Another program was here meanwhile.
+        images = np.zeros((len(rows), *shape), np.uint8)
+        labels = np.zeros(len(rows), np.int32)
+        marks = np.full(len(rows), _DONE, np.uint8)
+        reasons: dict[int, str] = {}
+        for place, row in enumerate(rows):
+            try:
+                example = source[row]
+                images[place], labels[place] = prepare_image(example.image, config), example.label
+            except ImageError as error:
+                marks[place] = _UNUSABLE
+                reasons[row] = str(error)
+        with _one_line_for_write_errors(folder):
+            _write_rows(folder / "images.npy", rows.start, images)
+            _write_rows(folder / "labels.npy", rows.start, labels)
+            _add_reasons(folder, source, reasons)
+            _write_rows(folder / "states.npy", rows.start, marks)
+        if reasons and config.on_error == "fail":
+            raise _image_error(source, min(reasons), reasons)
+        return len(rows)
+
+    bar = writers.progress(len(states), f"preparing {source.name}", " images", len(states) - num)
+    with bar, ThreadPoolExecutor(config.threads) as pool:
+        for count in pool.map(prepare, chunks):
+            bar.update(count)
+
+
+def _has_to_do(states: np.ndarray, rows: range) -> bool:
+    return bool(np.any(states[rows.start : rows.stop] == _TO_DO))
+
+
+def _write_rows(path: Path, start: int, rows: np.ndarray) -> None:
+    """Overwrites rows of an array's file; they are on the disk when this returns.
+
+    A write through the memory map would crash the process where the disk is full; this raises.
+    """
+    offset: int = np.load(path, mmap_mode="r").offset
+    with path.open("r+b") as file:
+        file.seek(offset + start * rows[0].nbytes)
+        file.write(rows.tobytes())
+        _to_disk(file)
+
+
+def _add_reasons(folder: Path, source: Source, reasons: dict[int, str]) -> None:
+    if not reasons:
+        return
+    lines = [
+        json.dumps({"index": index, "where": source.where(index), "reason": reason})
+        for index, reason in reasons.items()
+    ]
+    # The first new line ends one that was cut off when a program was killed. Without a buffer all lines are one write,
+    # so that those of several threads do not mix.
+    with (folder / "unusable.jsonl").open("ab", buffering=0) as file:
+        file.write(("\n" + "\n".join(lines) + "\n").encode())
+        _to_disk(file)
+
+
+def _to_disk(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _read_reasons(folder: Path) -> dict[int, str]:
+    """Reason of each unusable image; lines that were cut off, and blank ones, are passed over."""
+    reasons = {}
+    with contextlib.suppress(FileNotFoundError):
+        for line in (folder / "unusable.jsonl").read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                record = json.loads(line)
+                reasons[record["index"]] = record["reason"]
+    return reasons
+
+
+def _image_error(source: Source, index: int, reasons: dict[int, str]) -> ImageError:
+    return ImageError(f"{source.where(index)}: {reasons.get(index, 'the image cannot be used')}")
+
+
+def _open_array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read: {' '.join(str(error).split())}; delete the folder, it will be made again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _one_line_for_write_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"prepared images cannot be written to {folder}: {error.strerror or error}; mend that, or set "
+            "data.cache_dir to a folder elsewhere (what is prepared is kept)"
+        ) from error
