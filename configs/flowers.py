@@ -10,7 +10,9 @@ times per epoch, so its 50 epochs are 250 here. There is no published FID; its a
 mean absolute error, by a measure of his own (Keras' Inception at 75x75).
 
 The images are prepared by TFDS on first use (needs the extra ``tfds``, once), and kept at 64x64 in ddim_jax's cache.
-Memory for training: see ``--mode=describe``.
+Every 2,500 steps the KID of 1,000 samples to the validation images is measured, and the best state kept; the weights of
+Inception are downloaded once for it (``--config.train.measure_every=0`` does without). Memory for training: see
+``--mode=describe``.
 
     ... --mode=trajectory --config.trajectory.moments=20      the predicted image at each of 20 DDIM steps
     ... --mode=sample --config.sample.steps=50                DDIM with 50 steps; 100 likewise
@@ -42,6 +44,11 @@ def get_config(variant: str | None = None) -> ConfigTree:
     config.train.epochs = 250.0
     config.train.checkpoint_every = 500
     config.train.validate_every = 500
+    config.train.measure_every = 2500
+    config.train.measure_metric = "kid"
+    config.train.measure_num = 1000
+    config.eval.metrics = ("fid", "kid")
+    config.eval.reference_split = config.data.validation
     config.train.sample_every_epochs = 5.0
     config.train.sample_num = 32
     config.train.final_sample_steps = (5, 20, 100)

@@ -20,8 +20,11 @@ from ddim_jax.errors import UserError
 
 MODES = (
     *("train", "sample", "trajectory", "interpolate", "reconstruct", "edit", "sweep"),
-    *("evaluate", "stats", "likelihood", "describe"),
+    *("evaluate", "stats", "likelihood", "import", "export", "describe"),
 )
+
+# ``import`` cannot be the name of a function.
+_JOBS = {"import": "import_weights"}
 
 _PROCESS_FLAGS = ("coordinator", "num_processes", "process_id", "distributed")
 
@@ -33,7 +36,8 @@ _HIDING = ("Error whilst parsing config file", "Configuration is not available")
 
 def _run_job(mode: str, config: Config, workdir: str | None) -> None:
     """Runs ``jobs/MODE.py``'s function MODE. It is imported here, so that a mistake in a flag is reported at once."""
-    job = getattr(importlib.import_module(f"ddim_jax.jobs.{mode}"), mode)
+    name = _JOBS.get(mode, mode)
+    job = getattr(importlib.import_module(f"ddim_jax.jobs.{name}"), name)
     job(config, workdir)
 
 

@@ -8,7 +8,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ from ddim_jax.sampling.sampler import batch_size_for, image_indices, image_items
 from ddim_jax.sharded_map import ShardedMap
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
 from ddim_jax.training.state import abstract_state, make_optimizer
-from ddim_jax.workdir import checkpoint_dir, read_config
+from ddim_jax.workdir import best_dir, checkpoint_dir, read_config
 
 _DECIDED_ELSEWHERE = {
     "checkpoint": "load(workdir, step=...) chooses it",
@@ -366,12 +366,13 @@ class Pipeline:
         return self._compiled[key](self.variables, items)
 
 
-def load(workdir: epath.PathLike, step: int | None = None, ema: bool = True) -> Pipeline:
+def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema: bool = True) -> Pipeline:
     """Loads a trained model.
 
     Args:
         workdir: a folder that ``--mode=train`` wrote.
-        step: step of the checkpoint; the newest when None.
+        step: step of the checkpoint; the newest when None; ``"best"`` is the one whose samples were measured best
+            (``train.measure_every``).
         ema: take the moving averages of the parameters, as all published results do.
 
     Raises:
@@ -379,14 +380,15 @@ def load(workdir: epath.PathLike, step: int | None = None, ema: bool = True) -> 
     """
     config = read_config(workdir)
     model = build_model(config)
-    directory = checkpoint_dir(workdir)
+    directory = best_dir(workdir) if step == "best" else checkpoint_dir(workdir)
     if not directory.exists():
-        raise UserError(f"no checkpoint in workdir {workdir}: train there first, or name another --workdir")
+        what = " that was measured (train.measure_every)" if step == "best" else ""
+        raise UserError(f"no checkpoint{what} in workdir {workdir}: train there first, or name another --workdir")
     like = abstract_state(config, model, make_optimizer(config.train, 1))
     with Checkpoints(directory, read_only=True) as checkpoints:
         newest = checkpoints.latest_step()
         if newest is None:
             raise UserError(f"no checkpoint in workdir {workdir}: train there first, or name another --workdir")
-        step = newest if step is None else step
+        step = step if isinstance(step, int) else newest
         state = checkpoints.restore(step, like)
     return Pipeline(config, model, select_weights(state, ema), step)

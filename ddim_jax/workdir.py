@@ -4,6 +4,7 @@
 
     WORKDIR/config.json            the resolved config of the training run
     WORKDIR/checkpoints/STEP/      Orbax checkpoints
+    WORKDIR/best/STEP/, best.json  the checkpoint whose samples were measured best, and all figures
     WORKDIR/metrics.jsonl          one JSON object a line, with ``step``
     WORKDIR/tensorboard/           TensorBoard event files
     WORKDIR/samples/step_NNNNNNNN.png   grids drawn while training
@@ -35,6 +36,7 @@ _FREE_TRAIN = {
     for name in (
         *("steps", "epochs", "checkpoint_every", "keep_last", "keep_every", "log_every", "sample_every"),
         *("sample_every_epochs", "validate_every", "sample_num", "final_sample_steps", "tensorboard", "overwrite"),
+        *("measure_every", "measure_num", "measure_metric"),
     )
 }
 
@@ -47,6 +49,16 @@ def config_path(workdir: epath.PathLike) -> epath.Path:
 def checkpoint_dir(workdir: epath.PathLike) -> epath.Path:
     """``WORKDIR/checkpoints``."""
     return epath.Path(workdir) / "checkpoints"
+
+
+def best_dir(workdir: epath.PathLike) -> epath.Path:
+    """``WORKDIR/best``."""
+    return epath.Path(workdir) / "best"
+
+
+def best_record_path(workdir: epath.PathLike) -> epath.Path:
+    """``WORKDIR/best.json``."""
+    return epath.Path(workdir) / "best.json"
 
 
 def sample_grid_path(workdir: epath.PathLike, step: int, suffix: str = "") -> epath.Path:
@@ -101,7 +113,7 @@ def prepare_for_training(workdir: epath.PathLike, config: Config, write: bool = 
     if write:
         try:
             (workdir / "samples").mkdir(parents=True, exist_ok=True)
-            _write_whole(config_path(workdir), to_json(config))
+            write_whole(config_path(workdir), to_json(config))
         except OSError as error:
             raise UserError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
 
@@ -158,7 +170,8 @@ def _set_aside(workdir: epath.Path) -> None:
             entry.rename(target / entry.name)
 
 
-def _write_whole(path: epath.Path, text: str) -> None:
+def write_whole(path: epath.Path, text: str) -> None:
+    """Writes a file so that it is there whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
     partial.replace(path)
@@ -197,7 +210,7 @@ def write_run_record(folder: epath.Path, config: Config, **facts: Any) -> None:
         "versions": {"ddim_jax": __version__, **packages},
         "config": flatten(config),
     }
-    _write_whole(folder / "run.json", json.dumps(record, indent=2) + "\n")
+    write_whole(folder / "run.json", json.dumps(record, indent=2) + "\n")
 
 
 def _version(package: str) -> str:

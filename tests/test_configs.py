@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ddim_jax
 from ddim_jax.config import Config, from_config_dict
 from ddim_jax.images import load_png
 from ddim_jax.main import run
@@ -189,6 +190,10 @@ def test_the_flowers_config_runs(images, tmp_path):
     assert len(records(workdir, "image_loss")) == 2
     (validated,) = records(workdir, "validation_loss")
     assert 0 < validated["validation_loss"] < 2 and validated["validation_image_loss"] > 0
+    (measured,) = records(workdir, "sample_pixels_kernel_distance_mean")
+    best = json.loads((workdir / "best.json").read_text())
+    assert best["measured"] == {"2": measured["sample_pixels_kernel_distance_mean"]}
+    assert best["best_step"] == 2 and ddim_jax.load(workdir, "best").step == 2
     config = read_config(workdir)
     assert len(config.data.mean) == len(config.data.std) == 3
     np.testing.assert_allclose(config.data.mean, 0.5, atol=0.02)  # noise, uniform over all bytes

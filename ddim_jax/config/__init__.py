@@ -38,6 +38,7 @@ from ddim_jax.config.schema import (
     SweepConfig,
     TrainConfig,
     TrajectoryConfig,
+    WeightsConfig,
 )
 from ddim_jax.config.tree import ConfigTree, apply_variants, default_config
 from ddim_jax.errors import ConfigError
@@ -58,6 +59,7 @@ __all__ = [
     "SweepConfig",
     "TrainConfig",
     "TrajectoryConfig",
+    "WeightsConfig",
     "apply_variants",
     "check",
     "check_key",

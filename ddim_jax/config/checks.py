@@ -131,6 +131,12 @@ def _check_together(config: Config) -> None:
         repr(config.data.validation),
         "train.validate_every needs a split to validate on, e.g. train[90%:]",
     )
+    _require(
+        train.measure_every == 0 or train.measure_metric in config.eval.metrics,
+        "eval.metrics",
+        config.eval.metrics,
+        f"train.measure_metric={train.measure_metric} has to be one of them",
+    )
 
 
 def _check_diffusion(diffusion: DiffusionConfig) -> None:
@@ -165,14 +171,15 @@ def _check_train(train: TrainConfig) -> None:
         f"must divide train.batch_size={train.batch_size}",
     )
     for key in (
-        *("epochs", "warmup_steps", "sample_every", "sample_every_epochs", "validate_every", "weight_decay"),
-        *("grad_clip", "keep_every"),
+        *("epochs", "warmup_steps", "sample_every", "sample_every_epochs", "validate_every", "measure_every"),
+        *("weight_decay", "grad_clip", "keep_every"),
     ):
         _require(getattr(train, key) >= 0, f"train.{key}", getattr(train, key), "must not be negative")
     _require(train.learning_rate > 0, "train.learning_rate", train.learning_rate, "must be positive")
     for key in ("adam_b1", "adam_b2", "ema_decay", "label_dropout"):
         _require(0 <= getattr(train, key) < 1, f"train.{key}", getattr(train, key), "must lie in [0, 1)")
     _require(train.adam_eps > 0, "train.adam_eps", train.adam_eps, "must be positive")
+    _require(train.measure_num >= 2, "train.measure_num", train.measure_num, "must be at least 2")
     _require(
         train.optimizer == "adamw" or train.weight_decay == 0,
         "train.weight_decay",

@@ -169,6 +169,10 @@ class TrainConfig:
         sample_every_epochs: passes over the data between sample grids; replaces ``sample_every`` when it is not 0.
         validate_every: steps between measurements of the loss on ``data.validation``; 0 measures none.
         sample_num: images in a sample grid.
+        measure_every: steps between measurements of the samples' quality, by ``eval.extractor`` and against
+            ``eval.reference``; the best state is kept. 0 measures none.
+        measure_num: samples measured.
+        measure_metric: ``fid``, ``kid`` or ``is``: what decides which is best.
         final_sample_steps: numbers of DDIM steps of the grids drawn when training ends.
         tensorboard: also write TensorBoard event files.
         deterministic: on GPU, ask XLA for kernels whose results do not vary from run to run.
@@ -198,6 +202,9 @@ class TrainConfig:
     sample_every: int = 5000
     sample_every_epochs: float = 0.0
     validate_every: int = 0
+    measure_every: int = 0
+    measure_num: int = 5000
+    measure_metric: Literal["fid", "kid", "is"] = "fid"
     sample_num: int = 64
     final_sample_steps: tuple[int, ...] = (10, 20, 50)
     tensorboard: bool = True
@@ -462,6 +469,25 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class WeightsConfig:
+    """``--mode=import``: other projects' checkpoints; ``--mode=export``: ours, for them and for sharing.
+
+    Attributes:
+        path: file or folder to import.
+        ema: take the moving averages, where a file has both them and the raw weights.
+        format: what to export: a ``diffusers`` folder, or one file, ``npz`` or ``safetensors``.
+        dtype: of the exported weights; the shorter ones halve their size, and round them.
+        out: folder or file to export to; in the workdir when empty.
+    """
+
+    path: str = ""
+    ema: bool = True
+    format: Literal["diffusers", "npz", "safetensors"] = "diffusers"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    out: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run. ``seed`` decides initialisation, order, noise: everything random in training."""
 
@@ -477,6 +503,7 @@ class Config:
     sweep: SweepConfig = SweepConfig()
     likelihood: LikelihoodConfig = LikelihoodConfig()
     eval: EvalConfig = EvalConfig()
+    weights: WeightsConfig = WeightsConfig()
     seed: int = 0
 
 

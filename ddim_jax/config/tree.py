@@ -63,8 +63,14 @@ def shrink(config: ConfigTree) -> ConfigTree:
         config.train.sample_every = 2
         config.train.sample_every_epochs = 0.0
         config.train.validate_every = min(config.train.validate_every, 2)
+        config.train.measure_every = min(config.train.measure_every, 2)
+        config.train.measure_num = 8
         config.train.sample_num = 4
         config.train.final_sample_steps = (2,)
+        config.eval.extractor = "pixels"
+        config.eval.num = 8
+        config.eval.steps = (2, 4)
+        config.eval.is_splits = 2
         config.sample.num = 4
         config.sample.steps = 4
         config.sample.batch_size = 4

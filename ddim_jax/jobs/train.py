@@ -21,6 +21,7 @@ from ddim_jax.data.sources import Source, check_labels
 from ddim_jax.data.statistics import pixel_statistics
 from ddim_jax.errors import UserError
 from ddim_jax.images import as_rgb, grid, labelled_rows, save_png
+from ddim_jax.jobs.best import BestCheckpoint
 from ddim_jax.jobs.validation import Validation
 from ddim_jax.models import build_model, parameter_count
 from ddim_jax.sampling.sampler import sampler_for
@@ -52,7 +53,7 @@ def train(config: Config, workdir: epath.PathLike) -> None:
     total_steps = _total_steps(config, len(source))
     model = build_model(config, parallel.mean_over_devices)
     pictures = _Pictures(config, model, epath.Path(workdir), total_steps)
-    validation = None
+    validation = best = None
     if main_process and config.train.validate_every and validation_source is not None:
         validation = Validation(config, model, validation_source)
     # All that a config can get wrong has been tried: only now is anything written.
@@ -65,6 +66,8 @@ def train(config: Config, workdir: epath.PathLike) -> None:
     )
 
     with contextlib.ExitStack() as stack:
+        if main_process and config.train.measure_every:
+            best = stack.enter_context(contextlib.closing(BestCheckpoint(config, model, workdir)))
         checkpoints = stack.enter_context(
             Checkpoints(checkpoint_dir(workdir), config.train.keep_last, config.train.keep_every or None)
         )
@@ -78,7 +81,7 @@ def train(config: Config, workdir: epath.PathLike) -> None:
         if main_process:
             writer = stack.enter_context(MetricWriter(workdir, start, config.train.tensorboard))
         if start < total_steps:
-            loop = _Loop(config, writer, checkpoints, pictures, validation, total_steps, len(source))
+            loop = _Loop(config, writer, checkpoints, pictures, validation, best, total_steps, len(source))
             with _catch_sigterm() as terminated:
                 state = loop.run(train_step, state, source, start, devices, terminated)
             if loop.stopped_at is not None:
@@ -146,8 +149,8 @@ def _epoch_ends(config: Config, num_examples: int, total_steps: int) -> dict[int
 class _Loop:
     """The loop over steps, and what happens at which step.
 
-    Order at a step that is due for all: log, validation, checkpoint, picture. Nothing is saved before the losses of all
-    steps up to it are known to be finite.
+    Order at a step that is due for all: log, validation, checkpoint, measurement, picture. Nothing is saved before the
+    losses of all steps up to it are known to be finite.
     """
 
     def __init__(
@@ -157,6 +160,7 @@ class _Loop:
         checkpoints: Checkpoints,
         pictures: "_Pictures",
         validation: Validation | None,
+        best: BestCheckpoint | None,
         total_steps: int,
         num_examples: int,
     ) -> None:
@@ -165,6 +169,7 @@ class _Loop:
         self._checkpoints = checkpoints
         self._pictures = pictures
         self._validation = validation
+        self._best = best
         self._total_steps = total_steps
         self._epoch_ends = _epoch_ends(config, num_examples, total_steps)
         self._learning_rate = learning_rate_schedule(config.train, total_steps)
@@ -193,6 +198,9 @@ class _Loop:
             process_index=parallel.process_index(),
             process_count=parallel.process_count(),
         )
+        if self._best is not None and start and start % train.measure_every == 0 and not self._best.is_measured(start):
+            # The run was killed while this was being measured.
+            self._best.measure(start, state, self._writer)
         bar = progress(self._total_steps, "training", "step", start, parallel.is_main_process())
         window_start = time.perf_counter()
         with contextlib.closing(batches), bar:
@@ -211,9 +219,15 @@ class _Loop:
                 if self._validation is not None and (last or step % train.validate_every == 0):
                     self._writer.scalars(step, self._validation.measure(state))
                 stop = bool(terminated) or parallel.stop_requested_anywhere(step)
-                if last or stop or step % train.checkpoint_every == 0:
+                measure = self._best is not None and (last or step % train.measure_every == 0)
+                if last or stop or measure or step % train.checkpoint_every == 0:
                     self._take(in_flight.drain())
+                if last or stop or step % train.checkpoint_every == 0:
                     self._checkpoints.save(step, state)
+                if self._best is not None:
+                    if measure:
+                        self._best.measure(step, state, self._writer)
+                    self._best.collect(self._writer, wait=last or stop)
                 if stop and not last:
                     self.stopped_at = step
                     break
