@@ -1,0 +1,139 @@
+"""Our Inception network, weights and resizing against torch-fidelity's, PyTorch's and Pillow's, on random weights."""
+
+import importlib
+import importlib.util
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from ddim_jax.evaluation.resize import resize
+from ddim_jax.models.inception import Inception
+from ddim_jax.weights.inception import _torch_shapes, inception_variables
+from ddim_jax.weights.torch_file import read_torch_file
+
+torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.parity
+
+
+@pytest.fixture(scope="module")
+def fidelity():
+    """torch-fidelity's modules by name.
+
+    Its package imports torchvision, which may be missing or made for another PyTorch; these modules do without.
+    """
+    spec = importlib.util.find_spec("torch_fidelity")
+    if spec is None:
+        pytest.skip("torch-fidelity is not installed")
+    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "torch_fidelity"}
+    package = types.ModuleType("torch_fidelity")
+    package.__path__ = spec.submodule_search_locations
+    for name in before:
+        del sys.modules[name]
+    sys.modules["torch_fidelity"] = package
+    yield lambda name: importlib.import_module(f"torch_fidelity.{name}")
+    for name in [name for name in sys.modules if name.split(".")[0] == "torch_fidelity"]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The same random weights in both of PyTorch's layouts; signals neither vanish nor explode under them."""
+    rng = np.random.default_rng(0)
+    state = {}
+    for name, shape in _torch_shapes().items():
+        spread = np.sqrt(2 / np.prod(shape[1:])) if len(shape) > 1 else 0.1
+        state[name] = spread * rng.standard_normal(shape)
+        if name.endswith("running_var"):
+            state[name] = rng.uniform(0.5, 1.5, shape)
+        elif name.endswith("bn.weight"):
+            state[name] += 1
+    state = {name: torch.tensor(value, dtype=torch.float32) for name, value in state.items()}
+    for name in list(state):
+        if name.endswith("running_var"):
+            state[name.replace("running_var", "num_batches_tracked")] = torch.tensor(7)
+    folder = tmp_path_factory.mktemp("inception")
+    paths = {}
+    for layout in ("zip", "old"):
+        paths[layout] = folder / f"{layout}.pth"
+        torch.save(state, paths[layout], _use_new_zipfile_serialization=layout == "zip")
+    return paths
+
+
+@pytest.fixture(scope="module")
+def networks(fidelity, files, tmp_path_factory):
+    """Functions of uint8 images [n, h, w, 1 or 3] that give pool3, unbiased and biased logits: theirs, ours."""
+    extractor = fidelity("feature_extractor_inceptionv3").FeatureExtractorInceptionV3(
+        "random", ["2048", "logits_unbiased", "logits"], str(files["old"])
+    )
+
+    def theirs(images):
+        planes = torch.tensor(np.broadcast_to(images, (*images.shape[:3], 3)).transpose(0, 3, 1, 2).copy())
+        return [output.numpy() for output in extractor(planes)]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("DDIM_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        params = {layout: inception_variables(str(path)).params for layout, path in files.items()}
+    jax.tree.map(np.testing.assert_array_equal, params["zip"], params["old"])
+    apply = jax.jit(Inception().apply)
+
+    def ours(images):
+        features = apply({"params": params["old"]}, resize(images, "tf1"))
+        return [np.asarray(output) for output in (features.pool3, features.logits_unbiased, features.logits)]
+
+    return theirs, ours
+
+
+def random_images(n, height, width, channels, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, height, width, channels), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("layout", ["zip", "old"])
+def test_weights_are_read_as_torch_reads_them(files, layout):
+    theirs = torch.load(files[layout], weights_only=True)
+    ours = read_torch_file(files[layout])
+    assert list(ours) == list(theirs) and len(ours) == 566
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value.numpy())
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (28, 28, 1), (299, 340, 3)])
+def test_features_and_logits(networks, shape):
+    theirs, ours = networks
+    images = random_images(2, *shape)
+    for found, expected in zip(ours(images), theirs(images), strict=True):
+        assert found.shape == expected.shape and 0.1 < expected.std() < 10
+        # Relative to the spread over images and features: single values can be near zero.
+        assert np.abs(found - expected).max() < 1e-4 * expected.std()
+        assert np.abs(expected[0] - expected[1]).max() > 1e-2 * expected.std()
+
+
+@pytest.mark.parametrize(
+    "shape", [(8, 8), (28, 28), (32, 32), (64, 64), (256, 256), (299, 299), (512, 512), (48, 80), (400, 180)]
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resizing(fidelity, shape, channels):
+    from PIL import Image
+
+    images = random_images(2, *shape, channels)
+    planes = torch.tensor(images).permute(0, 3, 1, 2).float()
+    like_tensorflow = fidelity("interpolate_compat_tensorflow").interpolate_bilinear_2d_like_tensorflow1x
+    pillow = [
+        [np.asarray(Image.fromarray(plane).resize((299, 299), Image.Resampling.BICUBIC)) for plane in image]
+        for image in planes.numpy()
+    ]
+    halfway = torch.nn.functional.interpolate(planes / 255, (299, 299), mode="bilinear", align_corners=False)
+    expected = {
+        "tf1": (like_tensorflow(planes, (299, 299), align_corners=False).numpy() - 128) / 128,
+        "pytorch": 2 * halfway.numpy() - 1,
+        "clean": (np.clip(pillow, 0, 255) - 128) / 128,
+    }
+    for protocol, values in expected.items():
+        ours = np.asarray(resize(images, protocol)).transpose(0, 3, 1, 2)
+        # float32 has 24 bits: a few last ones of a grey level, twice rounded.
+        difference = float(np.abs(ours - np.broadcast_to(values, ours.shape)).max())
+        assert difference < 1e-6, protocol
