@@ -5,9 +5,11 @@ import io
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
+from runs import final_state
 
 import ddim_jax
 from ddim_jax.config import Config, from_config_dict
@@ -194,6 +196,12 @@ def test_the_flowers_config_runs(images, tmp_path):
     best = json.loads((workdir / "best.json").read_text())
     assert best["measured"] == {"2": measured["sample_pixels_kernel_distance_mean"]}
     assert best["best_step"] == 2 and ddim_jax.load(workdir, "best").step == 2
+    # What draws is the averaged network, its batch norms' averaged statistics included.
+    state, pipe = final_state(workdir), ddim_jax.load(workdir)
+    drawn_with = jax.tree.leaves(pipe.variables["batch_stats"])
+    for used, averaged in zip(drawn_with, jax.tree.leaves(state.ema_batch_stats), strict=True):
+        np.testing.assert_array_equal(used, averaged)
+    assert any(np.abs(leaf - leaf.round()).max() > 0 for leaf in drawn_with)  # no longer 0 and 1
     config = read_config(workdir)
     assert len(config.data.mean) == len(config.data.std) == 3
     np.testing.assert_allclose(config.data.mean, 0.5, atol=0.02)  # noise, uniform over all bytes

@@ -1,0 +1,182 @@
+"""``--mode=likelihood``: how probable real images are under a trained model, in bits per dimension."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from ddim_jax import parallel
+from ddim_jax.config import Config, LikelihoodConfig
+from ddim_jax.data.pipeline import Images
+from ddim_jax.errors import UserError
+from ddim_jax.jobs.model_job import ModelJob
+from ddim_jax.jobs.real_images import read_real_images
+from ddim_jax.sampling.likelihood_programs import likelihood_program, network_evaluations
+from ddim_jax.sampling.programs import Items
+from ddim_jax.sampling.sampler import batch_size_for
+from ddim_jax.sharded_map import ShardedMap
+from ddim_jax.writers import progress, say
+
+
+def likelihood(config: Config, workdir: epath.PathLike) -> epath.Path:
+    """Measures the images that ``config.likelihood`` names.
+
+    The value of an image depends on the model, ``sample.seed`` and the image's place in the data alone. Values are
+    saved as they come: started again after a kill, the job computes only what is missing. Each of P processes takes
+    every P-th image.
+
+    Args:
+        config: the command line's config; its ``likelihood`` group counts, and of ``sample`` the seed, checkpoint, ema,
+            batch size and precision.
+        workdir: a trained workdir.
+
+    Returns:
+        The folder written: ``likelihood.json``, ``likelihood.npz`` (each image's values, with ``index``), ``run.json``.
+
+    Raises:
+        UserError: images that cannot be read or have not the network's classes, settings that the schedule has no
+            levels for, values that are not finite, or see :class:`~ddim_jax.jobs.model_job.ModelJob`.
+    """
+    job = ModelJob.load(config, workdir)
+    config, pipe, settings = job.config, job.pipe, job.config.likelihood
+    program = likelihood_program(config, pipe.model)
+    real = read_real_images(config.data, settings.split, settings.path, settings.num or sys.maxsize)
+    _check_classes(real, config.model.num_classes)
+    num = len(real.image)
+    folder = job.folder("likelihood", f"{_method_name(settings)}-n{num}", settings)
+    store = _ValueStore(folder)
+    present = store.load().get("index", np.empty(0, np.int64))
+    # From here on files appear: all processes must have looked before.
+    parallel.barrier("likelihood folder")
+
+    mine = np.arange(parallel.process_index(), num, parallel.process_count())
+    missing = mine[~np.isin(real.index[mine], present)]
+    computed = int(np.count_nonzero(~np.isin(real.index, present)))  # by all processes together
+    run = ShardedMap(program, batch_size_for(config, -(-num // parallel.process_count())))
+    seeds = np.full(len(missing), config.sample.seed, np.int32)
+    items = Items(seeds, real.index[missing].astype(np.int32), real.label[missing])
+    started = time.perf_counter()
+    with progress(len(mine), "measuring", "image", len(mine) - len(missing), parallel.is_main_process()) as bar:
+        for where, values in run.chunks(pipe.variables, (real.image[missing], items)):
+            indices = real.index[missing[where]]
+            _check_finite(indices, values["bits_per_dim"])
+            store.save_part({"index": indices, **values})
+            bar.update(len(indices))
+    seconds = time.perf_counter() - started
+    parallel.barrier("measured")
+
+    if parallel.is_main_process():
+        values = store.finish(real.index)
+        result = {"method": settings.method, "images": num, **summary(values)}
+        if computed or not (folder / "run.json").exists():
+            (folder / "likelihood.json").write_text(json.dumps(result, indent=2) + "\n")
+            job.record(
+                folder,
+                "likelihood",
+                measuring_seconds=round(seconds, 3),
+                images=num,
+                images_computed=computed,
+                network_evaluations_per_image=network_evaluations(config),
+            )
+        say(f"{_in_words(result)}; wrote {folder}")
+    parallel.barrier("likelihood written")
+    return folder
+
+
+def summary(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Means over images.
+
+    Args:
+        values: ``bits_per_dim`` [n], and the terms that it is the sum of.
+
+    Returns:
+        ``bits_per_dim``, its ``standard_error`` as an estimate for the images' distribution (None for one image), and
+        the means of the ``terms``.
+    """
+    bits = values["bits_per_dim"].astype(np.float64)
+    error = float(np.std(bits, ddof=1) / np.sqrt(len(bits))) if len(bits) > 1 else None
+    terms = {
+        name: float(np.mean(of_images, dtype=np.float64))
+        for name, of_images in values.items()
+        if name not in ("index", "bits_per_dim")
+    }
+    return {"bits_per_dim": float(np.mean(bits)), "standard_error": error, "terms": terms}
+
+
+class _ValueStore:
+    """``likelihood.npz`` with arrays [n], one of them ``index``; parts are kept until all values are there."""
+
+    def __init__(self, folder: epath.Path) -> None:
+        self._path = folder / "likelihood.npz"
+        self._parts = folder / "parts"
+
+    def load(self) -> dict[str, np.ndarray]:
+        """All values so far; empty if there are none."""
+        paths = [self._path] if self._path.exists() else sorted(self._parts.glob("*.npz"))
+        parts = []
+        for path in paths:
+            with path.open("rb") as file, np.load(file) as part:
+                parts.append(dict(part))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+    def save_part(self, values: Mapping[str, np.ndarray]) -> None:
+        self._parts.mkdir(parents=True, exist_ok=True)
+        _save_npz(self._parts / f"{values['index'][0]:06d}-{parallel.process_index()}.npz", values)
+
+    def finish(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Joins the parts in the order of ``indices``."""
+        values = self.load()
+        assert np.array_equal(np.sort(values["index"]), np.sort(indices)), "parts do not add up to the images"
+        order = np.argsort(values["index"])[np.argsort(np.argsort(indices))]
+        values = {name: of_images[order] for name, of_images in values.items()}
+        if not self._path.exists():
+            _save_npz(self._path, values)
+        self._parts.rmtree(missing_ok=True)
+        return values
+
+
+def _save_npz(path: epath.Path, values: Mapping[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        np.savez(file, **values)
+    partial.replace(path)
+
+
+def _check_classes(real: Images, num_classes: int) -> None:
+    wrong = np.flatnonzero((real.label < 0) | (real.label >= num_classes)) if num_classes else []
+    if len(wrong):
+        raise UserError(
+            f"image {real.index[wrong[0]]} is of class {real.label[wrong[0]]}, but the model has classes 0 to "
+            f"{num_classes - 1}; likelihood.path must have the sub-folders of the training images"
+        )
+
+
+def _check_finite(indices: np.ndarray, bits: np.ndarray) -> None:
+    wrong = np.flatnonzero(~np.isfinite(bits))
+    if len(wrong):
+        raise UserError(
+            f"the bits per dimension of image {indices[wrong[0]]} are {bits[wrong[0]]}: the network gives numbers that "
+            "are not finite, or with method 'ode' the flow leaves the range of floats; try another sample.checkpoint, "
+            "or more likelihood.steps"
+        )
+
+
+def _method_name(settings: LikelihoodConfig) -> str:
+    if settings.method == "bound":
+        levels = f"-K{settings.levels_per_image}" if settings.levels_per_image else ""
+        return f"bound-{settings.variance}{levels}"
+    return f"ode-S{settings.steps}-{settings.divergence}"
+
+
+def _in_words(result: Mapping[str, Any]) -> str:
+    error = "" if result["standard_error"] is None else f" ± {result['standard_error']:.4f}"
+    what = "variational bound" if result["method"] == "bound" else "probability flow"
+    terms = ", ".join(f"{name} {value:.4f}" for name, value in result["terms"].items())
+    return (
+        f"{result['bits_per_dim']:.4f}{error} bits per dimension of {result['images']:,} images, {what}"
+        f"{f' ({terms})' if terms else ''}"
+    )
