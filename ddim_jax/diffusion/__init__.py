@@ -17,4 +17,5 @@ And what is built on them:
 - ``interpolation.py``: between noises, and so between images.
 - ``editing.py``: starting from a picture, or from parts of one.
 - ``trajectory.py``: keeping what a sampler passes on its way.
+- ``likelihood.py``: how probable an image is, in bits per dimension.
 """

@@ -1,10 +1,5 @@
 """Our Inception network, weights and resizing against torch-fidelity's, PyTorch's and Pillow's, on random weights."""
 
-import importlib
-import importlib.util
-import sys
-import types
-
 import jax
 import numpy as np
 import pytest
@@ -15,29 +10,11 @@ from ddim_jax.weights.inception import _torch_shapes, inception_variables
 from ddim_jax.weights.torch_file import read_torch_file
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("torch_fidelity")
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # noqa: E402
+from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x  # noqa: E402
 
 pytestmark = pytest.mark.parity
-
-
-@pytest.fixture(scope="module")
-def fidelity():
-    """torch-fidelity's modules by name.
-
-    Its package imports torchvision, which may be missing or made for another PyTorch; these modules do without.
-    """
-    spec = importlib.util.find_spec("torch_fidelity")
-    if spec is None:
-        pytest.skip("torch-fidelity is not installed")
-    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "torch_fidelity"}
-    package = types.ModuleType("torch_fidelity")
-    package.__path__ = spec.submodule_search_locations
-    for name in before:
-        del sys.modules[name]
-    sys.modules["torch_fidelity"] = package
-    yield lambda name: importlib.import_module(f"torch_fidelity.{name}")
-    for name in [name for name in sys.modules if name.split(".")[0] == "torch_fidelity"]:
-        del sys.modules[name]
-    sys.modules.update(before)
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +42,9 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def networks(fidelity, files, tmp_path_factory):
+def networks(files, tmp_path_factory):
     """Functions of uint8 images [n, h, w, 1 or 3] that give pool3, unbiased and biased logits: theirs, ours."""
-    extractor = fidelity("feature_extractor_inceptionv3").FeatureExtractorInceptionV3(
-        "random", ["2048", "logits_unbiased", "logits"], str(files["old"])
-    )
+    extractor = FeatureExtractorInceptionV3("random", ["2048", "logits_unbiased", "logits"], str(files["old"]))
 
     def theirs(images):
         planes = torch.tensor(np.broadcast_to(images, (*images.shape[:3], 3)).transpose(0, 3, 1, 2).copy())
@@ -116,19 +91,18 @@ def test_features_and_logits(networks, shape):
     "shape", [(8, 8), (28, 28), (32, 32), (64, 64), (256, 256), (299, 299), (512, 512), (48, 80), (400, 180)]
 )
 @pytest.mark.parametrize("channels", [1, 3])
-def test_resizing(fidelity, shape, channels):
+def test_resizing(shape, channels):
     from PIL import Image
 
     images = random_images(2, *shape, channels)
     planes = torch.tensor(images).permute(0, 3, 1, 2).float()
-    like_tensorflow = fidelity("interpolate_compat_tensorflow").interpolate_bilinear_2d_like_tensorflow1x
     pillow = [
         [np.asarray(Image.fromarray(plane).resize((299, 299), Image.Resampling.BICUBIC)) for plane in image]
         for image in planes.numpy()
     ]
     halfway = torch.nn.functional.interpolate(planes / 255, (299, 299), mode="bilinear", align_corners=False)
     expected = {
-        "tf1": (like_tensorflow(planes, (299, 299), align_corners=False).numpy() - 128) / 128,
+        "tf1": (interpolate_bilinear_2d_like_tensorflow1x(planes, (299, 299), align_corners=False).numpy() - 128) / 128,
         "pytorch": 2 * halfway.numpy() - 1,
         "clean": (np.clip(pillow, 0, 255) - 128) / 128,
     }

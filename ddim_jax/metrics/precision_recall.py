@@ -1,0 +1,114 @@
+"""Precision and recall of a generator: how real its images are, and how much of what is real it can make.
+
+FID mixes the two. Kynkäänniemi et al. (2019, "improved precision and recall") estimate the region that a set of
+features fills as the union of balls: around each feature, out to its k-th nearest neighbour in the set. Then
+
+- precision is the share of generated images inside the region of the real ones,
+- recall is the share of real images inside the region of the generated ones.
+
+Both depend on the number of images and on k, so they only compare between equal ones.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from ddim_jax.metrics.features import check_pair
+
+# Of squared distance, relative to the squared norms: what float64 leaves of the distance between equal points.
+_SAME_POINT = 1e-12
+
+
+class PrecisionRecall(NamedTuple):
+    """Shares between 0 and 1.
+
+    Attributes:
+        precision: of generated images, those like real ones.
+        recall: of real images, those like generated ones.
+        f_score: 2 · precision · recall / (precision + recall), 0 if both are; as torch-fidelity reports it.
+    """
+
+    precision: float
+    recall: float
+    f_score: float
+
+
+def precision_recall(generated: np.ndarray, real: np.ndarray, k: int = 3, block: int = 2048) -> PrecisionRecall:
+    """Improved precision and recall.
+
+    Ties: a point exactly on a ball's surface is inside. A feature is not its own neighbour, but copies of it are, so a
+    feature with k copies has a ball of radius 0, which holds these copies' equals alone. Points nearer to each other
+    than a millionth of their norm count as equal.
+
+    Memory is that of a few blocks, whatever the number of images; work grows with its square.
+
+    Args:
+        generated: [n, d] of any dtype; distances are computed in float64.
+        real: [m, d].
+        k: which neighbour a ball reaches.
+        block: distances are computed for this many features of both sides at a time.
+
+    Raises:
+        ValueError: not two axes, or k or block below 1.
+        UserError: different d, NaN or infinity, or no more than k images in a set.
+    """
+    generated, real = np.asarray(generated), np.asarray(real)
+    if k < 1 or block < 1:
+        raise ValueError(f"k={k}, block={block}: both must be at least 1")
+    check_pair(generated, real, at_least=k + 1)
+    generated_radii = squared_neighbour_distances(generated, k, block)
+    real_radii = squared_neighbour_distances(real, k, block)
+
+    is_precise = np.zeros(len(generated), bool)
+    is_recalled = np.zeros(len(real), bool)
+    for rows in _blocks(len(generated), block):
+        for columns in _blocks(len(real), block):
+            distances = _squared_distances(generated[rows], real[columns])
+            is_precise[rows] |= (distances <= real_radii[columns]).any(axis=1)
+            is_recalled[columns] |= (distances <= generated_radii[rows, None]).any(axis=0)
+
+    precision, recall = float(is_precise.mean()), float(is_recalled.mean())
+    f_score = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return PrecisionRecall(precision, recall, f_score)
+
+
+def squared_neighbour_distances(features: np.ndarray, k: int, block: int = 2048) -> np.ndarray:
+    """Float64 [n]: from each feature, the squared distance to the k-th nearest other one.
+
+    Args:
+        features: [n, d], n > k.
+        k: 1 for the nearest.
+        block: see :func:`precision_recall`.
+    """
+    # The k + 1 smallest distances so far, with the one of 0 to itself.
+    nearest = np.full((len(features), k + 1), np.inf)
+    blocks = list(_blocks(len(features), block))
+    for i, rows in enumerate(blocks):
+        for columns in blocks[i:]:
+            distances = _squared_distances(features[rows], features[columns])
+            nearest[rows] = _smallest(nearest[rows], distances)
+            # Distances are symmetric: each block serves both sides.
+            if rows != columns:
+                nearest[columns] = _smallest(nearest[columns], distances.T)
+    return nearest.max(axis=1)
+
+
+def _smallest(known: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """In each row, as many of the smallest values of both as ``known`` has."""
+    width = known.shape[1]
+    return np.partition(np.concatenate([known, more], axis=1), width - 1, axis=1)[:, :width]
+
+
+def _blocks(length: int, block: int) -> Iterator[slice]:
+    for start in range(0, length, block):
+        yield slice(start, min(start + block, length))
+
+
+def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Float64 [n, m]: |x|² + |y|² - 2 x·y, and 0 where that is rounding only."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    norms = np.sum(x * x, axis=1)[:, None] + np.sum(y * y, axis=1)
+    distances = norms - 2 * (x @ y.T)
+    distances[distances <= _SAME_POINT * norms] = 0
+    return distances
