@@ -6,11 +6,12 @@ import pytest
 
 from ddim_jax.evaluation.resize import resize
 from ddim_jax.models.inception import Inception
-from ddim_jax.weights.inception import _torch_shapes, inception_variables
+from ddim_jax.weights.inception import inception_variables
 from ddim_jax.weights.torch_file import read_torch_file
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch_fidelity")
+from inception_weights import random_state  # noqa: E402
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # noqa: E402
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x  # noqa: E402
 
@@ -19,20 +20,8 @@ pytestmark = pytest.mark.parity
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The same random weights in both of PyTorch's layouts; signals neither vanish nor explode under them."""
-    rng = np.random.default_rng(0)
-    state = {}
-    for name, shape in _torch_shapes().items():
-        spread = np.sqrt(2 / np.prod(shape[1:])) if len(shape) > 1 else 0.1
-        state[name] = spread * rng.standard_normal(shape)
-        if name.endswith("running_var"):
-            state[name] = rng.uniform(0.5, 1.5, shape)
-        elif name.endswith("bn.weight"):
-            state[name] += 1
-    state = {name: torch.tensor(value, dtype=torch.float32) for name, value in state.items()}
-    for name in list(state):
-        if name.endswith("running_var"):
-            state[name.replace("running_var", "num_batches_tracked")] = torch.tensor(7)
+    """The same random weights in both of PyTorch's layouts."""
+    state = random_state()
     folder = tmp_path_factory.mktemp("inception")
     paths = {}
     for layout in ("zip", "old"):
