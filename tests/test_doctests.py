@@ -1,6 +1,7 @@
-"""The examples in the docstrings of the Python API, run on a small trained model."""
+"""The examples in docstrings; those of the Python API run on a small trained model."""
 
 import doctest
+import importlib
 
 import numpy as np
 import pytest
@@ -27,3 +28,9 @@ def test_examples_of_the_python_api(pipe):
         runner.run(test)
     assert runner.tries >= 9
     assert runner.failures == 0
+
+
+@pytest.mark.parametrize("module", ["evaluation.measure", "evaluation.reference", "weights.unet_names"])
+def test_examples_of_functions(module):
+    results = doctest.testmod(importlib.import_module(f"ddim_jax.{module}"))
+    assert results.attempted and not results.failed

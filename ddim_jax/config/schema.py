@@ -418,7 +418,7 @@ class EvalConfig:
         reference: folder, ``.npz`` of images, or ``.npz`` of statistics to compare with; the training images when
             empty.
         reference_split: split of the data to compare with; that of the training when empty.
-        reference_num: images of the reference used; 0 for all.
+        reference_num: images of the reference used, evenly spread; 0 for all.
         extractor: ``inception`` (that of FID), ``pixels``, ``pixels_pca`` (their principal components) or
             ``classifier`` (trained on the data set itself). Only figures with ``inception`` are called FID, IS, KID.
         inception_path: weights of ``inception``; downloaded once when empty.
@@ -429,11 +429,12 @@ class EvalConfig:
         kid_subsets: random subsets of KID.
         kid_subset_size: images in each.
         neighbours: k of precision and recall.
-        features_kept: images whose features are kept, for KID and precision and recall.
+        features_kept: images whose features are kept, evenly spread, for KID and precision and recall.
         components: principal components of ``pixels_pca``.
         keep_images: also write each row's images, as PNG files.
         batch_size: images per device at a time, through the extractor.
-        out: file that ``--mode=stats`` writes; in the workdir when empty.
+        out: file that ``--mode=stats`` writes, ``WORKDIR/stats/NAME.npz`` when empty; it measures ``images`` or
+            ``reference`` if given, else the data.
         format: of that file: ``ddim_jax`` (also read by pytorch-fid and EDM), or ``adm`` (guided-diffusion's).
     """
 
