@@ -201,6 +201,18 @@ def training_devices(batch_size: int, parts: int = 1) -> Devices:
     return [device for devices in by_process for device in devices[:per_process]]
 
 
+def value_of_main_process(value: int) -> int:
+    """Process 0's value, a small whole number, on all processes."""
+    if process_count() == 1:
+        return value
+    # One device of each process: process 0's share of the mean is all of it.
+    devices = training_devices(process_count())
+    run = pmap_step(lambda nothing, x: (nothing, mean_over_devices(x)), devices)
+    mine = value * process_count() if is_main_process() else 0
+    _, found = run(replicate(np.float32(0), devices), shard(np.full(1, mine, np.float32), 1))
+    return round(float(np.ravel(host_copy(found))[0]))
+
+
 def local_devices() -> Devices:
     """The devices of this process, for work that needs no other process (sampling)."""
     return jax.local_devices()

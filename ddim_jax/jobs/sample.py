@@ -39,7 +39,7 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
     # From what the whole job needs, so that a resumed job uses the same shape.
     sampler = ImageSampler(config, pipe.model, batch_size_for(config, -(-len(indices) // parallel.process_count())))
     folder = job.folder("sample", f"{sampler_name(settings)}-n{len(indices)}")
-    store = _PngStore(folder, len(indices)) if settings.format == "png" else _NpzStore(folder)
+    store = PngStore(folder, len(indices)) if settings.format == "png" else _NpzStore(folder)
     present = store.present()
     # From here on files appear: all processes must have looked before.
     parallel.barrier("sample folder")
@@ -94,10 +94,11 @@ def _announce(config: Config, sampler: ImageSampler, step: int, num: int, presen
     )
 
 
-class _PngStore:
+class PngStore:
     """``NNNNNN.png`` for each image, in sub-folders of 1,000 when there are more than 10,000."""
 
     def __init__(self, folder: epath.Path, num: int) -> None:
+        """Makes nothing yet; ``num`` is the number of images that there will be."""
         self._folder = folder
         self._nested = num > 10_000
 
@@ -106,12 +107,14 @@ class _PngStore:
         return parent / f"{index:06d}.png"
 
     def present(self) -> np.ndarray:
+        """Indices of the images that are there, ascending."""
         pattern = "*/[0-9]*.png" if self._nested else "[0-9]*.png"
         return np.array(sorted(int(path.stem) for path in self._folder.glob(pattern)), np.int64)
 
     def write(
         self, pool: concurrent.futures.Executor, indices: np.ndarray, images: np.ndarray
     ) -> list[concurrent.futures.Future[None]]:
+        """Starts writing images uint8 [n, h, w, c]; the futures tell when each is there."""
         for parent in {self._path(int(i)).parent for i in indices}:
             parent.mkdir(parents=True, exist_ok=True)
         return [pool.submit(save_png, self._path(int(i)), image) for i, image in zip(indices, images, strict=True)]
@@ -120,6 +123,7 @@ class _PngStore:
         """All is in place already."""
 
     def read(self, indices: np.ndarray) -> np.ndarray:
+        """Images by index: uint8 [n, h, w, c]."""
         return np.stack([load_png(self._path(int(i))) for i in indices])
 
 

@@ -1,0 +1,330 @@
+"""``--mode=evaluate``: the table of a paper from one command, into ``WORKDIR/evaluate/NAME-HASH/``.
+
+A row is a checkpoint, a sampler, a subsequence, S and a seed; its images go from the sampler to the extractor without
+touching the disk. Rows that are measured stay: asked for more, the job adds to the same table. It may be killed at any
+moment, and several such jobs may fill one table, each taking the next row that nobody has.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import os
+import time
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from ddim_jax import __version__, parallel
+from ddim_jax.config import Config, EvalConfig
+from ddim_jax.errors import UserError
+from ddim_jax.evaluation.extractors import make_extractor
+from ddim_jax.evaluation.features import Extractor
+from ddim_jax.evaluation.measure import Measurement
+from ddim_jax.evaluation.published import PUBLISHED
+from ddim_jax.evaluation.reference import Reference, reference_for
+from ddim_jax.evaluation.rows import Result, Row
+from ddim_jax.evaluation.table_folder import TableFolder
+from ddim_jax.evaluation.tables import Comparison, comparison, format_figure, heading
+from ddim_jax.jobs.row_images import RowImages, row_images
+from ddim_jax.jobs.row_progress import RowProgress
+from ddim_jax.jobs.sample import PngStore
+from ddim_jax.workdir import job_dir, write_run_record
+from ddim_jax.writers import progress, say
+
+# How much of a killed job's work may be lost.
+_SAVE_EVERY_SECONDS = 60
+
+# Of each row, in the report.
+_SHOWN_IMAGES = 64
+
+
+def evaluate(config: Config, workdir: epath.PathLike) -> epath.Path:
+    """Runs the job.
+
+    Each of P processes draws and measures every P-th image of a row. Several jobs, each of one or more processes, share
+    the rows: one that finds no more rows free ends, and says which rows others are still working on; the last of them
+    completes the table. Rows of jobs that died are taken over.
+
+    Args:
+        config: the command line's config; its ``eval`` group says which rows, ``sample`` what they have in common.
+            ``data``, ``model`` and ``diffusion`` must agree with the workdir, unless ``eval.images`` are measured.
+        workdir: a trained workdir; with ``eval.images`` just where results go.
+
+    Returns:
+        The folder of the table: ``report.html``, ``table.md``, ``table.csv``, ``table.json``, ``quality.png``,
+        ``run.json``, and ``rows/`` with what was found for each row.
+
+    Raises:
+        UserError: no checkpoint, a config that contradicts it, rows that the model cannot be sampled for, images or a
+            reference that cannot be read, or a reference of another extractor.
+    """
+    started = time.perf_counter()
+    if "://" in os.fspath(workdir):
+        raise UserError(f"--mode=evaluate cannot share rows in {workdir}: use a workdir on a file system, or a copy")
+    config, source = row_images(config, workdir)
+    settings = config.eval
+    extractor = make_extractor(config)
+    # Asks for as many splits as it can have, before anything takes long.
+    Measurement(extractor, settings, source.num)
+    reference = reference_for(config, extractor)
+    _check_counts(settings, source.num, reference)
+    compared = _comparison(config, extractor, source.num)
+    shared = _shared_settings(settings, extractor, reference, source.num)
+    # Packages' versions are told, but decide nothing.
+    decides = {**shared, "reference": {k: v for k, v in shared["reference"].items() if k != "ddim_jax"}}
+    folder = job_dir(workdir, "evaluate", f"{extractor.name}-n{source.num}", decides)
+    title = f"{source.name}: {source.num:,} images, by {extractor.name}"
+    table = TableFolder(folder, title, {**shared, "data": dataclasses.asdict(config.data)}, compared)
+    notes = _notes(config, extractor, reference, compared, source.num)
+    if parallel.is_main_process():
+        for note in notes:
+            say(note)
+        _announce(source, table)
+    # From here on files appear: all processes must have looked before.
+    parallel.barrier("evaluate folder")
+
+    measured = 0
+    with contextlib.closing(_turns(source.rows, table)) as turns:
+        while (place := parallel.value_of_main_process(next(turns, -1))) >= 0:
+            row = source.rows[place]
+            result = _measure(row, source, extractor, reference, settings, table)
+            measured += 1
+            if result is not None:
+                left = [other for other in source.rows if not table.has(other)]
+                table.write(_with_missing(notes, len(left)))
+                _tell(result, left, source)
+    if parallel.is_main_process():
+        left = sum(not table.has(row) for row in source.rows)
+        table.write(_with_missing(notes, left))
+        _record(table, config, started, measured, source)
+        say(f"the table is {folder / 'table.md'}, with pictures {folder / 'report.html'}")
+    parallel.barrier("evaluate written")
+    return folder
+
+
+# --- a row --------------------------------------------------------------------------------------
+
+
+def _measure(
+    row: Row, source: RowImages, extractor: Extractor, reference: Reference, settings: EvalConfig, table: TableFolder
+) -> Result | None:
+    """Draws and measures a row, going on from where a killed job stopped; process 0 returns the result."""
+    process, process_count = parallel.process_index(), parallel.process_count()
+    partial = table.partial_path(row, process, process_count)
+    if partial.exists():
+        state = RowProgress.load(partial, extractor, settings)
+    else:
+        state = RowProgress.start(extractor, settings, source.num)
+    mine = np.arange(process, source.num, process_count)
+    todo = np.intersect1d(mine, state.measurement.missing)
+    store = PngStore(table.folder / "images" / row.name, source.num) if settings.keep_images else None
+    before, started = state.seconds, time.perf_counter()
+    saved = time.monotonic()
+    bar = progress(len(mine), row.name, "image", len(mine) - len(todo), parallel.is_main_process())
+    with bar, concurrent.futures.ThreadPoolExecutor() as pool:
+        writing: list[concurrent.futures.Future[None]] = []
+        for batch in source.batches(row, todo):
+            state.add(batch)
+            if store is not None:
+                writing.extend(store.write(pool, batch.index, batch.image))
+            bar.update(len(batch.index))
+            if time.monotonic() - saved > _SAVE_EVERY_SECONDS:
+                # What counts as measured must be on the disk.
+                _finish(writing)
+                state.seconds = before + time.perf_counter() - started
+                state.save(partial)
+                saved = time.monotonic()
+        _finish(writing)
+    state.seconds = before + time.perf_counter() - started
+    if process_count > 1:
+        state.save(partial)
+        parallel.barrier("row measured")
+        if process == 0:
+            for other in range(1, process_count):
+                path = table.partial_path(row, other, process_count)
+                state.merge(RowProgress.load(path, extractor, settings))
+    result = None
+    if process == 0:
+        started = time.perf_counter()
+        figures = state.measurement.figures(reference)
+        result = Result(
+            name=row.name,
+            columns=row.columns,
+            seed=row.seed,
+            num=source.num,
+            figures=figures,
+            evaluations=source.evaluations(row),
+            sampling_seconds=state.sampling_seconds,
+            seconds=state.seconds + time.perf_counter() - started,
+            device=parallel.device_description(),
+            versions=_versions(),
+        )
+        # Another job may have taken this one for dead, and been faster.
+        if not table.has(row):
+            table.add(result, state.first_images())
+        table.remove_partials(row)
+    parallel.barrier("row written")
+    return result
+
+
+def _finish(writing: list[concurrent.futures.Future[None]]) -> None:
+    while writing:
+        writing.pop().result()
+
+
+# --- whose turn ---------------------------------------------------------------------------------
+
+
+def _turns(rows: Sequence[Row], table: TableFolder) -> Generator[int]:
+    """Places of rows that this job shall measure, each claimed until the next one is asked for; for process 0 alone."""
+    if not parallel.is_main_process():
+        return
+    while True:
+        for place, row in enumerate(rows):
+            if table.has(row):
+                continue
+            claim = table.claims.take(row.name)
+            if claim is None:
+                continue
+            with claim:
+                if not table.has(row):
+                    yield place
+        left = [row.name for row in rows if not table.has(row)]
+        if not left:
+            return
+        table.claims.wait(left)
+        if all(table.claims.state(name) == "alive" for name in left):
+            others = ", ".join(f"{name} by {table.claims.holder(name)}" for name in left[:4])
+            more = f" and {len(left) - 4} more" if len(left) > 4 else ""
+            say(f"rows that other jobs are working on: {others}{more}; they will complete the table")
+            return
+
+
+# --- what is told -------------------------------------------------------------------------------
+
+
+def _shared_settings(settings: EvalConfig, extractor: Extractor, reference: Reference, num: int) -> dict[str, Any]:
+    """All that rows must share to be compared."""
+    names = ("is_splits", "kid_subsets", "kid_subset_size", "neighbours", "features_kept")
+    provenance = reference.provenance
+    if not provenance:
+        # Of a file that does not say what it is, the numbers themselves do.
+        values = reference.mean.tobytes() + reference.covariance.tobytes()
+        provenance = {"values_sha256": hashlib.sha256(values).hexdigest()}
+    return {
+        "num": num,
+        "extractor": extractor.provenance,
+        "reference": provenance,
+        "metrics": {"names": sorted(settings.metrics), **{name: getattr(settings, name) for name in names}},
+    }
+
+
+def _comparison(config: Config, extractor: Extractor, num: int) -> Comparison:
+    settings = config.eval
+    other_split = settings.reference_split not in ("", config.data.split)
+    if settings.reference_num:
+        reference = f"{settings.reference_num:,} images"
+    else:
+        reference = f"the split '{settings.reference_split}'"
+    is_training_set = bool(settings.reference) or not (other_split or settings.reference_num)
+    return comparison(
+        "" if settings.images else config.data.name, extractor.provenance, num, reference, is_training_set
+    )
+
+
+def _check_counts(settings: EvalConfig, num: int, reference: Reference) -> None:
+    """Refuses what could not be computed in the end, before it is drawn."""
+    kept = min(num, settings.features_kept)
+    if reference.features is not None:
+        kept = min(kept, len(reference.features))
+    if "precision_recall" in settings.metrics and kept <= settings.neighbours:
+        raise UserError(
+            f"eval.neighbours={settings.neighbours}: precision and recall need more than so many images, on both "
+            f"sides, but there are {kept}; leave precision_recall out of eval.metrics"
+        )
+
+
+def _notes(config: Config, extractor: Extractor, reference: Reference, compared: Comparison, num: int) -> list[str]:
+    """What is to be known of the figures."""
+    settings = config.eval
+    count = "an unknown number of" if reference.count is None else f"{reference.count:,}"
+    where = settings.reference or reference.provenance.get("name", "the training data")
+    notes = [f"Compared with {count} images of {where}, by {extractor.name}."]
+    if num <= extractor.dimension and "fid" in settings.metrics:
+        notes.append(
+            f"Warning: {num:,} images are no more than the {extractor.dimension:,} features that a Fréchet distance "
+            "compares; its bias is so large that it says nothing. Raise eval.num."
+        )
+    preset = PUBLISHED.get(settings.preset)
+    is_other = preset is not None and bool(preset.data_names) and config.data.name not in preset.data_names
+    if preset is not None and is_other and not settings.images:
+        notes.append(
+            f"Published figures of '{preset.title}' are for {preset.data_names[0]}; this model was trained on "
+            f"{config.data.name or config.data.source}, so they are left out."
+        )
+    known = {name for one in PUBLISHED.values() for name in one.data_names}
+    is_awaited = compared.data_name in known or (preset is not None and bool(preset.data_names))
+    if compared.obstacle and is_awaited and not is_other:
+        notes.append(f"Published figures are left out: {compared.obstacle}.")
+    if settings.reference and compared.data_name in known and not compared.obstacle:
+        notes.append(
+            f"Published figures compare with all training images; whether {settings.reference} are these is not known."
+        )
+    if settings.keep_images:
+        notes.append("Images are kept for rows that were measured with eval.keep_images.")
+    return notes
+
+
+def _with_missing(notes: Sequence[str], left: int) -> list[str]:
+    return [*notes, f"{left} of the rows asked for are not measured yet."] if left else list(notes)
+
+
+def _announce(source: RowImages, table: TableFolder) -> None:
+    present = sum(table.has(row) for row in source.rows)
+    there = f"; {present} are there already" if present else ""
+    say(
+        f"{_rows_in_words(len(source.rows))} of {source.num:,} images each on {parallel.device_description()}{there}; "
+        f"results go to {table.folder}"
+    )
+
+
+def _rows_in_words(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
+
+
+def _tell(result: Result, left: Sequence[Row], source: RowImages) -> None:
+    figures = ", ".join(f"{heading(name)} {format_figure(value)}" for name, value in result.figures.items())
+    # Time goes with the evaluations of the network, which rows differ in.
+    evaluations = sum(source.evaluations(row) or 0 for row in left)
+    time_left = f", about {result.seconds / result.evaluations * evaluations:,.0f} s" if result.evaluations else ""
+    rest = f"{_rows_in_words(len(left))} left{time_left}" if left else "all rows are measured"
+    say(f"{result.name}: {figures} ({result.seconds:,.1f} s); {rest}")
+
+
+def _record(table: TableFolder, config: Config, started: float, measured: int, source: RowImages) -> None:
+    """Writes ``run.json``; of jobs that end at the same time, one does."""
+    claim = table.claims.take("run.json")
+    if claim is None:
+        return
+    with claim:
+        write_run_record(
+            table.folder,
+            config,
+            mode="evaluate",
+            seeds=config.eval.seeds,
+            checkpoint_steps=sorted({row.columns["checkpoint"] for row in source.rows if row.sample is not None}),
+            device=parallel.device_description(),
+            seconds=round(time.perf_counter() - started, 3),
+            images=source.num,
+            rows=[row.name for row in source.rows],
+            rows_measured=measured,
+            network_evaluations_per_image={row.name: source.evaluations(row) for row in source.rows},
+        )
+
+
+def _versions() -> dict[str, str]:
+    return {"ddim_jax": __version__, **{name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy")}}
