@@ -8,6 +8,7 @@ import pytest
 
 from ddim_jax import config as config_module
 from ddim_jax.config import Config, ConfigError, default_config, flatten, from_config_dict, from_json, to_json
+from ddim_jax.evaluation.published import PUBLISHED
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -130,3 +131,21 @@ def test_every_key_is_documented():
             for field in dataclasses.fields(group.type):
                 assert f"\n        {field.name}: " in group.type.__doc__, f"{group.name}.{field.name}"
     assert len(flatten(Config())) > 50
+
+
+@pytest.mark.parametrize(
+    ("asked", "data_name", "found"),
+    [
+        ("ddim-table1", "cifar10", "ddim-table1-cifar10"),
+        ("ddim-table1", "celeb_a", "ddim-table1-celeba"),
+        ("ddim-table1", "", "ddim-table1-cifar10"),
+        ("ddim-table3", "lsun/church_outdoor", "ddim-table3-church"),
+        ("ddim-table1-celeba", "cifar10", "ddim-table1-celeba"),
+        ("step-times", "cifar10", "step-times"),
+    ],
+)
+def test_a_published_table_is_the_part_about_the_data(asked, data_name, found):
+    config = default_config()
+    config.eval.preset, config.data.name = asked, data_name
+    assert from_config_dict(config).eval.preset == found
+    assert found in PUBLISHED

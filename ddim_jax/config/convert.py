@@ -9,7 +9,7 @@ import typing
 from typing import Any, Literal
 
 from ddim_jax.config.checks import check
-from ddim_jax.config.presets import preset
+from ddim_jax.config.presets import preset, table_for
 from ddim_jax.config.schema import Config, without_none
 from ddim_jax.config.tree import ConfigTree
 from ddim_jax.errors import ConfigError
@@ -129,10 +129,13 @@ def with_sample(config: Config, **settings: Any) -> Config:
 
 
 def _finish(config: Config) -> Config:
-    """Applies the preset of ``sample``, if one is named, and checks everything."""
+    """Applies the presets of ``sample`` and ``eval``, if they are named, and checks everything."""
     sample = config.sample
     if sample.preset:
         sample = dataclasses.replace(sample, eta_per_step=(), levels=(), **preset(sample.preset)._asdict())
         config = dataclasses.replace(config, sample=sample)
+    table = table_for(config.eval.preset, config.data.name)
+    if table != config.eval.preset:
+        config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, preset=table))
     check(config)
     return config

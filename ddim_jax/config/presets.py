@@ -42,6 +42,26 @@ PRESETS = {
 }
 
 
+# Published tables that are about several data sets: which part is meant, by ``data.name``; the first for any other.
+TABLES = {
+    "ddim-table1": {
+        "cifar10": "ddim-table1-cifar10",
+        "celeb_a": "ddim-table1-celeba",
+        "celeba": "ddim-table1-celeba",
+    },
+    "ddim-table3": {
+        "lsun/bedroom": "ddim-table3-bedroom",
+        "lsun/church_outdoor": "ddim-table3-church",
+    },
+}
+
+
+def table_for(name: str, data_name: str) -> str:
+    """The table that ``eval.preset`` names, its part chosen by the data where it has several."""
+    parts = TABLES.get(name)
+    return name if parts is None else parts.get(data_name, next(iter(parts.values())))
+
+
 def preset(name: str) -> Preset:
     """Settings by name.
 

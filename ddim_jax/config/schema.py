@@ -406,7 +406,7 @@ class EvalConfig:
 
     Attributes:
         preset: the rows of a published table, see ``evaluation/published.py``; replaces ``samplers``, ``etas``,
-            ``spacings`` and ``steps``.
+            ``spacings`` and ``steps``. ``ddim-table1`` and ``ddim-table3`` are the parts that are about ``data.name``.
         num: images per row.
         checkpoints: steps of checkpoints, or ``latest``, ``best``, ``all``.
         samplers: see ``sample.sampler``.
@@ -439,8 +439,8 @@ class EvalConfig:
     """
 
     preset: Literal[
-        "", "ddim-table1-cifar10", "ddim-table1-celeba", "ddim-table3-bedroom", "ddim-table3-church", "ddpm-ddim",
-        "step-times",
+        "", "ddim-table1", "ddim-table1-cifar10", "ddim-table1-celeba", "ddim-table3", "ddim-table3-bedroom",
+        "ddim-table3-church", "ddpm-ddim", "step-times",
     ] = ""  # fmt: skip
     num: int = 50_000
     checkpoints: tuple[str, ...] = ("latest",)
