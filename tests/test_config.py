@@ -47,7 +47,7 @@ def test_variants_combine_and_an_unknown_one_is_named():
     path = next(path for path in CONFIGS if path.stem == "cifar10")
     config = from_config_dict(load_config_file(path, "ddim_code,bf16,tiny"))
     assert (config.diffusion.reduction, config.model.dtype, config.train.batch_size) == ("sum", "bfloat16", 8)
-    with pytest.raises(ConfigError, match=r"variant 'tinny' does not exist; choose from: bf16, ddim_code, tiny"):
+    with pytest.raises(ConfigError, match=r"variant 'tinny' does not exist; choose from: bf16, cond, ddim_code, .*tiny"):
         load_config_file(path, "tinny")
 
 
@@ -66,7 +66,6 @@ def replaced(**changes):
     ("changes", "message"),
     [
         ({"data__image_size": 20}, r"data.image_size=20: must be divisible by 8"),
-        ({"data__source": "folder"}, r"data.path='': name the folder of images"),
         ({"data__source": "tfds"}, r"data.name='': name the TFDS data set"),
         ({"data__channels": 2}, r"data.channels=2: must be 1"),
         ({"data__mean": (0.5, 0.5)}, r"data.mean=\(0.5, 0.5\): needs 1 or 3 values"),

@@ -51,7 +51,6 @@ def _check_data(data: DataConfig) -> None:
         )
     _require(bool(data.mean) == bool(data.std), "data.std", data.std, "give both data.mean and data.std, or neither")
     _require(all(s > 0 for s in data.std), "data.std", data.std, "must be positive")
-    _require(data.source != "folder" or bool(data.path), "data.path", repr(data.path), "name the folder of images")
     _require(data.source != "tfds" or bool(data.name), "data.name", repr(data.name), "name the TFDS data set")
     _require(data.threads >= 1, "data.threads", data.threads, "must be at least 1")
     _require(data.prefetch >= 1, "data.prefetch", data.prefetch, "must be at least 1")

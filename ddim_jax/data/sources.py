@@ -82,6 +82,9 @@ def open_source(config: DataConfig) -> Source:
     if config.source == "digits":
         return DigitsSource(config.split)
     if config.source == "folder":
+        if not config.path:
+            # Not when configs are checked: jobs that open no data need no path.
+            raise UserError("data.path='': name the folder of images")
         return FolderSource(config.path, config.name, config.split)
     return TfdsSource(config.name, config.split, config.dir)
 

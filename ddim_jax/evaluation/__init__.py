@@ -1,10 +1,10 @@
 """How good images are: images → features over all devices → figures, beside those of real images.
 
-- ``features.py``: what an extractor is; ``extractors.py``: those that ``eval.extractor`` names; ``resize.py``: how images
-  become as large as Inception expects; ``classifier.py``: a network trained on the data set itself.
+- ``features.py``: what an extractor is; ``extractors.py``: those that ``eval.extractor`` names; ``resize.py``: how
+  images become as large as Inception expects; ``classifier.py``: a network trained on the data set itself.
 - ``image_sets.py``: a data set, a folder or a file as images to compare.
 - ``feature_sums.py``: what is kept of features on the way; ``measure.py``: the figures of a set of images.
 - ``reference.py``: statistics of real images, and where they come from.
-- ``rows.py``, ``published.py``, ``claims.py``, ``table_folder.py``, ``tables.py``, ``report.py``: a table of settings, the
-  papers' figures beside it, and how several jobs share its rows.
+- ``rows.py``, ``published.py``, ``claims.py``, ``table_folder.py``, ``tables.py``, ``report.py``: a table of settings,
+  the papers' figures beside it, and how several jobs share its rows.
 """
