@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ddim_jax.pipeline import Pipeline as Pipeline
     from ddim_jax.pipeline import load as load
+    from ddim_jax.pipeline import load_weights as load_weights
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "__version__", "load"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["Pipeline", "__version__", "load", "load_weights"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Pipeline", "load"):
+    if name in ("Pipeline", "load", "load_weights"):
         return getattr(importlib.import_module("ddim_jax.pipeline"), name)
     raise AttributeError(f"module 'ddim_jax' has no attribute '{name}'")

@@ -7,6 +7,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +26,7 @@ from ddim_jax.sampling.sampler import batch_size_for, image_indices, image_items
 from ddim_jax.sharded_map import ShardedMap
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
 from ddim_jax.training.state import abstract_state, make_optimizer
+from ddim_jax.weights.forms import read_weights
 from ddim_jax.workdir import best_dir, checkpoint_dir, read_config
 
 _DECIDED_ELSEWHERE = {
@@ -392,3 +394,21 @@ def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema
         step = step if isinstance(step, int) else newest
         state = checkpoints.restore(step, like)
     return Pipeline(config, model, select_weights(state, ema), step)
+
+
+def load_weights(path: str | os.PathLike[str], config: Config | None = None, ema: bool = True) -> Pipeline:
+    """Loads weights that another project, or ``--mode=export``, published, without a workdir.
+
+    >>> pipe = ddim_jax.load_weights("ema_cifar10.ckpt")  # doctest: +SKIP
+
+    Args:
+        path: a file or a folder, of any form that ``weights/forms.py`` knows.
+        config: of the network. None where the file states it, as folders of diffusers and our own files do, or where
+            its arrays are those of a published network (CIFAR-10, CelebA 64x64, LSUN and CelebA-HQ 256x256).
+        ema: take the moving averages of the parameters, where there is a choice.
+
+    Raises:
+        UserError: there is no such file, it is damaged or of no known form, or it holds another network.
+    """
+    weights = read_weights(path, config, ema)
+    return Pipeline(weights.config, build_model(weights.config), weights.variables, weights.step)

@@ -92,7 +92,7 @@ def test_folder_follows_links(tmp_path: Path) -> None:
 
 
 def test_folder_mistakes_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="data.path='': name the folder of images"):
+    with pytest.raises(UserError, match=r"data.path='': name the folder of images"):
         open_source(DataConfig(source="folder"))
     with pytest.raises(UserError, match=r"data.path='.*nowhere' is not a folder; name the folder of images"):
         open_source(DataConfig(source="folder", path=str(tmp_path / "nowhere")))
