@@ -72,9 +72,10 @@ def train(config: Config, workdir: epath.PathLike) -> None:
             Checkpoints(checkpoint_dir(workdir), config.train.keep_last, config.train.keep_every or None)
         )
         state = init_state(config, model, optimizer)
-        start = checkpoints.latest_step() or 0
-        if start:
-            state = checkpoints.restore(start, state)
+        saved = checkpoints.latest_step()
+        if saved is not None:  # 0 where imported weights do not say how long they were trained
+            state = checkpoints.restore(saved, state)
+        start = saved or 0
         _announce(config, state, len(source), start, total_steps, devices)
         state = parallel.replicate(state, devices)
         writer: MetricWriter = SilentWriter()

@@ -98,7 +98,7 @@ def convert_state(state: Any, source: str) -> dict[str, Any]:
     Raises:
         UserError: arrays are missing, left over, of another shape, or not finite; the message names the first five.
     """
-    expected = _torch_shapes()
+    expected = torch_shapes()
     if not isinstance(state, Mapping):
         raise UserError(f"{source} does not hold arrays by name: give the state dict of the Inception network")
     # Counts of training batches: they do not enter the function, and some files lack them.
@@ -140,8 +140,8 @@ def _our_shapes() -> dict[str, tuple[int, ...]]:
     return {name: leaf.shape for name, leaf in _flat(params).items()}
 
 
-def _torch_shapes() -> dict[str, tuple[int, ...]]:
-    """The same network's arrays as PyTorch names and lays them out."""
+def torch_shapes() -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays of the published file, by PyTorch's names, e.g. ``Mixed_5b.branch1x1.bn.weight``."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in _our_shapes().items():
         if len(shape) == 4:

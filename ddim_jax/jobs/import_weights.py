@@ -1,0 +1,104 @@
+"""``--mode=import``: make a workdir of weights that another project, or this one, published."""
+
+import hashlib
+import time
+
+import jax
+import numpy as np
+from etils import epath
+
+from ddim_jax import parallel
+from ddim_jax.config import Config
+from ddim_jax.errors import UserError
+from ddim_jax.models import parameter_count
+from ddim_jax.training.checkpoint import Checkpoints
+from ddim_jax.training.state import TrainState, make_optimizer
+from ddim_jax.weights.forms import Weights, read_weights
+from ddim_jax.workdir import checkpoint_dir, config_path, prepare_for_training, write_run_record
+from ddim_jax.writers import say
+
+
+def import_weights(config: Config, workdir: epath.PathLike) -> None:
+    """Reads ``weights.path`` and writes a workdir as training does, on which every job runs.
+
+    The optimiser's state is not taken over: training that goes on from here starts with a fresh one. What was
+    imported is recorded in ``WORKDIR/import/run.json``.
+
+    Args:
+        config: the command line's config. It must agree with what the file states of its network.
+        workdir: a folder without a run.
+
+    Raises:
+        UserError: the workdir holds a run, several processes were started, or the file cannot be read, holds another
+            network or contradicts the config. Nothing is written then.
+    """
+    started = time.perf_counter()
+    workdir = epath.Path(workdir)
+    if parallel.process_count() > 1:
+        raise UserError("--mode=import is one process's work: start it without --num_processes and --distributed")
+    if not config.weights.path:
+        raise UserError("weights.path is empty: name the file or folder to import")
+    _check_free(workdir)
+    weights = read_weights(config.weights.path, config, config.weights.ema)
+    state = _state(weights)
+
+    # The config last: a folder with one is a run.
+    checkpoints = checkpoint_dir(workdir)
+    try:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
+    try:
+        with Checkpoints(checkpoints) as manager:
+            manager.save(weights.step, state)
+        _record(workdir, weights, started)
+        prepare_for_training(workdir, weights.config)
+    except BaseException:
+        for folder in (checkpoints, workdir / "import"):
+            folder.rmtree(missing_ok=True)
+        raise
+    say(
+        f"workdir {workdir} holds {config.model.name} with {parameter_count(state.params):,} parameters as step "
+        f"{weights.step:,}: go on with --mode=sample, or any other"
+    )
+
+
+def _check_free(workdir: epath.Path) -> None:
+    if config_path(workdir).exists():
+        raise UserError(f"workdir {workdir} holds a run already: choose another --workdir")
+    if checkpoint_dir(workdir).exists():
+        raise UserError(
+            f"workdir {workdir} has checkpoints without config.json, perhaps of an import that was killed: delete "
+            f"{checkpoint_dir(workdir)}, or choose another --workdir"
+        )
+
+
+def _state(weights: Weights) -> TrainState:
+    """A training state with these weights and a fresh optimiser."""
+    averages, raw = weights.variables, weights.raw or weights.variables
+    optimizer = make_optimizer(weights.config.train, max(1, weights.config.train.steps))
+    return TrainState(
+        step=np.int32(weights.step),
+        params=raw["params"],
+        opt_state=jax.jit(optimizer.init)(raw["params"]),
+        ema_params=averages["params"],
+        batch_stats=raw["batch_stats"],
+        ema_batch_stats=averages["batch_stats"],
+    )
+
+
+def _record(workdir: epath.Path, weights: Weights, started: float) -> None:
+    folder = workdir / "import"
+    folder.mkdir(parents=True, exist_ok=True)
+    with weights.file.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    write_run_record(
+        folder,
+        weights.config,
+        mode="import",
+        file=str(weights.file.absolute()),
+        sha256=sha256,
+        averaged=weights.averaged,
+        checkpoint_step=weights.step,
+        seconds=round(time.perf_counter() - started, 3),
+    )

@@ -1,0 +1,86 @@
+"""What a file says about its network, and whether the config says the same.
+
+Weights alone are no model: numbers made with another schedule or another normalisation than the network was trained
+with are wrong without a sign. So whatever a file states is compared with the config, and what it does not state is the
+config's to say.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ddim_jax.config import Config, flatten, from_json
+from ddim_jax.errors import UserError
+
+# The keys that decide what function of image and noise level the weights are, and what its output means.
+DECIDING = (
+    *("data.image_size", "data.channels", "data.mean", "data.std"),
+    *("model.name", "model.structure", "model.norm", "model.channels", "model.multipliers", "model.num_blocks"),
+    *("model.attention_resolutions", "model.num_groups", "model.num_classes"),
+    *("diffusion.schedule", "diffusion.num_levels", "diffusion.beta_start", "diffusion.beta_end"),
+    *("diffusion.zero_terminal_snr", "diffusion.objective"),
+)
+
+
+def deciding_values(config: Config) -> dict[str, Any]:
+    """The values of ``DECIDING``."""
+    flat = flatten(config)
+    return {key: flat[key] for key in DECIDING}
+
+
+def agreed_config(config: Config | None, stated: Mapping[str, Any], source: str, base: Config | None = None) -> Config:
+    """The config of a file's network.
+
+    Args:
+        config: what the user gave; None for "what the file says".
+        stated: what the file states, by dotted key of the config.
+        source: what to call the file in messages.
+        base: where the user gave nothing, the values of what is not stated; all defaults when None.
+
+    Returns:
+        ``config``, with the file's normalisation where it leaves that open; or ``base`` with what is stated.
+
+    Raises:
+        UserError: the config says otherwise; the message gives both values, and the flags that would agree.
+    """
+    if config is None:
+        return _with(base or Config(), stated)
+    if not config.data.mean:
+        if "data.mean" not in stated:
+            raise UserError(
+                f"data.mean is empty, but {source} does not say how its images were normalised; published networks "
+                "use data.mean=(0.5,) and data.std=(0.5,)"
+            )
+        config = _with(config, {key: stated[key] for key in ("data.mean", "data.std")})
+    ours = flatten(config)
+    different = {key: value for key, value in stated.items() if _plain(key, value) != _plain(key, ours[key])}
+    if different:
+        values = ", ".join(f"{key} (there {value!r}, here {ours[key]!r})" for key, value in different.items())
+        flags = " ".join(f"--config.{key}={_as_flag(value)}" for key, value in different.items())
+        raise UserError(f"{source} and the config disagree: {values}; pass {flags}, here and to later jobs")
+    return config
+
+
+def _with(config: Config, values: Mapping[str, Any]) -> Config:
+    tree = dataclasses.asdict(config)
+    for key, value in values.items():
+        group, name = key.split(".")
+        tree[group][name] = value
+    # By way of JSON, where everything is checked.
+    return from_json(json.dumps(tree))
+
+
+def _plain(key: str, value: Any) -> Any:
+    """The value in a form that is equal where the meaning is."""
+    if key == "model.attention_resolutions":
+        return set(value)
+    if key in ("data.mean", "data.std"):
+        # One value stands for all channels.
+        return value[:1] if len(set(value)) == 1 else value
+    return value
+
+
+def _as_flag(value: Any) -> str:
+    """The value as a shell takes it."""
+    return f"'{value}'".replace(" ", "") if isinstance(value, tuple) else str(value)

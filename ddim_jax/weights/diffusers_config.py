@@ -1,0 +1,283 @@
+"""diffusers' ``config.json`` of a ``UNet2DModel`` and ``scheduler_config.json``, in terms of our config and back.
+
+``UNet2DModel`` can be many networks, one of which is ours. A setting that ours has not is an error that names it:
+with half of them ignored the weights would load, and every image would be a little wrong.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ddim_jax.config import Config
+from ddim_jax.errors import UserError
+
+# Written into what is exported; the oldest version that reads it.
+_DIFFUSERS_VERSION = "0.35.0"
+
+# What diffusers takes for a setting that the file leaves out.
+_UNET_DEFAULTS: dict[str, Any] = {
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
+    "mid_block_type": "UNetMidBlock2D",
+    "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [224, 448, 672, 896],
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "num_train_timesteps": None,
+}
+# What our network does, where it has no choice.
+_UNET_FIXED: dict[str, Any] = {
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "freq_shift": 1,
+    "flip_sin_to_cos": False,
+    "mid_block_type": "UNetMidBlock2D",
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 0,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "norm_eps": 1e-6,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+}
+# What diffusers' EMAModel writes beside them.
+_EMA_SETTINGS = (
+    *("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"),
+)
+
+_SCHEDULERS = (
+    *("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"),
+)
+_SCHEDULES = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
+_OBJECTIVES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+# Those that DDIMScheduler knows.
+_EXPORTED_SCHEDULES = {"linear": "linear", "quad": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+
+
+def stated_by_unet(values: Mapping[str, Any], source: str, image_size: int) -> dict[str, Any]:
+    """What the ``config.json`` of a ``UNet2DModel`` states, by keys of our config.
+
+    Args:
+        values: the file's.
+        source: what to call it in messages.
+        image_size: where the file leaves ``sample_size`` open, the side of the images.
+
+    Raises:
+        UserError: a setting that our network does not have.
+    """
+    given = {key: value for key, value in values.items() if not key.startswith("_") and key not in _EMA_SETTINGS}
+    name = values.get("_class_name")
+    if name != "UNet2DModel":
+        raise UserError(f"{source}: _class_name={name!r}: only UNet2DModel is read")
+    unknown = given.keys() - _UNET_DEFAULTS.keys()
+    if unknown:
+        key = min(unknown)
+        raise _refused(source, key, given[key], "a setting that is not known here")
+    unet = _UNET_DEFAULTS | given
+    for key, value in _UNET_FIXED.items():
+        if unet[key] != value:
+            raise _refused(source, key, unet[key], f"our network has {value!r}")
+    if unet["act_fn"] not in ("silu", "swish"):
+        raise _refused(source, "act_fn", unet["act_fn"], "our network has 'silu'")
+    if unet["out_channels"] != unet["in_channels"]:
+        raise _refused(source, "out_channels", unet["out_channels"], f"ours are in_channels={unet['in_channels']}")
+    size = image_size if unet["sample_size"] is None else unet["sample_size"]
+    sides = {*size} if isinstance(size, list) else {size}
+    if len(sides) != 1:
+        raise _refused(source, "sample_size", size, "our images are square")
+    (side,) = sides
+    widths = unet["block_out_channels"]
+    attends = _attention_of_levels(unet, source)
+    _check_widths(unet, attends, source)
+    rows = unet["num_class_embeds"]
+    return {
+        "data.image_size": side,
+        "data.channels": unet["in_channels"],
+        # diffusers' pipelines show x / 2 + 1/2.
+        "data.mean": (0.5,),
+        "data.std": (0.5,),
+        "model.name": "unet",
+        "model.channels": widths[0],
+        "model.multipliers": tuple(width // widths[0] for width in widths),
+        "model.num_blocks": unet["layers_per_block"],
+        "model.attention_resolutions": tuple(side // 2**level for level, attention in enumerate(attends) if attention),
+        "model.num_groups": unet["norm_num_groups"],
+        # Our last label means "no label".
+        "model.num_classes": 0 if rows is None else rows - 1,
+    }
+
+
+def _attention_of_levels(unet: Mapping[str, Any], source: str) -> list[bool]:
+    """Whether the blocks of each level are followed by attention."""
+    types = {"down": ("DownBlock2D", "AttnDownBlock2D"), "up": ("UpBlock2D", "AttnUpBlock2D")}
+    attends = {}
+    for side, (plain, attention) in types.items():
+        key = f"{side}_block_types"
+        for name in unet[key]:
+            if name not in (plain, attention):
+                raise _refused(source, key, name, f"our network has {plain} and {attention}")
+        attends[side] = [name == attention for name in unet[key]]
+    if attends["down"] != attends["up"][::-1]:
+        raise _refused(source, "up_block_types", unet["up_block_types"], "our levels attend both ways or not at all")
+    return attends["down"]
+
+
+def _check_widths(unet: Mapping[str, Any], attends: list[bool], source: str) -> None:
+    widths, groups = unet["block_out_channels"], unet["norm_num_groups"]
+    if len(widths) != len(attends) or any(width % widths[0] for width in widths):
+        raise _refused(source, "block_out_channels", widths, "ours are multiples of the first, one a level")
+    attending = {widths[-1], *(width for width, attention in zip(widths, attends, strict=True) if attention)}
+    head = unet["attention_head_dim"]
+    if head is not None and any(width // head != 1 for width in attending):
+        raise _refused(
+            source, "attention_head_dim", head, f"attention over {max(attending)} channels has one head here"
+        )
+    for key, alike in (("attn_norm_num_groups", groups), ("time_embedding_dim", 4 * widths[0])):
+        if unet[key] not in (None, alike):
+            raise _refused(source, key, unet[key], f"ours is {alike}")
+    if groups is None or any(width % groups for width in widths):
+        raise _refused(source, "norm_num_groups", groups, "it must divide all widths")
+
+
+def stated_by_scheduler(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """What a ``scheduler_config.json`` states of how the network was trained, by keys of our config.
+
+    How to sample (clipping, spacing ...) is ``config.sample``'s to say.
+
+    Raises:
+        UserError: a schedule or an objective that we do not have.
+    """
+    name = values.get("_class_name")
+    if name not in _SCHEDULERS:
+        raise UserError(f"{source}: _class_name={name!r}: the schedules read are those of {', '.join(_SCHEDULERS)}")
+    if values.get("trained_betas") is not None:
+        raise UserError(f"{source}: trained_betas is a list of betas, where we have schedules by name")
+    schedule, objective = values.get("beta_schedule", "linear"), values.get("prediction_type", "epsilon")
+    if schedule not in _SCHEDULES:
+        raise _refused(source, "beta_schedule", schedule, f"ours are {', '.join(_SCHEDULES)}")
+    if objective not in _OBJECTIVES:
+        raise _refused(source, "prediction_type", objective, f"ours are {', '.join(_OBJECTIVES)}")
+    stated = {
+        "diffusion.schedule": _SCHEDULES[schedule],
+        "diffusion.num_levels": values.get("num_train_timesteps", 1000),
+        "diffusion.zero_terminal_snr": values.get("rescale_betas_zero_snr", False),
+        "diffusion.objective": _OBJECTIVES[objective],
+    }
+    if schedule != "squaredcos_cap_v2":
+        stated["diffusion.beta_start"] = float(values.get("beta_start", 1e-4))
+        stated["diffusion.beta_end"] = float(values.get("beta_end", 0.02))
+    return stated
+
+
+def is_average(values: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is of the kind that diffusers' ``EMAModel`` writes."""
+    return "optimization_step" in values
+
+
+def _refused(source: str, key: str, value: Any, reason: str) -> UserError:
+    return UserError(f"{source}: {key}={value!r} cannot be had here: {reason}")
+
+
+# --- export -------------------------------------------------------------------------------------
+
+
+def unet_config(config: Config) -> dict[str, Any]:
+    """The ``config.json`` of the ``UNet2DModel`` that is the network of ``config.model``.
+
+    Raises:
+        UserError: diffusers has no such network.
+    """
+    data, model = config.data, config.model
+    if model.name != "unet":
+        raise UserError(
+            f"model.name={model.name}: diffusers has no such network (no continuous embedding of the noise's variance, "
+            "no batch norms); choose weights.format=npz or safetensors"
+        )
+    if {*data.mean, *data.std} != {0.5}:
+        raise UserError(
+            f"data.mean={data.mean}, data.std={data.std}: diffusers' pipelines know images in [-1, 1] only, mean and "
+            "std 0.5; choose weights.format=npz or safetensors"
+        )
+    attends = [data.image_size // 2**i in model.attention_resolutions for i in range(len(model.multipliers))]
+    return {
+        "_class_name": "UNet2DModel",
+        "_diffusers_version": _DIFFUSERS_VERSION,
+        **_UNET_DEFAULTS,
+        **_UNET_FIXED,
+        "sample_size": data.image_size,
+        "in_channels": data.channels,
+        "out_channels": data.channels,
+        "block_out_channels": [model.channels * multiplier for multiplier in model.multipliers],
+        "layers_per_block": model.num_blocks,
+        "down_block_types": ["AttnDownBlock2D" if attention else "DownBlock2D" for attention in attends],
+        "up_block_types": ["AttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(attends)],
+        "dropout": model.dropout,
+        "attention_head_dim": None,
+        "norm_num_groups": model.num_groups,
+        "num_class_embeds": model.num_classes + 1 if model.num_classes else None,
+    }
+
+
+def scheduler_config(config: Config) -> dict[str, Any]:
+    """The ``scheduler_config.json`` of the ``DDIMScheduler`` that has our schedule, and samples as ``config.sample``.
+
+    Raises:
+        UserError: diffusers has no such schedule.
+    """
+    diffusion, sample = config.diffusion, config.sample
+    if diffusion.schedule not in _EXPORTED_SCHEDULES:
+        raise UserError(
+            f"diffusion.schedule={diffusion.schedule}: diffusers' DDIMScheduler has only "
+            f"{', '.join(_EXPORTED_SCHEDULES)}; choose weights.format=npz or safetensors"
+        )
+    objectives = {ours: theirs for theirs, ours in _OBJECTIVES.items()}
+    return {
+        "_class_name": "DDIMScheduler",
+        "_diffusers_version": _DIFFUSERS_VERSION,
+        "num_train_timesteps": diffusion.num_levels,
+        "beta_start": diffusion.beta_start,
+        "beta_end": diffusion.beta_end,
+        "beta_schedule": _EXPORTED_SCHEDULES[diffusion.schedule],
+        "trained_betas": None,
+        "prediction_type": objectives[diffusion.objective],
+        "rescale_betas_zero_snr": diffusion.zero_terminal_snr,
+        "clip_sample": sample.clip == "keep_eps",
+        "clip_sample_range": 1.0,
+        "set_alpha_to_one": True,
+        "steps_offset": 0,
+        "thresholding": False,
+        "dynamic_thresholding_ratio": 0.995,
+        "sample_max_value": 1.0,
+        # Their "leading" is our uniform; they have no quadratic spacing.
+        "timestep_spacing": sample.spacing if sample.spacing in ("trailing", "linspace") else "leading",
+    }
+
+
+def pipeline_index() -> dict[str, Any]:
+    """The ``model_index.json`` of a ``DDIMPipeline``."""
+    return {
+        "_class_name": "DDIMPipeline",
+        "_diffusers_version": _DIFFUSERS_VERSION,
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }

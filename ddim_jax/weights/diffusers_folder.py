@@ -1,0 +1,178 @@
+"""Folders of diffusers: a ``UNet2DModel``, a pipeline around one, or a checkpoint of its training script.
+
+::
+
+    FOLDER/model_index.json                                 a pipeline: which classes its parts have
+    FOLDER/scheduler/scheduler_config.json                  the noise schedule
+    FOLDER/unet/config.json                                 the network
+    FOLDER/unet/diffusion_pytorch_model.safetensors (.bin)  its parameters
+    FOLDER/unet_ema/                                        the same of the moving averages, in training checkpoints
+
+A folder with ``config.json`` in it is the network alone.
+"""
+
+import json
+import pathlib
+import uuid
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from ddim_jax.config import Config
+from ddim_jax.errors import UserError
+from ddim_jax.weights import diffusers_config
+from ddim_jax.weights.agreement import agreed_config
+from ddim_jax.weights.array_files import ArrayFile, read_safetensors, write_safetensors
+from ddim_jax.weights.description import KEY, Description
+from ddim_jax.weights.torch_file import read_torch_file
+from ddim_jax.weights.unet_names import from_torch, to_torch, with_plain_names
+
+# Where a pipeline that we write has its parameters.
+PIPELINE_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+_WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
+
+class Network(NamedTuple):
+    """A network read from such a folder.
+
+    Attributes:
+        params: the tree of parameters.
+        config: the config that it agrees with.
+        averaged: whether they are moving averages; None when the folder does not say.
+        step: training steps done; 0 when the folder does not say.
+        file: the file of the parameters.
+        ours: whether we wrote it.
+    """
+
+    params: dict[str, Any]
+    config: Config
+    averaged: bool | None
+    step: int
+    file: pathlib.Path
+    ours: bool
+
+
+def read_folder(folder: pathlib.Path, config: Config | None) -> list[Network]:
+    """Reads the network of a folder, or both of them: the moving averages, then the raw parameters.
+
+    Args:
+        folder: any of the kinds above.
+        config: what the folder must agree with; None for what the folder says.
+
+    Raises:
+        UserError: there is no network in it, one that is not ours, one that the config contradicts, or damaged files.
+    """
+    if (folder / "config.json").exists():
+        if (folder / "checkpoints").exists():
+            raise UserError(f"{folder} is a workdir of ddim_jax already: use it as --workdir, without importing it")
+        parts = [folder]
+    else:
+        parts = [part for part in (folder / "unet_ema", folder / "unet") if part.is_dir()]
+    if not parts:
+        there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
+        raise UserError(
+            f"{folder} holds no weights: a folder of diffusers has config.json or unet/ in it, this one {there}"
+        )
+    _check_index(folder / "model_index.json")
+    schedule = _stated_by_scheduler(folder)
+    return [_read_network(part, schedule, config, part.name == "unet_ema") for part in parts]
+
+
+def _check_index(path: pathlib.Path) -> None:
+    if not path.exists():
+        return
+    parts = {key for key in _read_json(path) if not key.startswith("_")}
+    others = parts - {"unet", "scheduler"}
+    if others:
+        raise UserError(f"{path} is of a pipeline with {', '.join(sorted(others))}: only unet and scheduler are ours")
+
+
+def _stated_by_scheduler(folder: pathlib.Path) -> dict[str, Any]:
+    for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
+        if path.exists():
+            return diffusers_config.stated_by_scheduler(_read_json(path), str(path))
+    return {}
+
+
+def _read_network(
+    part: pathlib.Path, schedule: Mapping[str, Any], config: Config | None, in_ema_folder: bool
+) -> Network:
+    path = part / "config.json"
+    if not path.exists():
+        raise UserError(f"{part} has no config.json, without which nobody knows what its weights are: copy that too")
+    values = _read_json(path)
+    file = _weight_file(part)
+    contents = _read_arrays(file)
+    description = Description.from_json(contents.texts[KEY], str(file)) if KEY in contents.texts else None
+    image_size = (config or Config()).data.image_size
+    if config is None and values.get("sample_size") is None:
+        raise UserError(f"{path} does not say the size of its images (sample_size): give a config")
+    try:
+        stated = diffusers_config.stated_by_unet(values, str(path), image_size)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{path} has settings of a kind that diffusers never writes: {error}") from error
+    agreed = agreed_config(config, {**stated, **schedule}, str(part), description.config if description else None)
+    params = from_torch(with_plain_names(contents.arrays), agreed, "diffusers", str(file))
+    if description is not None:
+        return Network(params, agreed, description.averaged, description.step, file, ours=True)
+    averaged = True if in_ema_folder or diffusers_config.is_average(values) else None
+    step = values.get("optimization_step", 0)
+    return Network(params, agreed, averaged, step if type(step) is int and step >= 0 else 0, file, ours=False)
+
+
+def _weight_file(part: pathlib.Path) -> pathlib.Path:
+    for name in _WEIGHT_FILES:
+        if (part / name).exists():
+            return part / name
+    raise UserError(f"{part} has a config.json but no {' and no '.join(_WEIGHT_FILES)}: download that too")
+
+
+def _read_arrays(file: pathlib.Path) -> ArrayFile:
+    if file.suffix == ".safetensors":
+        return read_safetensors(file)
+    state = read_torch_file(file)
+    if not isinstance(state, Mapping):
+        raise UserError(f"{file} does not hold arrays by name, as diffusers writes them")
+    return ArrayFile(dict(state), {})
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no settings by name")
+    return values
+
+
+def write_folder(folder: epath.PathLike, config: Config, params: Mapping[str, Any], description: Description) -> None:
+    """Writes a pipeline that ``diffusers.DDIMPipeline.from_pretrained`` loads; it appears whole or not at all.
+
+    Args:
+        folder: must not exist.
+        config: the run's.
+        params: the tree of parameters, as they are to be stored.
+        description: kept beside them.
+
+    Raises:
+        UserError: diffusers cannot express the network or its schedule.
+    """
+    texts = {
+        "unet/config.json": diffusers_config.unet_config(config),
+        "scheduler/scheduler_config.json": diffusers_config.scheduler_config(config),
+        "model_index.json": diffusers_config.pipeline_index(),
+    }
+    folder = epath.Path(folder)
+    partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
+    try:
+        for name, values in texts.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_text(json.dumps(values, indent=2) + "\n")
+        state = to_torch(params, "diffusers", len(config.model.multipliers))
+        write_safetensors(partial / PIPELINE_WEIGHTS, ArrayFile(state, {"format": "pt", KEY: description.to_json()}))
+        partial.rename(folder)
+    finally:
+        if partial.exists():
+            partial.rmtree()

@@ -1,0 +1,185 @@
+"""Reading weights in whatever form they were published: the form is found by what is in the file, not by its name.
+
+- A state dict of DDIM's PyTorch code, in PyTorch's file or in ``.safetensors``: pesser's conversions of DDPM's
+  checkpoints, ``ema_cifar10.ckpt`` and kin.
+- DDIM's own checkpoint (CelebA's ``ckpt.pth``): a list of the model's state, the optimiser's, epoch, step and, last,
+  the moving averages.
+- A folder of diffusers.
+- Our own exported ``.npz`` and ``.safetensors``, which carry their config.
+"""
+
+import os
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import traverse_util
+
+from ddim_jax.config import Config
+from ddim_jax.errors import UserError
+from ddim_jax.weights.agreement import agreed_config, deciding_values
+from ddim_jax.weights.array_files import ArrayFile, is_safetensors, read_npz, read_safetensors
+from ddim_jax.weights.description import KEY, Description
+from ddim_jax.weights.diffusers_folder import read_folder
+from ddim_jax.weights.published import published_networks, recognise
+from ddim_jax.weights.shapes import check_finite, check_shapes, variable_shapes
+from ddim_jax.weights.torch_file import read_torch_file
+from ddim_jax.weights.unet_names import from_torch, naming_of, torch_shapes, with_plain_names
+from ddim_jax.writers import say
+
+# What the averaging is worth, as measured by others for the same training run of DDPM's.
+COST_OF_RAW_WEIGHTS = "published for CIFAR-10: FID 12.14 with the raw weights, 3.21 with their moving averages"
+
+_ZIP_START = b"PK\x03\x04"
+
+
+class Weights(NamedTuple):
+    """Weights read from a file, and what is known of them.
+
+    Attributes:
+        config: the config that they agree with.
+        variables: ``params`` and ``batch_stats``, float32 NumPy arrays: the moving averages where the file has them.
+        raw: the same of the raw parameters, where the file has both; else None.
+        averaged: whether ``variables`` are moving averages; None when the file does not say.
+        step: training steps done; 0 when the file does not say.
+        file: the file of the arrays.
+    """
+
+    config: Config
+    variables: dict[str, Any]
+    raw: dict[str, Any] | None
+    averaged: bool | None
+    step: int
+    file: pathlib.Path
+
+
+def read_weights(path: str | os.PathLike[str], config: Config | None = None, ema: bool = True) -> Weights:
+    """Reads weights, says what they are, and checks that they are those of the config.
+
+    Args:
+        path: file or folder; ``~`` is understood.
+        config: of the network; None where the file says it, or holds one of the published networks.
+        ema: take the moving averages, where the file has both them and the raw parameters.
+
+    Raises:
+        UserError: there is no such file, it is damaged or of no known form, or it holds another network.
+    """
+    path = pathlib.Path(os.path.expanduser(path))
+    weights = _read(path, config)
+    if ema or weights.averaged is None:
+        _say_what_was_taken(weights, path)
+        return weights
+    if weights.raw is None:
+        if weights.averaged:
+            raise UserError(f"{path} holds the moving averages alone, no raw weights: leave weights.ema at true")
+        weights = weights._replace(raw=weights.variables)
+    say(f"warning: took the raw weights of {path}, as weights.ema=false asks; {COST_OF_RAW_WEIGHTS}")
+    return weights._replace(variables=weights.raw, averaged=False)
+
+
+def _say_what_was_taken(weights: Weights, path: pathlib.Path) -> None:
+    step = f", step {weights.step:,}" if weights.step else ""
+    if weights.averaged:
+        say(f"took the EMA weights of {path}{step}")
+    elif weights.averaged is None:
+        say(f"{path} does not say whether it holds averaged weights{step}; {COST_OF_RAW_WEIGHTS}")
+    else:
+        say(f"warning: {path} holds raw weights only{step}; {COST_OF_RAW_WEIGHTS}")
+
+
+def _read(path: pathlib.Path, config: Config | None) -> Weights:
+    if path.is_dir():
+        return _from_folder(path, config)
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path} cannot be read: {reason}") from error
+    if is_safetensors(start):
+        return _from_arrays(read_safetensors(path), path, config)
+    if start.startswith(_ZIP_START) and _is_npz(path):
+        return _from_arrays(read_npz(path), path, config)
+    return _from_torch_file(path, config)
+
+
+def _is_npz(path: pathlib.Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return all(name.endswith(".npy") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
+def _from_folder(path: pathlib.Path, config: Config | None) -> Weights:
+    first, *others = read_folder(path, config)
+    rows = first.config.model.num_classes
+    if rows and not first.ours:
+        say(f'{path}: num_class_embeds={rows + 1} is taken for {rows} classes and, the last, "no label"')
+    if first.averaged is None and deciding_values(first.config) == deciding_values(published_networks()[0].config):
+        say(f"warning: {path} is CIFAR-10's network; google/ddpm-cifar10-32 of the Hugging Face hub is not averaged")
+    raw = {"params": others[0].params, "batch_stats": {}} if others else None
+    return Weights(
+        first.config, {"params": first.params, "batch_stats": {}}, raw, first.averaged, first.step, first.file
+    )
+
+
+def _from_arrays(contents: ArrayFile, path: pathlib.Path, config: Config | None) -> Weights:
+    if KEY not in contents.texts:
+        return _from_state(contents.arrays, path, config)
+    description = Description.from_json(contents.texts[KEY], str(path))
+    stated = deciding_values(description.config)
+    agreed = agreed_config(config, stated, str(path), description.config)
+    shapes = {name: array.shape for name, array in contents.arrays.items()}
+    check_shapes(shapes, variable_shapes(agreed), str(path))
+    flat = {name: np.asarray(array, np.float32) for name, array in contents.arrays.items()}
+    check_finite(flat, str(path))
+    variables = {"params": {}, "batch_stats": {}, **traverse_util.unflatten_dict(flat, sep="/")}
+    return Weights(agreed, variables, None, description.averaged, description.step, path)
+
+
+def _from_torch_file(path: pathlib.Path, config: Config | None) -> Weights:
+    tree = read_torch_file(path)
+    if not isinstance(tree, (list, tuple)):
+        return _from_state(tree, path, config)
+    # [model, optimiser, epoch, step], and the moving averages if there are any.
+    if len(tree) not in (4, 5) or not isinstance(tree[0], Mapping) or type(tree[3]) is not int or tree[3] < 0:
+        raise UserError(f"{path} is a list, but not DDIM's [model, optimiser, epoch, step, averages]")
+    raw = _from_state(tree[0], path, config)._replace(averaged=False, step=tree[3])
+    if len(tree) == 4:
+        return raw
+    averages = _from_state(tree[4], path, raw.config)
+    return averages._replace(raw=raw.variables, averaged=True, step=tree[3])
+
+
+def _from_state(state: Any, path: pathlib.Path, config: Config | None) -> Weights:
+    """Weights from a state dict that says nothing of its network."""
+    if not isinstance(state, Mapping):
+        raise UserError(f"{path} does not hold arrays by name, but {type(state).__name__}: give a state dict")
+    state = with_plain_names(state)
+    naming = naming_of(state)
+    if naming is None:
+        names = ", ".join(str(name)[:60] for name in list(state)[:3])
+        raise UserError(f"{path} holds no U-Net of DDIM's code or diffusers: what it holds is called {names} ...")
+    if naming == "diffusers":
+        raise UserError(
+            f"{path} is of diffusers, whose weights mean nothing without config.json: give the folder of both"
+        )
+    if config is None:
+        published = recognise(state)
+        if published is None:
+            raise UserError(f"{path} is none of the published networks: give the config that it was trained with")
+        say(f"{path} is the network of {published.name}")
+        agreed = published.config
+    else:
+        agreed = agreed_config(config, {}, str(path))
+    try:
+        params = from_torch(state, agreed, naming, str(path))
+    except UserError as error:
+        published = recognise(state)
+        if published is None or torch_shapes(published.config, "ddim") == torch_shapes(agreed, "ddim"):
+            raise
+        raise UserError(f"{error}: it is the network of {published.name}, --config={published.file}") from error
+    return Weights(agreed, {"params": params, "batch_stats": {}}, None, None, 0, path)

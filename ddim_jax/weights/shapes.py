@@ -1,0 +1,69 @@
+"""The arrays that a network needs, and what may be wrong with those that a file has."""
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from ddim_jax.config import Config
+from ddim_jax.errors import UserError
+from ddim_jax.models import build_model
+
+Shape = tuple[int, ...]
+
+_MAX_NAMED = 5
+
+
+@functools.lru_cache(maxsize=8)
+def variable_shapes(config: Config) -> dict[str, Shape]:
+    """Shapes of the network's variables by their paths, e.g. ``params/conv_in/kernel``."""
+    side, channels = config.data.image_size, config.data.channels
+    image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+    time = jax.ShapeDtypeStruct((1,), jnp.float32)
+    variables = jax.eval_shape(build_model(config).init, jax.random.key(0), image, time)
+    flat: dict[str, Any] = dict(traverse_util.flatten_dict(variables, sep="/"))
+    return {name: leaf.shape for name, leaf in flat.items()}
+
+
+def check_shapes(theirs: Mapping[Any, Shape | str], ours: Mapping[Any, Shape], source: str) -> None:
+    """Compares the arrays of a file with those of the network; none may be missing or left over.
+
+    Args:
+        theirs: shapes by name; a word for what is no array.
+        ours: shapes by the same kind of names.
+        source: what to call the file in messages.
+
+    Raises:
+        UserError: they differ; the message names the first five.
+    """
+    different = [
+        f"{name} (there {theirs.get(name, 'none')}, here {ours.get(name, 'none')})"
+        for name in [*ours, *(name for name in theirs if name not in ours)]
+        if theirs.get(name, "none") != ours.get(name, "none")
+    ]
+    if different:
+        raise UserError(
+            f"{source} holds another network than model.* of the config describes: {_first(different)}; give the "
+            "config that it was trained with"
+        )
+
+
+def check_finite(arrays: Mapping[str, np.ndarray], source: str) -> None:
+    """Refuses arrays with values that are not finite.
+
+    Raises:
+        UserError: there are some; the message names the first five.
+    """
+    broken = [name for name, value in arrays.items() if not np.isfinite(value).all()]
+    if broken:
+        raise UserError(f"{source} has values that are not finite in {_first(broken)}: no network can use them")
+
+
+def _first(items: Iterable[str]) -> str:
+    items = list(items)
+    more = f" and {len(items) - _MAX_NAMED} more" if len(items) > _MAX_NAMED else ""
+    return ", ".join(items[:_MAX_NAMED]) + more
