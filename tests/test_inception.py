@@ -144,7 +144,7 @@ def test_every_array_is_accounted_for(small_network):
 
 
 def test_names_and_shapes_of_the_whole_network():
-    shapes = weights._torch_shapes()
+    shapes = weights.torch_shapes()
     assert len(shapes) == 94 * 5 + 2
     assert shapes["Mixed_6b.branch7x7_2.conv.weight"] == (128, 128, 1, 7)
     assert shapes["Mixed_7c.branch3x3dbl_3b.bn.running_var"] == (384,)
