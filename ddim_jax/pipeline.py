@@ -8,6 +8,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -28,6 +29,9 @@ from ddim_jax.training.checkpoint import Checkpoints, select_weights
 from ddim_jax.training.state import abstract_state, make_optimizer
 from ddim_jax.weights.forms import read_weights
 from ddim_jax.workdir import best_dir, checkpoint_dir, read_config
+
+# Models that come with the package; ``pretrained/NAME.md`` says what each is.
+SHIPPED = ("mnist-small",)
 
 _DECIDED_ELSEWHERE = {
     "checkpoint": "load(workdir, step=...) chooses it",
@@ -371,8 +375,10 @@ class Pipeline:
 def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema: bool = True) -> Pipeline:
     """Loads a trained model.
 
+    >>> pipe = ddim_jax.load("mnist-small")  # doctest: +SKIP
+
     Args:
-        workdir: a folder that ``--mode=train`` wrote.
+        workdir: a folder that ``--mode=train`` wrote, or one of :data:`SHIPPED`, the models in this package.
         step: step of the checkpoint; the newest when None; ``"best"`` is the one whose samples were measured best
             (``train.measure_every``).
         ema: take the moving averages of the parameters, as all published results do.
@@ -380,6 +386,10 @@ def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema
     Raises:
         UserError: the workdir holds no config or no such checkpoint.
     """
+    if os.fspath(workdir) in SHIPPED and not epath.Path(workdir).exists():
+        if step is not None or not ema:
+            raise UserError(f"{workdir} has one checkpoint, of averaged weights; load it without step and ema")
+        return load_weights(pathlib.Path(__file__).parent / "pretrained" / f"{workdir}.safetensors")
     config = read_config(workdir)
     model = build_model(config)
     directory = best_dir(workdir) if step == "best" else checkpoint_dir(workdir)
