@@ -51,8 +51,9 @@ def get_config(variant: str | None = None) -> ConfigTree:
     config.train.sample_num = 64
 
     config.sample.steps = 50
-    # Most pixels lie at an end of their range: clipping there keeps the noise of a young network away.
-    config.sample.clip = "keep_eps"
+    # Most pixels lie at an end of their range: clipping there keeps the noise of a young network away. The noise has to
+    # be derived anew: kept as predicted, as in diffusers, many steps of it eat the digits up.
+    config.sample.clip = "rederive_eps"
 
     return apply_variants(config, variant, {"bk": _bk, "bbno": _bbno, "bgano": _bgano, "cond": _cond})
 

@@ -1,5 +1,6 @@
 """Runs the tests on eight fake CPU devices, so that every test of sharding is a real one."""
 
+import gc
 import os
 import pathlib
 
@@ -12,5 +13,14 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_opti
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax  # noqa: E402 - reads the variables above
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """Programs stay in memory, each with mappings of its own: a whole run of the tests would use up both."""
+    yield
+    jax.clear_caches()
+    gc.collect()
