@@ -121,9 +121,7 @@ def prepare_for_training(workdir: epath.PathLike, config: Config, write: bool = 
 _STATISTICS = ("data.mean", "data.std")
 
 
-def measured_statistics(
-    workdir: epath.PathLike, config: Config
-) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def measured_statistics(workdir: epath.PathLike, config: Config) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and standard deviation that a run on the same data in this workdir has measured; None if there is none."""
     if not config_path(workdir).exists():
         return None
