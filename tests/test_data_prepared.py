@@ -244,6 +244,8 @@ import itertools, os, pathlib, signal, sys, time
 from ddim_jax.config import DataConfig
 from ddim_jax.data import prepared
 
+# A shell that starts its commands in the background has them ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 config, name, k, sent = sys.argv[1:]
 prepared._CHUNK = 2
 calls = itertools.count(1)

@@ -53,15 +53,37 @@ class BestCheckpoint:
         if train.measure_metric == "kid" and self._reference.features is None:
             raise UserError("train.measure_metric=kid: the reference has no features of single images; use fid")
         self._workdir = workdir
-        record = best_record_path(workdir)
-        self._measured: dict[str, float] = json.loads(record.read_text())["measured"] if record.exists() else {}
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
         self._pending: tuple[int, TrainState, concurrent.futures.Future[dict[str, float]]] | None = None
         self._checkpoints = Checkpoints(best_dir(workdir), keep_last=1)
+        self._measured = self._measured_before()
 
-    def is_measured(self, step: int) -> bool:
-        """Whether the samples of this step have been measured."""
-        return str(step) in self._measured
+    def _measured_before(self) -> dict[str, float]:
+        """The figures of an earlier start of this run, by step; none if they cannot be compared with ours."""
+        path = best_record_path(self._workdir)
+        if not path.exists():
+            return {}
+        record = json.loads(path.read_text())
+        ours = json.loads(json.dumps(self._settings_record()))
+        if any(record.get(key) != value for key, value in ours.items()):
+            say(f"{path} holds figures of other settings; the best checkpoint is looked for anew")
+            return {}
+        return record["measured"] if record["best_step"] in self._checkpoints.steps() else {}
+
+    def _settings_record(self) -> dict[str, Any]:
+        """What figures must share to be compared."""
+        return {
+            "figure": self._figure,
+            "images": self._num,
+            "extractor": self._extractor.provenance,
+            "reference": self._reference.provenance,
+        }
+
+    def measure_if_missing(self, step: int, state: TrainState, writer: MetricWriter) -> None:
+        """Measures this state now, unless it has been."""
+        if str(step) not in self._measured:
+            self.measure(step, state, writer)
+            self.collect(writer, wait=True)
 
     def measure(self, step: int, state: TrainState, writer: MetricWriter) -> None:
         """Draws images of this state; its figures follow with :meth:`collect`."""
@@ -85,19 +107,16 @@ class BestCheckpoint:
         figures = future.result()
         writer.scalars(step, {f"sample_{name}": value for name, value in figures.items()})
         value = figures[self._figure]
+        if not np.isfinite(value):
+            say(f"step {step:,}: {self._figure} of the samples is {value}; it counts as not measured")
+            return
         if not self._measured or self._better(value, self._best_value()):
             self._checkpoints.save(step, state)
             self._checkpoints.wait()
             say(f"step {step:,} has the best {self._figure} of {self._num:,} samples so far: {value:.4g}")
         self._measured[str(step)] = value
-        record = {
-            "figure": self._figure,
-            "best_step": next(int(step) for step, found in self._measured.items() if found == self._best_value()),
-            "images": self._num,
-            "measured": self._measured,
-            "extractor": self._extractor.provenance,
-            "reference": self._reference.provenance,
-        }
+        best_step = next(int(step) for step, found in self._measured.items() if found == self._best_value())
+        record = {"best_step": best_step, "measured": self._measured, **self._settings_record()}
         write_whole(best_record_path(self._workdir), json.dumps(record, indent=2) + "\n")
 
     def close(self) -> None:
@@ -110,4 +129,4 @@ class BestCheckpoint:
         return max(values) if self._higher_is_better else min(values)
 
     def _better(self, value: float, other: float) -> bool:
-        return bool(np.isfinite(value)) and (value > other if self._higher_is_better else value < other)
+        return value > other if self._higher_is_better else value < other

@@ -81,6 +81,9 @@ def train(config: Config, workdir: epath.PathLike) -> None:
         writer: MetricWriter = SilentWriter()
         if main_process:
             writer = stack.enter_context(MetricWriter(workdir, start, config.train.tensorboard))
+        if best is not None and start and (start == total_steps or start % config.train.measure_every == 0):
+            # The run may have been killed while this was being measured.
+            best.measure_if_missing(start, state, writer)
         if start < total_steps:
             loop = _Loop(config, writer, checkpoints, pictures, validation, best, total_steps, len(source))
             with _catch_sigterm() as terminated:
@@ -199,9 +202,6 @@ class _Loop:
             process_index=parallel.process_index(),
             process_count=parallel.process_count(),
         )
-        if self._best is not None and start and start % train.measure_every == 0 and not self._best.is_measured(start):
-            # The run was killed while this was being measured.
-            self._best.measure(start, state, self._writer)
         bar = progress(self._total_steps, "training", "step", start, parallel.is_main_process())
         window_start = time.perf_counter()
         with contextlib.closing(batches), bar:

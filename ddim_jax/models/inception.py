@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 INPUT_SIZE = 299
 NUM_FEATURES = 2048
@@ -206,10 +207,26 @@ def _conv(
 
 
 def _average(x: jax.Array) -> jax.Array:
-    """Mean over 3x3 pixels, at the border over those that there are."""
-    return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
+    """Averages 3x3 neighbours; at the border those that are there (PyTorch's ``count_include_pad=False``).
+
+    As sums of shifted images, first of rows and then of columns: XLA runs that several times faster on a CPU than its
+    own pooling.
+    """
+    counts = [np.convolve(np.ones(length), np.ones(3), "same") for length in x.shape[1:3]]
+    neighbours = (counts[0][:, None] * counts[1])[:, :, None].astype(np.float32)
+    return _sum_of_three(_sum_of_three(x, 1), 2) / neighbours
+
+
+def _sum_of_three(x: jax.Array, axis: int) -> jax.Array:
+    """Each value with its two neighbours along an axis; zeros beyond the border."""
+    padded = jnp.pad(x, [(1, 1) if other == axis else (0, 0) for other in range(x.ndim)])
+    return sum(jax.lax.slice_in_dim(padded, k, k + x.shape[axis], axis=axis) for k in range(3))  # pyright: ignore
 
 
 def _reduce_by_max(x: jax.Array) -> jax.Array:
-    """Maximum over 3x3 pixels, every second one: n pixels become (n - 1) / 2, rounded down."""
-    return nn.max_pool(x, (3, 3), strides=(2, 2))
+    """The maximum of 3x3 values at every second place, as maxima of shifted images, faster for the same reason."""
+    for axis in (1, 2):
+        places = (x.shape[axis] - 3) // 2 + 1
+        shifted = [jax.lax.slice_in_dim(x, k, k + 2 * places - 1, stride=2, axis=axis) for k in range(3)]
+        x = jnp.maximum(jnp.maximum(shifted[0], shifted[1]), shifted[2])
+    return x
