@@ -227,3 +227,13 @@ def test_inversion(steps):
     assert scheduler.timesteps.tolist() == encoder.table.time.tolist()
     ours = encoder.run(make_predict(toy_network, "eps"), jnp.asarray(normal(100)))
     np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_zero_terminal_snr_is_theirs(name):
+    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+
+    plain = make_schedule(name)
+    betas = rescale_zero_terminal_snr(torch.tensor(plain.beta))
+    moved = make_schedule(name, zero_terminal_snr=True)
+    np.testing.assert_allclose(np.cumprod(1 - betas.numpy()), moved.alpha_bar[1:], atol=1e-12)
