@@ -97,6 +97,7 @@ def test_resizing(shape, channels):
     }
     for protocol, values in expected.items():
         ours = np.asarray(resize(images, protocol)).transpose(0, 3, 1, 2)
-        # float32 has 24 bits: a few last ones of a grey level, twice rounded.
+        # float32 has 24 bits: a few last ones of a grey level, twice rounded. PyTorch also rounds the position of a
+        # pixel, up to 512, once or twice, which depends on its version.
         difference = float(np.abs(ours - np.broadcast_to(values, ours.shape)).max())
-        assert difference < 1e-6, protocol
+        assert difference < (2e-5 if protocol == "pytorch" else 1e-6), protocol
