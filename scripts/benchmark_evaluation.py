@@ -149,7 +149,7 @@ def measure_networks(torch: Any, batch: int, repeats: int) -> list[Row]:
         os.environ["DDIM_JAX_CACHE"] = folder
         file = pathlib.Path(folder) / "random.pth"
         torch.save({name: torch.tensor(array) for name, array in random_state().items()}, file)
-        extractor = inception_extractor(str(file), "tf1", batch)
+        extractor = inception_extractor(str(file), "tf1", -(-batch // jax.local_device_count()))
         programs: dict[str, Callable[[], Any]] = {"ddim_jax": lambda: extractor(images).features}
         for name, build in {
             "torch-fidelity": lambda: fidelity_network(file),
