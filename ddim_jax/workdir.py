@@ -202,13 +202,17 @@ def job_dir(workdir: epath.PathLike, mode: str, name: str, decides: Mapping[str,
 
 def write_run_record(folder: epath.Path, config: Config, **facts: Any) -> None:
     """Writes ``run.json``: the config, the versions, and the job's own facts (device, seconds, evaluations ...)."""
-    packages = {name: _version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
     record = {
         **facts,
-        "versions": {"ddim_jax": __version__, **packages},
+        "versions": versions(),
         "config": flatten(config),
     }
     write_whole(folder / "run.json", json.dumps(record, indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Of this package and those that decide its numbers."""
+    return {"ddim_jax": __version__, **{name: _version(name) for name in ("jax", "jaxlib", "flax", "numpy")}}
 
 
 def _version(package: str) -> str:

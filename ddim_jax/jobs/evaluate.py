@@ -9,7 +9,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import os
 import time
 from collections.abc import Generator, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from ddim_jax import __version__, parallel
+from ddim_jax import parallel
 from ddim_jax.config import Config, EvalConfig
 from ddim_jax.errors import UserError
 from ddim_jax.evaluation.extractors import make_extractor
@@ -32,7 +31,7 @@ from ddim_jax.evaluation.tables import Comparison, comparison, format_figure, he
 from ddim_jax.jobs.row_images import RowImages, row_images
 from ddim_jax.jobs.row_progress import RowProgress
 from ddim_jax.jobs.sample import PngStore
-from ddim_jax.workdir import job_dir, write_run_record
+from ddim_jax.workdir import job_dir, versions, write_run_record
 from ddim_jax.writers import progress, say
 
 # How much of a killed job's work may be lost.
@@ -161,7 +160,7 @@ def _measure(
             sampling_seconds=state.sampling_seconds,
             seconds=state.seconds + time.perf_counter() - started,
             device=parallel.device_description(),
-            versions=_versions(),
+            versions=versions(),
         )
         # Another job may have taken this one for dead, and been faster.
         if not table.has(row):
@@ -324,7 +323,3 @@ def _record(table: TableFolder, config: Config, started: float, measured: int, s
             rows_measured=measured,
             network_evaluations_per_image={row.name: source.evaluations(row) for row in source.rows},
         )
-
-
-def _versions() -> dict[str, str]:
-    return {"ddim_jax": __version__, **{name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy")}}
