@@ -156,6 +156,11 @@ def _help() -> str:
     return f"{(__doc__ or '').splitlines()[0]}\n\n{listed}"
 
 
+def _most_cpu_devices(config: Config) -> int:
+    """Devices of a CPU that serve a network: more of them for small ones, of which each device holds a copy."""
+    return 8 if config.model.channels <= 64 else 2
+
+
 def _report(error: Exception) -> int:
     """Prints what went wrong, a user's mistake as one line; returns the exit status."""
     if isinstance(error, UserError):
@@ -186,6 +191,10 @@ def run(argv: Sequence[str] | None = None) -> int:
         flags.FLAGS.mark_as_parsed()
         # Imports JAX, which takes a while.
         from ddim_jax import parallel
+        from ddim_jax.compilation import keep_compiled_programs
+
+        keep_compiled_programs(config.train.compilation_cache)
+        parallel.share_cpu(config.train.cpu_devices or min(parallel.usable_cores(), _most_cpu_devices(config)))
 
         parallel.initialize(
             own.coordinator,

@@ -31,6 +31,8 @@ Devices: TypeAlias = list[Any]
 # every backend busy.
 MAX_STEPS_IN_FLIGHT = 8
 
+_FAKE_DEVICES_FLAG = "xla_force_host_platform_device_count"
+
 # How long a failing process waits for the others to fail alike.
 _GOODBYE_SECONDS = 5
 
@@ -86,6 +88,25 @@ def initialize(
     except (ValueError, RuntimeError) as error:
         first_line = str(error).splitlines()[0]
         raise UserError(f"the processes could not be connected: {first_line}") from error
+
+
+def share_cpu(devices: int) -> None:
+    """Shares the cores of a CPU among some devices, unless the environment says among how many.
+
+    XLA gives an operation of a small network to one core, so that without this the others would idle. Must run before
+    the first JAX computation; other backends ignore it.
+
+    Args:
+        devices: how many.
+    """
+    decided = jax.config.values["jax_num_cpu_devices"] > 0 or _FAKE_DEVICES_FLAG in os.environ.get("XLA_FLAGS", "")
+    if not decided:
+        jax.config.update("jax_num_cpu_devices", devices)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: fewer than there are under ``taskset``, which not all systems have."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # --- processes ----------------------------------------------------------------------------------
@@ -223,23 +244,26 @@ def mean_over_devices(tree: Any) -> Any:
     return jax.lax.pmean(tree, _AXIS)
 
 
-def pmap_step(function: Callable[..., Any], devices: Devices, *, donate: bool = False) -> Callable[..., Any]:
-    """Compiles ``function(replicated, sharded) -> (replicated, replicated)`` for all devices.
+def pmap_step(
+    function: Callable[..., Any], devices: Devices, *, donate: bool = False, constants: int = 0
+) -> Callable[..., Any]:
+    """Compiles ``function(replicated, sharded, *constants) -> (replicated, replicated)`` for all devices.
 
     Args:
         function: sees one device's part of ``sharded`` and must make its results equal on all
             devices by :func:`mean_over_devices`.
         devices: from :func:`training_devices`.
         donate: give the memory of ``replicated`` to the result.
+        constants: number of further arguments, the same on all devices and never donated.
 
     Returns:
-        A function of the replicated value and of this process's part of the sharded one, cut by
-        :func:`shard`.
+        A function of the replicated value, of this process's part of the sharded one, cut by
+        :func:`shard`, and of the constants.
     """
     return jax.pmap(
         function,
         axis_name=_AXIS,
-        in_axes=(None, 0),
+        in_axes=(None, 0) + constants * (None,),
         out_axes=(None, None),
         devices=devices,
         donate_argnums=(0,) if donate else (),
@@ -267,14 +291,19 @@ class StepsInFlight:
     Results come back in order, each once its step has finished, so that looking at a loss never holds up the device.
     """
 
-    def __init__(self) -> None:
-        """Starts with none."""
+    def __init__(self, limit: int = MAX_STEPS_IN_FLIGHT) -> None:
+        """Starts with none.
+
+        Args:
+            limit: steps, or groups of steps dispatched together, that may be unfinished.
+        """
+        self._limit = limit
         self._pending: collections.deque[Any] = collections.deque()
 
     def add(self, result: Any) -> list[Any]:
         """Takes the newest step's (small) result; returns those that had to finish to make room."""
         self._pending.append(result)
-        return [self._pop() for _ in range(len(self._pending) - MAX_STEPS_IN_FLIGHT)]
+        return [self._pop() for _ in range(len(self._pending) - self._limit)]
 
     def drain(self) -> list[Any]:
         """Waits for all steps and returns their results."""

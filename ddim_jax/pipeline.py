@@ -363,7 +363,7 @@ class Pipeline:
         batch_size = batch_size_for(config, count)
         # Which images are drawn is not part of the program.
         which = {"num": 1, "start": 0, "indices": (), "per_class": 0, "seed": 0, "label": None}
-        settings = dataclasses.replace(config.sample, **which, batch_size=batch_size)
+        settings = dataclasses.replace(config.sample, **which, batch_size=batch_size.size)
         key = (*what, settings)
         if key not in self._compiled:
             if len(self._compiled) == _PROGRAMS_KEPT:

@@ -36,7 +36,7 @@ _FREE_TRAIN = {
     for name in (
         *("steps", "epochs", "checkpoint_every", "keep_last", "keep_every", "log_every", "sample_every"),
         *("sample_every_epochs", "validate_every", "sample_num", "final_sample_steps", "tensorboard", "overwrite"),
-        *("measure_every", "measure_num", "measure_metric"),
+        *("measure_every", "measure_num", "measure_metric", "ema_on_host", "cpu_devices", "compilation_cache"),
     )
 }
 

@@ -161,7 +161,10 @@ def _check_diffusion(diffusion: DiffusionConfig) -> None:
 
 
 def _check_train(train: TrainConfig) -> None:
-    for key in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_last", "log_every", "sample_num"):
+    for key in (
+        *("steps", "batch_size", "steps_per_call", "accumulate", "checkpoint_every", "keep_last", "log_every"),
+        "sample_num",
+    ):
         _require(getattr(train, key) >= 1, f"train.{key}", getattr(train, key), "must be at least 1")
     _require(
         train.batch_size % train.accumulate == 0,
@@ -171,12 +174,18 @@ def _check_train(train: TrainConfig) -> None:
     )
     for key in (
         *("epochs", "warmup_steps", "sample_every", "sample_every_epochs", "validate_every", "measure_every"),
-        *("weight_decay", "grad_clip", "keep_every"),
+        *("weight_decay", "grad_clip", "keep_every", "cpu_devices"),
     ):
         _require(getattr(train, key) >= 0, f"train.{key}", getattr(train, key), "must not be negative")
     _require(train.learning_rate > 0, "train.learning_rate", train.learning_rate, "must be positive")
     for key in ("adam_b1", "adam_b2", "ema_decay", "label_dropout"):
         _require(0 <= getattr(train, key) < 1, f"train.{key}", getattr(train, key), "must lie in [0, 1)")
+    _require(
+        train.steps_per_call == 1 or not train.ema_on_host,
+        "train.steps_per_call",
+        train.steps_per_call,
+        "train.ema_on_host needs the parameters of every step; use 1",
+    )
     _require(train.adam_eps > 0, "train.adam_eps", train.adam_eps, "must be positive")
     _require(train.measure_num >= 2, "train.measure_num", train.measure_num, "must be at least 2")
     _require(
@@ -189,7 +198,8 @@ def _check_train(train: TrainConfig) -> None:
 
 def _check_sample(config: Config) -> None:
     sample, num_levels = config.sample, config.diffusion.num_levels
-    for key in ("num", "steps", "batch_size"):
+    _require(sample.batch_size >= 0, "sample.batch_size", sample.batch_size, "must not be negative")
+    for key in ("num", "steps"):
         _require(getattr(sample, key) >= 1, f"sample.{key}", getattr(sample, key), "must be at least 1")
     for key in ("start", "seed"):
         value = getattr(sample, key)

@@ -80,7 +80,6 @@ def ddpm_256(config: ConfigTree) -> None:
     config.train.sample_num = 16
 
     config.sample.steps = 50
-    config.sample.batch_size = 16
 
 
 def faces_64(config: ConfigTree) -> None:

@@ -38,10 +38,11 @@ class DataConfig:
         mean: what is subtracted from pixels in [0, 1], one value or one per channel; empty for the mean of the data,
             which is measured when training starts and kept in the workdir.
         std: what they are divided by then, likewise; mean = std = 0.5 gives floats in [-1, 1].
-        cache: ``host`` keeps all decoded images in memory, ``none`` reads them again each epoch,
-            ``auto`` keeps them when they need less than ``cache_limit_gib``; ``disk`` prepares them once and keeps
-            them in ``cache_dir``, for this and later runs.
-        cache_limit_gib: memory that ``auto`` may use, in GiB.
+        cache: where training keeps decoded images: ``device``, in the memory of each device, ``host``, in that of the
+            process, ``none``, which reads them again each epoch; ``auto`` is ``device`` on a GPU or TPU and ``host`` on
+            a CPU while they need less than ``cache_limit_gib``, else ``none``; ``disk`` prepares them once and keeps
+            them in ``cache_dir``, for this and later runs. The same batches come out of all of them.
+        cache_limit_gib: memory that ``auto`` may use, in GiB; of a device's it takes no more than a tenth.
         cache_dir: folder of ``disk``; empty for ddim_jax's cache (``$DDIM_JAX_CACHE`` or ``~/.cache/ddim_jax``).
         threads: reader threads per process.
         prefetch: batches prepared ahead.
@@ -62,7 +63,7 @@ class DataConfig:
     flip: bool = False
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
-    cache: Literal["auto", "host", "disk", "none"] = "auto"
+    cache: Literal["auto", "device", "host", "disk", "none"] = "auto"
     cache_limit_gib: float = 2.0
     cache_dir: str = ""
     threads: int = 4
@@ -147,6 +148,9 @@ class TrainConfig:
         batch_size: images per step over all devices of all hosts.
         steps: optimiser steps.
         epochs: passes over the data; replaces ``steps`` when it is not 0.
+        steps_per_call: training steps that the devices do at a time without hearing from the host. A group of them
+            ends at each multiple of this number of steps: checkpoints, pictures and the like, due inside a group, come
+            at its end. Differs from 1 by rounding.
         accumulate: split the batch into this many parts, one after the other, to save memory; the
             gradient stays that of the whole batch.
         optimizer: ``adam`` or ``adamw``.
@@ -161,6 +165,8 @@ class TrainConfig:
         label_dropout: share of the labels replaced by "none" in training, which classifier-free guidance needs.
         ema_decay: decay of the moving average of the parameters.
         ema_warmup: use min(ema_decay, (1 + step) / (10 + step)).
+        ema_on_host: keep the moving average in the host's memory, not the devices'. Each step then waits for its
+            parameters to be fetched.
         checkpoint_every: steps between checkpoints.
         keep_last: newest checkpoints kept.
         keep_every: also keep every checkpoint whose step is a multiple of this; 0 keeps no others.
@@ -176,12 +182,17 @@ class TrainConfig:
         final_sample_steps: numbers of DDIM steps of the grids drawn when training ends.
         tensorboard: also write TensorBoard event files.
         deterministic: on GPU, ask XLA for kernels whose results do not vary from run to run.
+        cpu_devices: devices that the cores of a CPU are shared among, in all jobs; 0 makes one of each core, 8 at most.
+            Small networks keep one core busy for each. ``JAX_NUM_CPU_DEVICES``, if set, decides instead.
+        compilation_cache: folder where all jobs keep compiled programs for later runs; ``auto`` is in ddim_jax's cache
+            (see ``data.cache_dir``), empty keeps none. ``JAX_COMPILATION_CACHE_DIR``, if set, decides instead.
         overwrite: set another run's files in the workdir aside and start anew.
     """
 
     batch_size: int = 128
     steps: int = 800_000
     epochs: float = 0.0
+    steps_per_call: int = 1
     accumulate: int = 1
     optimizer: Literal["adam", "adamw"] = "adam"
     learning_rate: float = 2e-4
@@ -195,6 +206,7 @@ class TrainConfig:
     label_dropout: float = 0.0
     ema_decay: float = 0.9999
     ema_warmup: bool = False
+    ema_on_host: bool = False
     checkpoint_every: int = 5000
     keep_last: int = 2
     keep_every: int = 0
@@ -209,6 +221,8 @@ class TrainConfig:
     final_sample_steps: tuple[int, ...] = (10, 20, 50)
     tensorboard: bool = True
     deterministic: bool = False
+    cpu_devices: int = 0
+    compilation_cache: str = "auto"
     overwrite: bool = False
 
 
@@ -240,7 +254,7 @@ class SampleConfig:
         guidance_levels: the lowest and highest level at which to guide; all when empty.
         ema: use the moving average of the parameters (published results all do).
         checkpoint: step of the checkpoint to use; the newest when unset.
-        batch_size: images per device at a time.
+        batch_size: images per device at a time; 0 takes as many as its free memory holds, in reason.
         format: ``png`` files or one ``npz``.
         precision: of matrix products and convolutions, JAX's names. GPUs and TPUs round float32 operands by default;
             at ``highest`` images do not depend on the batch size and the number of devices there either.
@@ -266,7 +280,7 @@ class SampleConfig:
     guidance_levels: tuple[int, ...] = ()
     ema: bool = True
     checkpoint: int | None = None
-    batch_size: int = 64
+    batch_size: int = 0
     format: Literal["png", "npz"] = "png"
     precision: Literal["default", "high", "highest"] = "default"
 

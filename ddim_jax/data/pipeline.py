@@ -101,7 +101,8 @@ def train_batches(
     Args:
         source: the examples.
         config: preparation, cache, threads, and what to do about unreadable images. Where the
-            cache is memory the images are read before this function returns; else ``threads``
+            cache is memory (``device`` counts as ``host``, see ``on_device.py``) the images are
+            read before this function returns; else ``threads``
             threads each make one batch at a time, ``prefetch`` batches (or one a thread, if that
             is more) ahead.
         seed: the run's seed.
@@ -117,22 +118,13 @@ def train_batches(
         ConfigError: ``process_count`` does not divide ``batch_size``.
         ImageError: (also while iterating) an image cannot be used, and ``data.on_error`` is fail.
     """
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index={process_index} must lie in 0 ... {process_count - 1}")
-    if batch_size % process_count:
-        raise ConfigError(
-            f"train.batch_size={batch_size} must be divisible by {process_count}, the number of processes"
-        )
-    local_size = batch_size // process_count
-    share = slice(process_index * local_size, (process_index + 1) * local_size)
-    positions = np.arange(batch_size, dtype=np.int32)[share]
-    positions.setflags(write=False)  # every batch holds this one array
+    share, positions = process_share(batch_size, process_index, process_count)
     in_memory = _fits_in_memory(len(source), config)
     if in_memory:
         images = load_images(source, config, range(len(source)), progress=True)
-        fetch = _array_fetcher(images.image, images.label, _substitutes(images.index, len(source)))
+        fetch = _array_fetcher(images.image, images.label, substitutes(images.index, len(source)))
     elif isinstance(source, PreparedSource):
-        rows = source.usable[_substitutes(source.usable, len(source))]
+        rows = source.usable[substitutes(source.usable, len(source))]
         fetch = _array_fetcher(source.images, source.labels, rows)
     else:
         fetch = _reading_fetcher(source, config)
@@ -148,6 +140,25 @@ def train_batches(
         return (batch_at(step) for step in itertools.count(start_step))
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=max(config.prefetch, config.threads))
     return iter(grain.MapDataset.range(start_step, sys.maxsize).map(batch_at).to_iter_dataset(options))
+
+
+def process_share(batch_size: int, process_index: int, process_count: int) -> tuple[slice, np.ndarray]:
+    """Which examples of a global batch a process gets: a slice, and their positions as int32, read-only.
+
+    Raises:
+        ConfigError: ``process_count`` does not divide ``batch_size``.
+    """
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index} must lie in 0 ... {process_count - 1}")
+    if batch_size % process_count:
+        raise ConfigError(
+            f"train.batch_size={batch_size} must be divisible by {process_count}, the number of processes"
+        )
+    local_size = batch_size // process_count
+    share = slice(process_index * local_size, (process_index + 1) * local_size)
+    positions = np.arange(batch_size, dtype=np.int32)[share]
+    positions.setflags(write=False)  # every batch holds this one array
+    return share, positions
 
 
 def example_indices(seed: int, step: int, batch_size: int, num_examples: int) -> np.ndarray:
@@ -182,6 +193,11 @@ def steps_for_epochs(num_examples: int, batch_size: int, epochs: float) -> int:
     """Steps that show every example ``epochs`` times: ceil(num_examples * epochs / batch_size)."""
     # As decimals: in floats 10 * 1.1 is a hair above 11, and would cost a step more.
     return math.ceil(num_examples * Fraction(str(epochs)) / batch_size)
+
+
+def substitutes(usable: np.ndarray, num_examples: int) -> np.ndarray:
+    """Place in ``usable`` of each example, or of the next one that is there; past the last one, of the first."""
+    return np.searchsorted(usable, np.arange(num_examples)) % len(usable)
 
 
 def load_images(
@@ -252,13 +268,13 @@ _Fetcher = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def _fits_in_memory(num_examples: int, config: DataConfig) -> bool:
-    size = num_examples * config.image_size**2 * config.channels
-    return config.cache == "host" or (config.cache == "auto" and size <= config.cache_limit_gib * 2**30)
+    fits = bytes_of_images(num_examples, config) <= config.cache_limit_gib * 2**30
+    return config.cache in ("host", "device") or (config.cache == "auto" and fits)
 
 
-def _substitutes(usable: np.ndarray, num_examples: int) -> np.ndarray:
-    """Place in ``usable`` of each example, or of the next one that is there; past the last one, of the first."""
-    return np.searchsorted(usable, np.arange(num_examples)) % len(usable)
+def bytes_of_images(num_examples: int, config: DataConfig) -> int:
+    """Memory of that many prepared images."""
+    return num_examples * config.image_size**2 * config.channels
 
 
 def _array_fetcher(images: np.ndarray, labels: np.ndarray, row_of: np.ndarray) -> _Fetcher:

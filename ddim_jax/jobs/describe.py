@@ -12,14 +12,16 @@ from clu import parameter_overview
 from etils import epath
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from ddim_jax import parallel
+from ddim_jax import memory, parallel
 from ddim_jax.config import Config, flatten
-from ddim_jax.data.pipeline import Batch
 from ddim_jax.diffusion.samplers import Sampler
 from ddim_jax.diffusion.steps import StepTable
-from ddim_jax.models import build_model
-from ddim_jax.sampling.programs import build_sampler
-from ddim_jax.training.state import abstract_state, make_optimizer
+from ddim_jax.memory import ProgramMemory
+from ddim_jax.models import build_model, parameter_count
+from ddim_jax.sampling.programs import Program, build_sampler, image_program
+from ddim_jax.sampling.sampler import batch_size_for, image_indices, image_items
+from ddim_jax.training.program import TrainProgram, compile_ahead, largest_batch
+from ddim_jax.training.state import TrainState, abstract_state, learning_rate_schedule, make_optimizer
 from ddim_jax.training.step import make_train_step
 
 # Of a longer step table the middle is left out.
@@ -27,9 +29,9 @@ _MOST_ROWS = 100
 
 
 def describe(config: Config, workdir: epath.PathLike | None = None) -> None:
-    """Prints the resolved config, the parameters, the cost of a pass, the sampling steps, and the memory of training.
+    """Prints the resolved config, the parameters, the cost of a pass, the sampling steps, and the memory needed.
 
-    Nothing is computed and no data is opened; the training step is compiled, to know its memory.
+    Nothing is computed and no data is opened; the programs are compiled, to know their memory.
 
     Args:
         config: the run.
@@ -46,7 +48,6 @@ def describe(config: Config, workdir: epath.PathLike | None = None) -> None:
     optimizer = make_optimizer(config.train, max(1, config.train.steps))
     state = abstract_state(config, model, optimizer)
     sampler = build_sampler(config)
-    devices = parallel.training_devices(config.train.batch_size, config.train.accumulate)
 
     _heading("Config")
     for key, value in flatten(config).items():
@@ -71,12 +72,10 @@ def describe(config: Config, workdir: epath.PathLike | None = None) -> None:
     _print_table(sampler)
 
     _heading("Memory for training")
-    share = config.train.batch_size // len(devices)
-    step = jax.jit(make_train_step(config, model, optimizer), donate_argnums=0)
-    compiled = step.lower(state, _abstract_batch(config, share)).compile()
-    print(f"batch {config.train.batch_size} on {len(devices)} x {devices[0].device_kind}, {share} images each")
-    for name, size in _memory(compiled).items():
-        print(f"{name:45s} {size / 2**20:10,.1f} MiB per device")
+    _print_training_memory(config, state)
+
+    _heading("Memory for sampling")
+    _print_sampling_memory(config, image_program(config, model, sampler), variables)
 
 
 def flops(closed: Any) -> int:
@@ -138,18 +137,93 @@ def _heading(title: str) -> None:
     print(f"\n{title}\n{'-' * len(title)}")
 
 
-def _abstract_batch(config: Config, n: int) -> Batch:
-    shape = (n, config.data.image_size, config.data.image_size, config.data.channels)
-    return jax.eval_shape(lambda: Batch(np.zeros(shape, np.uint8), np.zeros(n, np.int32), np.zeros(n, np.int32)))
+# --- memory -------------------------------------------------------------------------------------
 
 
-def _memory(compiled: Any) -> dict[str, int]:
-    """Bytes by use. Donated arguments share memory with the results."""
-    analysis = compiled.memory_analysis()
-    state = analysis.argument_size_in_bytes
-    extra = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return {
-        "parameters, optimiser, averages, batch": state,
-        "activations and other temporary values": analysis.temp_size_in_bytes,
-        "total": state + max(0, extra) + analysis.temp_size_in_bytes,
+def _print_training_memory(config: Config, state: TrainState) -> None:
+    """What a device needs and has, and which batch fits; on a CPU also what the whole process needs."""
+    devices, free = parallel.training_devices(config.train.batch_size, config.train.accumulate), _free_bytes()
+    share = config.train.batch_size // len(devices)
+    print(f"batch {config.train.batch_size} on {len(devices)} x {devices[0].device_kind}, {share} images each")
+    needed = _training_memory(config, devices)
+    memory.return_unused_memory()
+    resident = memory.resident_bytes()
+    if needed is None:
+        print("XLA does not tell for this device")
+        return
+    _print_memory(needed, free)
+    if devices[0].platform == "cpu" and resident is not None:
+        on_devices = needed.total * len(devices) // parallel.process_count()
+        on_host = _bytes_of((state.ema_params, state.ema_batch_stats)) if config.train.ema_on_host else 0
+        parts = {
+            "the process: Python, libraries, programs": resident,
+            "its devices": on_devices,
+            "averages kept beside them": on_host,
+            "a checkpoint on its way to the disk": _bytes_of(state),
+            "total, less the images that data.cache keeps": resident + on_devices + on_host + _bytes_of(state),
+        }
+        for name, size in parts.items():
+            print(_size_line(name, size))
+    variants = {"": needed}
+    if not config.model.remat:
+        remat = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=True))
+        variants[" with model.remat=true"] = _training_memory(remat, devices) or needed
+    for variant, known in variants.items():
+        if variant:
+            print(_size_line(f"total{variant}", known.total) + " per device")
+        if free is not None:
+            largest = largest_batch(config, parameter_count(state.params), len(devices), known, free)
+            print(f"largest train.batch_size that fits in what is free{variant}: {largest:,}")
+
+
+def _training_memory(config: Config, devices: parallel.Devices) -> ProgramMemory | None:
+    """Of the training step, without a set of images kept on the devices; None where XLA does not tell."""
+    model = build_model(config, parallel.mean_over_devices)
+    total_steps = max(1, config.train.steps)
+    optimizer = make_optimizer(config.train, total_steps)
+    program = TrainProgram(
+        make_train_step(config, model, optimizer, parallel.mean_over_devices),
+        learning_rate_schedule(config.train, total_steps),
+        devices,
+    )
+    return compile_ahead(program, config, model, optimizer, total_steps, num_examples=0)
+
+
+def _print_sampling_memory(config: Config, program: Program, variables: Any) -> None:
+    """What a device needs and has, and how many images fit."""
+    free = _free_bytes()
+    batch = batch_size_for(config, -(-len(image_indices(config)) // parallel.process_count()))
+    items = image_items(config, np.arange(batch.size))
+    needed = memory.program_memory(jax.jit(program).lower(variables, items).compile())
+    print(f"{batch.size} {batch.what} per device at a time")
+    if needed is None:
+        print("XLA does not tell for this device")
+        return
+    _print_memory(needed, free)
+    if free is not None:
+        usable = int(free * memory.USABLE)
+        largest = memory.largest_fitting_batch(batch.size, needed.arguments, needed.beside_arguments, usable)
+        print(f"largest sample.batch_size that fits in {memory.USABLE:.0%} of what is free: {largest:,}")
+
+
+def _free_bytes() -> int | None:
+    return memory.free_bytes(parallel.local_devices())
+
+
+def _bytes_of(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _print_memory(needed: ProgramMemory, free: int | None) -> None:
+    sizes = {
+        "what it is given: parameters, batch ...": needed.arguments,
+        "activations and other temporary values": needed.temporary,
+        "results that take no argument's place": needed.results,
+        "total": needed.total,
     }
+    for name, size in (sizes if free is None else sizes | {"free now": free}).items():
+        print(_size_line(name, size) + " per device")
+
+
+def _size_line(name: str, size: int) -> str:
+    return f"{name:45s} {size / 2**20:10,.1f} MiB"

@@ -1,6 +1,7 @@
 """What all jobs on a trained model share: loading it, naming the folder they write, and recording what was done."""
 
 import dataclasses
+import json
 import time
 from typing import Any, Self
 
@@ -58,6 +59,11 @@ class ModelJob:
             "settings": None if settings is None else dataclasses.asdict(settings),
         }
         return job_dir(self.workdir, mode, f"step{self.pipe.step}-{name}", decides)
+
+    def recorded(self, folder: epath.Path) -> dict[str, Any]:
+        """What ``run.json`` says of an earlier start of this job; nothing if there is none."""
+        path = folder / "run.json"
+        return json.loads(path.read_text()) if path.exists() else {}
 
     def record(self, folder: epath.Path, mode: str, **facts: Any) -> None:
         """Writes ``run.json``."""

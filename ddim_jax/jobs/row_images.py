@@ -81,7 +81,6 @@ class _ModelImages:
         self._model = build_model(config)
         self._like = abstract_state(config, self._model, make_optimizer(config.train, 1))
         self._batch_size = batch_size_for(config, -(-self.num // parallel.process_count()))
-        self._per_call = self._batch_size * len(parallel.local_devices())
         self._samplers: dict[Config, ImageSampler] = {}
         self._loaded: tuple[int, Any] | None = None
         for row in self.rows:
@@ -90,17 +89,16 @@ class _ModelImages:
 
     def batches(self, row: Row, indices: np.ndarray) -> Iterator[Batch]:
         """Draws a batch at a time: not ahead, so that its time is that of drawing alone."""
-        variables, (sampler, is_new) = self._variables(row.columns["checkpoint"]), self._sampler(row)
-        for start in range(0, len(indices), self._per_call):
-            chosen = indices[start : start + self._per_call]
-            # The first batch's time would be that of compilation.
-            if is_new and len(indices) <= self._per_call:
-                sampler.draw(variables, chosen)
-                is_new = False
+        variables, sampler = self._variables(row.columns["checkpoint"]), self._sampler(row)
+        sampler.compile(variables)
+        # What fits in memory for one sampler fits for the next.
+        self._batch_size = dataclasses.replace(self._batch_size, size=sampler.batch_size)
+        per_call = sampler.batch_size * len(parallel.local_devices())
+        for start in range(0, len(indices), per_call):
+            chosen = indices[start : start + per_call]
             started = time.perf_counter()
             images = sampler.draw(variables, chosen)
-            yield Batch(chosen, images, None if is_new else time.perf_counter() - started)
-            is_new = False
+            yield Batch(chosen, images, time.perf_counter() - started)
 
     def evaluations(self, row: Row) -> int:
         return build_sampler(self._drawing(row)).evaluations
@@ -109,16 +107,15 @@ class _ModelImages:
         assert row.sample is not None, "a row of a model"
         return dataclasses.replace(self._config, sample=row.sample)
 
-    def _sampler(self, row: Row) -> tuple[ImageSampler, bool]:
-        """The row's sampler, compiled once for all checkpoints and seeds, which are data to it; whether it is new."""
+    def _sampler(self, row: Row) -> ImageSampler:
+        """The row's sampler, compiled once for all checkpoints and seeds, which are data to it."""
         drawing = self._drawing(row)
         program = dataclasses.replace(drawing, sample=dataclasses.replace(drawing.sample, seed=0))
-        is_new = program not in self._samplers
-        if is_new:
+        if program not in self._samplers:
             self._samplers[program] = ImageSampler(program, self._model, self._batch_size)
         sampler = copy.copy(self._samplers[program])
         sampler.config = drawing
-        return sampler, is_new
+        return sampler
 
     def _variables(self, checkpoint: int) -> Any:
         """A checkpoint's weights on all devices of this process; those of one checkpoint are kept."""

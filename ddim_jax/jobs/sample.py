@@ -1,7 +1,9 @@
 """``--mode=sample``: draw N images into ``WORKDIR/sample/NAME-HASH/``, resuming by missing index."""
 
 import concurrent.futures
+import dataclasses
 import time
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -11,7 +13,9 @@ from ddim_jax.config import Config
 from ddim_jax.diffusion.steps import StepTable
 from ddim_jax.images import grid, load_png, save_png
 from ddim_jax.jobs.model_job import ModelJob, sampler_name
+from ddim_jax.sampling.programs import build_sampler
 from ddim_jax.sampling.sampler import ImageSampler, batch_size_for, image_indices
+from ddim_jax.sharded_map import BatchSize
 from ddim_jax.writers import progress, say
 
 _GRID_IMAGES = 64
@@ -31,14 +35,17 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
         The folder written: images, ``grid.png``, ``run.json``.
 
     Raises:
-        UserError: no checkpoint, a config that contradicts it, or a folder that cannot be written.
+        UserError: no checkpoint, a config that contradicts it, a folder that cannot be written, or a batch that does
+            not fit in memory.
     """
     job = ModelJob.load(config, workdir)
     config, pipe, settings = job.config, job.pipe, job.config.sample
     indices = image_indices(config)
-    # From what the whole job needs, so that a resumed job uses the same shape.
-    sampler = ImageSampler(config, pipe.model, batch_size_for(config, -(-len(indices) // parallel.process_count())))
+    # Settings that cannot be used are refused before anything is written.
+    build_sampler(config)
     folder = job.folder("sample", f"{sampler_name(settings)}-n{len(indices)}")
+    recorded = job.recorded(folder)
+    sampler = ImageSampler(config, pipe.model, _batch_size(config, len(indices), recorded))
     store = PngStore(folder, len(indices)) if settings.format == "png" else _NpzStore(folder)
     present = store.present()
     # From here on files appear: all processes must have looked before.
@@ -49,12 +56,18 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
     computed = len(np.setdiff1d(indices, present))  # by all processes together
     if parallel.is_main_process():
         _announce(config, sampler, pipe.step, len(indices), len(indices) - computed)
+    variables = pipe.variables
+    if len(missing):
+        variables = parallel.replicate(variables, parallel.local_devices())
+        sampler.compile(variables)
+        if parallel.is_main_process() and not recorded:
+            job.record(folder, "sample", images_per_device=sampler.batch_size)
     started = time.perf_counter()
     bar = progress(len(mine), "sampling", "image", len(mine) - len(missing), parallel.is_main_process())
     with bar, concurrent.futures.ThreadPoolExecutor() as pool:
         # Files are written by the pool while the next batch is computed.
         writing: list[concurrent.futures.Future[None]] = []
-        for batch_indices, images in sampler.batches(pipe.variables, missing):
+        for batch_indices, images in sampler.batches(variables, missing):
             writing.extend(store.write(pool, batch_indices, images))
             bar.update(len(batch_indices))
         for future in writing:
@@ -65,7 +78,7 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
     if parallel.is_main_process():
         store.finish(indices)
     # A job that found all images in place leaves the record of the one that drew them.
-    if parallel.is_main_process() and not (computed == 0 and (folder / "run.json").exists()):
+    if parallel.is_main_process() and not (computed == 0 and "images" in recorded):
         save_png(folder / "grid.png", grid(store.read(indices[:_GRID_IMAGES])))
         job.record(
             folder,
@@ -73,12 +86,21 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
             sampling_seconds=round(seconds, 3),
             images=len(indices),
             images_computed=computed,
+            images_per_device=sampler.batch_size,
             network_evaluations_per_image=sampler.evaluations,
         )
     if parallel.is_main_process():
         say(f"{len(indices):,} images are in {folder}, the first of them in {folder / 'grid.png'}")
     parallel.barrier("sample written")
     return folder
+
+
+def _batch_size(config: Config, num: int, recorded: dict[str, Any]) -> BatchSize:
+    """Images per device: from what the whole job needs, and as it began, so that a resumed job uses the same shape."""
+    batch_size = batch_size_for(config, -(-num // parallel.process_count()))
+    if batch_size.may_shrink and "images_per_device" in recorded:
+        return dataclasses.replace(batch_size, size=recorded["images_per_device"])
+    return batch_size
 
 
 def _announce(config: Config, sampler: ImageSampler, step: int, num: int, present: int) -> None:

@@ -12,6 +12,7 @@ from ddim_jax.data.pipeline import load_images
 from ddim_jax.data.sources import Source
 from ddim_jax.diffusion import losses
 from ddim_jax.random_streams import Stream, fold_in_each, root_key
+from ddim_jax.sampling.sampler import batch_size_for
 from ddim_jax.sharded_map import ShardedMap
 from ddim_jax.training.checkpoint import select_weights
 from ddim_jax.training.state import TrainState
@@ -50,8 +51,7 @@ class Validation:
                 network, image, label if config.model.num_classes else None, level, noise_keys
             )[0]  # fmt: skip
 
-        batch_size = min(config.sample.batch_size, -(-count // len(parallel.local_devices())))
-        self._map = ShardedMap(program, batch_size)
+        self._map = ShardedMap(program, batch_size_for(config, count))
 
     def measure(self, state: TrainState) -> dict[str, float]:
         """The mean losses: ``validation_loss`` and ``validation_image_loss``."""

@@ -10,8 +10,15 @@ import numpy as np
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
-from ddim_jax.sampling.programs import Items, build_sampler, image_program
-from ddim_jax.sharded_map import ShardedMap
+from ddim_jax.memory import power_of_two_below
+from ddim_jax.sampling.programs import Items, build_sampler, image_program, image_shape
+from ddim_jax.sharded_map import BatchSize, ShardedMap
+
+# Pixels that keep a device busy: larger batches draw no more images a second, and need more memory. The cores of a CPU
+# are shared by its devices.
+_BUSY_PIXELS = 2**22
+_BUSY_PIXELS_OF_CPU = 2**15
+_MOST_IMAGES = 1024
 
 
 def image_indices(config: Config) -> np.ndarray:
@@ -35,34 +42,63 @@ def image_items(config: Config, indices: Sequence[int] | np.ndarray) -> Items:
     return Items(seeds, indices, (indices % max(1, config.model.num_classes)).astype(np.int32))
 
 
-def batch_size_for(config: Config, num: int) -> int:
-    """Images per device: ``sample.batch_size``, or less if ``num`` images need no more."""
-    return min(config.sample.batch_size, max(1, math.ceil(num / len(parallel.local_devices()))))
+def batch_size_for(config: Config, num: int) -> BatchSize:
+    """Images per device: ``sample.batch_size``, or less if ``num`` images need no more.
+
+    Where the config leaves it open (0), as many as keep a device busy, a power of two; it shrinks where they do not fit
+    in the device's memory. Images do not depend on it, to rounding.
+    """
+    devices = parallel.local_devices()
+    height, width, channels = image_shape(config)
+    pixels = _BUSY_PIXELS_OF_CPU // len(devices) if devices[0].platform == "cpu" else _BUSY_PIXELS
+    busy = power_of_two_below(min(_MOST_IMAGES, pixels // (height * width)))
+    return BatchSize(
+        min(config.sample.batch_size or busy, max(1, math.ceil(num / len(devices)))),
+        may_shrink=config.sample.batch_size == 0,
+        what=f"images of {width}x{height}x{channels}",
+        key="sample.batch_size",
+    )
 
 
 class ImageSampler:
     """A compiled sampler for one network and one set of settings."""
 
-    def __init__(self, config: Config, model: nn.Module, batch_size: int | None = None) -> None:
-        """Prepares the program; it is compiled at the first call.
+    def __init__(self, config: Config, model: nn.Module, batch_size: int | BatchSize) -> None:
+        """Prepares the program; it is compiled at the first call, or by :meth:`compile`.
 
         Args:
             config: the run; ``config.sample`` says how to draw.
             model: the network.
-            batch_size: images per device at a time; ``config.sample.batch_size`` when None. The same images come out
-                for any value, to rounding.
+            batch_size: images per device at a time, see :func:`batch_size_for`. The same images come out for any value,
+                to rounding.
 
         Raises:
             UserError: see :func:`~ddim_jax.sampling.programs.build_sampler`.
         """
         self.config = config
         self.sampler = build_sampler(config)
-        self._map = ShardedMap(image_program(config, model, self.sampler), batch_size or config.sample.batch_size)
+        self._map = ShardedMap(image_program(config, model, self.sampler), batch_size)
 
     @property
     def evaluations(self) -> int:
         """Network evaluations per image."""
         return self.sampler.evaluations
+
+    @property
+    def batch_size(self) -> int:
+        """Images per device at a time; once compiled, as many as fit."""
+        return self._map.batch_size
+
+    def compile(self, variables: Any) -> None:
+        """Compiles the program, and settles how many images fit in the devices' memory at a time.
+
+        Args:
+            variables: in place on the devices (``parallel.replicate``).
+
+        Raises:
+            UserError: ``sample.batch_size`` images do not fit.
+        """
+        self._map.compile(variables, image_items(self.config, [0]))
 
     def batches(self, variables: Any, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Draws the images of ``indices``, yielding (indices [k], uint8 images [k, h, w, c]) as they are ready."""
@@ -78,7 +114,7 @@ class ImageSampler:
 def sampler_for(config: Config, model: nn.Module, num: int, **settings: Any) -> ImageSampler:
     """An :class:`ImageSampler` for about ``num`` images, with changed ``config.sample`` settings.
 
-    The batch is no larger than ``num`` images need, so that few images do not pay for a full batch.
+    The batch is that of :func:`batch_size_for`: few images do not pay for a full one.
     """
     config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, **settings))
     return ImageSampler(config, model, batch_size_for(config, num))

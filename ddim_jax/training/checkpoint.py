@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from ddim_jax.errors import UserError
+from ddim_jax.memory import return_unused_memory
 from ddim_jax.parallel import host_copy, is_lost_peer
 from ddim_jax.training.state import TrainState
 
@@ -63,7 +64,11 @@ class Checkpoints:
 
         With several processes all call it; the replicated values are written by process 0.
         """
+        # Copies of the whole state come and go here: what they took is returned before and after.
+        self.wait()
+        return_unused_memory()
         self._manager.save(step, args=ocp.args.StandardSave(host_copy(state)))  # pyright: ignore[reportCallIssue]
+        return_unused_memory()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """Reads the whole state as NumPy arrays.

@@ -1,5 +1,6 @@
 """One training step (DDPM's algorithm 1) as a pure function of state and batch."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -116,8 +117,9 @@ def make_train_step(
         mean_over_devices: averages a tree over the devices that share the batch; the identity on one device.
 
     Returns:
-        The step. Its batch has ``image`` uint8 [n, h, w, c], ``label`` int32 [n] and ``index`` int32 [n], the
-        examples' positions in the global batch; n is the device's share.
+        The step; it leaves the average alone under ``train.ema_on_host``. Its batch has ``image`` uint8 [n, h, w, c],
+        ``label`` int32 [n] and ``index`` int32 [n], the examples' positions in the global batch; n is the device's
+        share.
     """
     diffusion, train, seed = config.diffusion, config.train, config.seed
     example_losses = make_example_losses(config)
@@ -168,15 +170,16 @@ def make_train_step(
         mean, batch_stats, grads = mean_over_devices(gradient(state, batch))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = ema_decay(train, state.step)
-        new_state = TrainState(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            ema_params=update_ema(state.ema_params, params, decay),
-            batch_stats=batch_stats,
-            ema_batch_stats=update_ema(state.ema_batch_stats, batch_stats, decay),
+        new_state = dataclasses.replace(
+            state, step=state.step + 1, params=params, opt_state=opt_state, batch_stats=batch_stats
         )
+        if not train.ema_on_host:
+            decay = ema_decay(train, state.step)
+            new_state = dataclasses.replace(
+                new_state,
+                ema_params=update_ema(state.ema_params, params, decay),
+                ema_batch_stats=update_ema(state.ema_batch_stats, batch_stats, decay),
+            )
         return new_state, StepMetrics(mean.loss, mean.image_loss, optax.tree.norm(grads))
 
     return train_step

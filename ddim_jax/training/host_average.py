@@ -1,0 +1,53 @@
+"""The moving average of the parameters, kept in the host's memory (``train.ema_on_host``)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddim_jax.config import TrainConfig
+from ddim_jax.parallel import host_copy
+from ddim_jax.training.state import TrainState, ema_decay
+
+
+class HostAverage:
+    """Does what the training step does with the average otherwise, in float32 NumPy; equal to rounding.
+
+    A device is spared a quarter of what Adam and the average add to the parameters. The price: the host fetches the
+    parameters of each step before it can begin the next.
+    """
+
+    def __init__(self, train: TrainConfig, state: TrainState) -> None:
+        """Takes the average out of a state.
+
+        Args:
+            train: how to average.
+            state: whole; see :meth:`part_for_devices` for what remains of it.
+        """
+        self._train = train
+        self._params, self._batch_stats = host_copy((state.ema_params, state.ema_batch_stats))
+
+    @staticmethod
+    def part_for_devices(state: TrainState) -> TrainState:
+        """The state without its average."""
+        return dataclasses.replace(state, ema_params={}, ema_batch_stats={})
+
+    def update(self, steps_done: int, state: TrainState) -> None:
+        """Moves the average.
+
+        Args:
+            steps_done: before this step.
+            state: after it, without average.
+        """
+        decay = np.float32(ema_decay(self._train, jnp.int32(steps_done)))
+
+        def move(average: np.ndarray, new: jax.Array) -> None:
+            average *= decay
+            average += (np.float32(1) - decay) * np.asarray(new.addressable_data(0))
+
+        jax.tree.map(move, (self._params, self._batch_stats), (state.params, state.batch_stats))
+
+    def whole(self, state: TrainState) -> TrainState:
+        """The state with its average, to save or to draw with before the next :meth:`update`."""
+        return dataclasses.replace(state, ema_params=self._params, ema_batch_stats=self._batch_stats)

@@ -1,0 +1,160 @@
+"""The training step as it runs: on all devices, compiled ahead of time, one or several steps at a time."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ddim_jax import parallel
+from ddim_jax.config import Config
+from ddim_jax.data.on_device import ImageSet, Selection, gather
+from ddim_jax.data.pipeline import Batch
+from ddim_jax.memory import ProgramMemory, largest_fitting_batch, program_memory
+from ddim_jax.training.host_average import HostAverage
+from ddim_jax.training.state import TrainState, abstract_state
+from ddim_jax.training.step import StepMetrics, TrainStep
+
+
+def step_groups(start: int, total: int, size: int) -> Iterator[range]:
+    """The steps after ``start`` up to ``total``, numbered from 1, in groups that are dispatched together.
+
+    Groups end at multiples of ``size``, wherever a run begins, so that a resumed one makes the same groups.
+    """
+    while start < total:
+        end = min(total, start - start % size + size)
+        yield range(start + 1, end + 1)
+        start = end
+
+
+class StepResult(NamedTuple):
+    """What is told of each step of a group: float32 [K].
+
+    Attributes:
+        metrics: losses and gradient norm.
+        learning_rate: that the step used.
+    """
+
+    metrics: StepMetrics
+    learning_rate: Any
+
+
+class TrainProgram:
+    """Runs groups of training steps.
+
+    A group is one dispatch: a ``lax.scan`` over its batches, in which the host has no part. A single step is compiled
+    without the loop: on a CPU XLA gives the operations of a loop's body fewer threads.
+    """
+
+    def __init__(
+        self,
+        step: TrainStep,
+        learning_rate: optax.Schedule,
+        devices: parallel.Devices,
+        images_on_device: bool = False,
+    ) -> None:
+        """Compiles nothing yet.
+
+        Args:
+            step: from :func:`~ddim_jax.training.step.make_train_step`, averaging by ``parallel.mean_over_devices``.
+            learning_rate: of each step, by the number of steps done; only reported.
+            devices: from :func:`~ddim_jax.parallel.training_devices`.
+            images_on_device: batches are selections of the images given to :meth:`place`.
+        """
+        self.images_on_device = images_on_device
+        self._devices = devices
+        self._local_devices = len(devices) // parallel.process_count()
+        self._images: tuple[ImageSet, ...] = ()
+
+        def one(state: TrainState, batch: Any, *images: ImageSet) -> tuple[TrainState, StepResult]:
+            rate = learning_rate(state.step)
+            state, metrics = step(state, gather(images[0], batch) if images else batch)
+            return state, StepResult(metrics, rate)
+
+        def group(state: TrainState, batches: Any, *images: ImageSet) -> tuple[TrainState, StepResult]:
+            if len(jax.tree.leaves(batches)[0]) == 1:
+                state, result = one(state, jax.tree.map(lambda x: x[0], batches), *images)
+                return state, jax.tree.map(lambda x: x[None], result)
+            return jax.lax.scan(lambda state, batch: one(state, batch, *images), state, batches)
+
+        self._pmapped: Any = parallel.pmap_step(group, devices, donate=True, constants=int(images_on_device))
+        self._compiled: dict[int, Any] = {}
+
+    def place(self, images: ImageSet) -> None:
+        """Puts all training images into the memory of each device."""
+        self._images = (parallel.replicate(images, self._devices),)
+
+    def compile(self, state: Any, batches: Sequence[Batch | Selection], *images: ImageSet) -> ProgramMemory | None:
+        """Compiles the program for groups of this size, without running it.
+
+        With one process what was compiled is what runs; with several, the first call compiles.
+
+        Args:
+            state: a state, or its shapes.
+            batches: as many as the group has, of any content.
+            *images: the images to place, or their shapes.
+
+        Returns:
+            What it needs on each device; None where the backend does not tell.
+        """
+        compiled = self._pmapped.lower(state, self._sharded(batches), *images).compile()
+        self._compiled[len(batches)] = compiled
+        return program_memory(compiled)
+
+    def __call__(self, state: TrainState, batches: Sequence[Batch | Selection]) -> tuple[TrainState, StepResult]:
+        """Dispatches a group of steps; ``state``, replicated over the devices, must not be used again."""
+        run = self._compiled.get(len(batches), self._pmapped)
+        return run(state, self._sharded(batches), *self._images)
+
+    def _sharded(self, batches: Sequence[Batch | Selection]) -> Any:
+        """The batches of a group together: [devices, K, b / devices, ...]."""
+        shares = [parallel.shard(batch, self._local_devices) for batch in batches]
+        return jax.tree.map(lambda *parts: np.stack(parts, axis=1), *shares)
+
+
+def compile_ahead(
+    program: TrainProgram,
+    config: Config,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    total_steps: int,
+    num_examples: int,
+) -> ProgramMemory | None:
+    """Compiles the program for the run's groups of steps before there is a state or an image; see :meth:`compile`."""
+    state = abstract_state(config, model, optimizer)
+    if config.train.ema_on_host:
+        state = HostAverage.part_for_devices(state)
+    data = config.data
+    shape = (data.image_size, data.image_size, data.channels)
+    size = config.train.batch_size // parallel.process_count()
+    index = np.zeros(size, np.int32)
+    group = min(config.train.steps_per_call, total_steps)
+    if program.images_on_device:
+        images = jax.eval_shape(
+            lambda: ImageSet(jnp.zeros((num_examples, *shape), jnp.uint8), jnp.zeros(num_examples, jnp.int32))
+        )
+        return program.compile(state, [Selection(index, np.zeros(size, bool), index)] * group, images)
+    return program.compile(state, [Batch(np.zeros((size, *shape), np.uint8), index, index)] * group)
+
+
+def largest_batch(config: Config, num_params: int, num_devices: int, needed: ProgramMemory, free: int) -> int:
+    """The largest ``train.batch_size`` that fits, if memory for activations grows with the batch; 0 if none does.
+
+    Args:
+        config: the run, whose batch size ``needed`` is about.
+        num_params: parameters of the network, which have a gradient each.
+        num_devices: that share the batch.
+        needed: of the compiled program on each device.
+        free: bytes on each device.
+    """
+    gradients = 4 * num_params
+    return largest_fitting_batch(
+        config.train.batch_size,
+        needed.arguments + gradients,
+        max(0, needed.beside_arguments - gradients),
+        free,
+        multiple_of=num_devices * config.train.accumulate,
+    )
