@@ -63,8 +63,15 @@ def _define_flags(argv: Sequence[str]) -> flags.FlagValues:
     return own
 
 
-def _parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
-    """Parses flags, reads the config file, applies the overrides, and checks all of it."""
+def parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
+    """Parses flags, reads the config file, applies the overrides, and checks all of it.
+
+    Args:
+        argv: program name and arguments.
+
+    Raises:
+        UserError: any of it cannot be used.
+    """
     own = _define_flags(argv)
     path = _config_path(argv)
     if path is not None:
@@ -156,9 +163,12 @@ def _help() -> str:
     return f"{(__doc__ or '').splitlines()[0]}\n\n{listed}"
 
 
-def _most_cpu_devices(config: Config) -> int:
-    """Devices of a CPU that serve a network: more of them for small ones, of which each device holds a copy."""
-    return 8 if config.model.channels <= 64 else 2
+def cpu_devices(config: Config, cores: int) -> int:
+    """Devices to share a CPU among: ``train.cpu_devices``, or one for each core.
+
+    Of a large network, of which each device holds a copy, no more than two.
+    """
+    return config.train.cpu_devices or min(cores, 8 if config.model.channels <= 64 else 2)
 
 
 def _report(error: Exception) -> int:
@@ -186,7 +196,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         print(_help())
         return 0
     try:
-        config, own = _parse(argv)
+        config, own = parse(argv)
         # Some libraries refuse to work as long as absl's own flags are unparsed.
         flags.FLAGS.mark_as_parsed()
         # Imports JAX, which takes a while.
@@ -194,7 +204,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         from ddim_jax.compilation import keep_compiled_programs
 
         keep_compiled_programs(config.train.compilation_cache)
-        parallel.share_cpu(config.train.cpu_devices or min(parallel.usable_cores(), _most_cpu_devices(config)))
+        parallel.share_cpu(cpu_devices(config, parallel.usable_cores()))
 
         parallel.initialize(
             own.coordinator,

@@ -49,7 +49,7 @@ class ShardedMap:
         self._devices = parallel.local_devices()
         self._batch = BatchSize(batch_size) if isinstance(batch_size, int) else batch_size
         self._run: Any = parallel.pmap_map(function, self._devices)
-        self._compiled: dict[Hashable, jax.stages.Compiled] = {}
+        self._compiled: dict[Hashable, Callable[[Any, Any], Any]] = {}
 
     @property
     def batch_size(self) -> int:
@@ -115,20 +115,23 @@ class ShardedMap:
         if ahead is not None:
             yield _fetched(*ahead)
 
-    def _program(self, variables: Any, items: Any) -> jax.stages.Compiled:
+    def _program(self, variables: Any, items: Any) -> Callable[[Any, Any], Any]:
         """The compiled program for items of these shapes, with as many of them as fit."""
         while True:
-            shapes = jax.tree.map(self._shape_of_batch, items)
-            key = (jax.tree.structure(shapes), *((x.shape, x.dtype) for x in jax.tree.leaves(shapes)))
+            batch = jax.tree.map(self._empty_batch, items)
+            key = (jax.tree.structure(batch), *((x.shape, x.dtype) for x in jax.tree.leaves(batch)))
             if key in self._compiled:
                 return self._compiled[key]
-            compiled = self._run.lower(variables, shapes).compile()
+            compiled = self._run.lower(variables, batch).compile()
+            # What compiling has left, and reading of weights before it, would not count as free.
+            memory.return_unused_memory()
             if self._fits(memory.program_memory(compiled)):
-                self._compiled[key] = compiled
+                # With several processes only pmap knows which part of an array each of them has.
+                self._compiled[key] = compiled if parallel.process_count() == 1 else self._run
 
-    def _shape_of_batch(self, x: Any) -> jax.ShapeDtypeStruct:
+    def _empty_batch(self, x: Any) -> np.ndarray:
         shape = (len(self._devices), self.batch_size, *np.shape(x)[1:])
-        return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(np.asarray(x).dtype))
+        return np.zeros(shape, jax.dtypes.canonicalize_dtype(np.asarray(x).dtype))
 
     def _fits(self, needed: memory.ProgramMemory | None) -> bool:
         """Whether the program fits; if it may, the batch is made smaller for the next attempt."""

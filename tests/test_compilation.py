@@ -1,5 +1,6 @@
 """What is settled before JAX starts: where compiled programs are kept, and among how many devices a CPU is shared."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import jax
 import pytest
 
 from ddim_jax import compilation, main, parallel
-from ddim_jax.config import Config, ModelConfig
+from ddim_jax.config import Config, ModelConfig, TrainConfig
 
 _PROGRAM = """
 import sys, jax
@@ -60,6 +61,10 @@ def test_fake_devices_of_a_flag_count_as_decided(monkeypatch):
     parallel.share_cpu(2)
 
 
-@pytest.mark.parametrize(("channels", "most"), [(32, 8), (64, 8), (128, 2)])
-def test_large_networks_are_not_copied_for_each_core(channels, most):
-    assert main._most_cpu_devices(Config(model=ModelConfig(channels=channels))) == most
+@pytest.mark.parametrize(
+    ("channels", "cores", "devices"), [(32, 2, 2), (32, 64, 8), (64, 6, 6), (128, 2, 2), (128, 64, 2)]
+)
+def test_large_networks_are_not_copied_for_each_core(channels, cores, devices):
+    config = Config(model=ModelConfig(channels=channels))
+    assert main.cpu_devices(config, cores) == devices
+    assert main.cpu_devices(dataclasses.replace(config, train=TrainConfig(cpu_devices=5)), cores) == 5

@@ -1,6 +1,8 @@
 """What is free, what fits, and what happens when it does not."""
 
 import dataclasses
+import doctest
+import re
 
 import jax
 import numpy as np
@@ -10,6 +12,7 @@ from small import small_digits
 
 from ddim_jax import memory, parallel
 from ddim_jax.errors import UserError
+from ddim_jax.jobs.describe import _training_memory, describe
 from ddim_jax.jobs.sample import sample
 from ddim_jax.jobs.train import train
 from ddim_jax.memory import largest_fitting_batch
@@ -129,6 +132,11 @@ def test_an_allocation_that_fails_is_recognised():
     with pytest.raises(Exception) as caught:
         jax.block_until_ready(jax.jit(lambda: jax.numpy.ones((1 << 20, 1 << 20, 1 << 5)))())
     assert memory.is_out_of_memory(caught.value)
+
+
+def test_examples():
+    results = doctest.testmod(memory)
+    assert results.attempted and not results.failed
 
 
 # --- batches that do not fit --------------------------------------------------------------------
@@ -331,3 +339,33 @@ def test_a_job_whose_batch_is_too_large_is_one_line(workdir, allow):
     ):
         sample(config, workdir)
     assert not list(workdir.glob("sample/*/0*.png"))
+
+
+def with_batch(config, size):
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=size))
+
+
+def sizes(text):
+    """MiB by what they are of."""
+    found = re.findall(r"^(\S.{43}\S?) +([\d,]+\.\d) MiB", text, re.MULTILINE)
+    return {name.strip(): float(size.replace(",", "")) for name, size in found}
+
+
+def test_describe_tells_what_is_needed_and_what_fits(allow, capsys):
+    config = with_batch(small_digits(), 64)
+    free = 100 << 20
+    allow(free)
+    describe(config)
+    text = capsys.readouterr().out
+    training, sampling = text.split("Memory for training\n")[1].split("Memory for sampling\n")
+    for part in (training, sampling):
+        given, temporary, results, total, there = list(sizes(part).values())[:5]
+        assert abs(given + temporary + results - total) <= 0.2
+        assert there == 100
+    # A batch as large as that, compiled, indeed fills the memory.
+    largest = int(
+        re.search(r"largest train.batch_size that fits in what is free: ([\d,]+)", training)[1].replace(",", "")
+    )
+    assert largest > 4 * config.train.batch_size
+    filled = _training_memory(with_batch(config, largest), parallel.training_devices(largest))
+    assert 0.9 * free <= filled.total <= 1.1 * free

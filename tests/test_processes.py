@@ -96,6 +96,14 @@ def test_two_processes_with_two_devices_each(tmp_path, one_process):
 
 
 @pytest.mark.slow
+def test_two_processes_with_images_on_their_devices_and_groups_of_steps(tmp_path, one_process):
+    faster = ("--config.data.cache=device", "--config.train.steps_per_call=2")
+    completed(tmp_path / "two", *SHORT, *faster, processes=2)
+    assert checkpoint_steps(tmp_path / "two") == [4, 6]
+    assert_same_training(training(tmp_path / "two"), training(one_process), LEARNING_RATE)
+
+
+@pytest.mark.slow
 def test_two_processes_write_one_npz(tmp_path, one_process):
     workdir = tmp_path / "drawn"
     workdir.mkdir()

@@ -11,7 +11,15 @@ from flax import traverse_util
 
 from ddim_jax.config import Config, DataConfig, ModelConfig
 from ddim_jax.models import build_model, parameter_count
-from ddim_jax.models.unet import ResidualBlock, UNet, dropout_each, group_norm, initializers, time_embedding
+from ddim_jax.models.group_norm import group_norm
+from ddim_jax.models.unet import (
+    ResidualBlock,
+    UNet,
+    dropout_each,
+    flash_attention_width,
+    initializers,
+    time_embedding,
+)
 
 # Every kind of layer, on two levels: attention below, none above; shortcuts and none; labels.
 SMALL = dict(
@@ -202,6 +210,50 @@ def test_group_norm_is_exact_even_at_large_means(mean):
         assert relative_error(ours, flax) < 2e-6
 
 
+@pytest.mark.parametrize("mean", [0.0, 1e4])
+def test_group_norm_and_its_gradients_lose_no_digits(mean):
+    """Of what float32 still tells of values of spread 1 around ``mean``."""
+    rng = np.random.default_rng(5)
+    x = (rng.standard_normal((2, 16, 16, 64)) + mean).astype(np.float32)
+    weight = rng.standard_normal(x.shape).astype(np.float32)
+    one, zero = np.ones(64, np.float32), np.zeros(64, np.float32)
+    value, pull_back = jax.vjp(jax.jit(group_norm), x, one, zero)
+    actual = (value, *pull_back(jnp.asarray(weight)))
+
+    def grouped(values):
+        return values.astype(np.float64).reshape(2, 16, 16, 32, 2)
+
+    def mean_of(values):
+        return values.mean((1, 2, 4), keepdims=True)
+
+    std = np.sqrt(mean_of(np.square(grouped(x) - mean_of(grouped(x)))) + 1e-6)
+    normal, pulled = (grouped(x) - mean_of(grouped(x))) / std, grouped(weight)
+    of_x = (pulled - mean_of(pulled) - normal * mean_of(pulled * normal)) / std
+    of_scale, of_bias = ((pulled * factor).sum((0, 1, 2)).reshape(64) for factor in (normal, 1))
+    # At 1e4 the mean itself is known to 5e-4 only.
+    tolerance = 3e-6 if mean == 0 else 1e-3
+    for ours, exact in zip(actual, (normal.reshape(x.shape), of_x.reshape(x.shape), of_scale, of_bias), strict=True):
+        assert relative_error(ours, exact) < tolerance
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_group_norm_of_bfloat16_is_exact_for_what_bfloat16_tells(mean):
+    x = jnp.asarray(np.random.default_rng(6).standard_normal((2, 32, 32, 64)) + mean, jnp.bfloat16)
+    p = {"scale": np.ones(64), "bias": np.zeros(64)}
+    ours = jax.jit(group_norm)(x, p["scale"], p["bias"])
+    assert ours.dtype == jnp.float32
+    # Its own last bit is 4e-3 of the result at mean 0, 4e-2 at mean 30.
+    assert relative_error(ours, norm_reference(np.asarray(x, np.float64), p)) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_group_norm_in_parts_is_that_of_the_whole(dtype):
+    x = jax.random.normal(jax.random.key(7), (2, 8, 8, 96), dtype) + 1
+    p = {"scale": np.ones(96), "bias": np.zeros(96)}
+    parts = jnp.split(x, [40], axis=-1)  # a part may end within a group
+    assert relative_error(group_norm(tuple(parts), **p), norm_reference(np.asarray(x, np.float64), p)) < 1e-5
+
+
 def test_group_norm_of_a_large_image():
     rng = np.random.default_rng(4)
     x = (rng.standard_normal((1, 256, 256, 32)) + 3).astype(np.float32)
@@ -227,6 +279,27 @@ def test_time_embedding():
     # At time 999 half a unit in the last place of a float32 frequency is worth up to 1e-4.
     np.testing.assert_allclose(actual, time_embedding_reference(time, 128), atol=2e-4)
     np.testing.assert_array_equal(actual[0], np.repeat([0.0, 1.0], 64))
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "dtype", "width"),
+    [
+        ("cpu", "", "bfloat16", 0),
+        ("tpu", "", "bfloat16", 0),
+        ("cuda", "9.0", "float32", 0),
+        ("cuda", "7.5", "bfloat16", 0),
+        ("cuda", "8.0", "bfloat16", 128),
+        ("cuda", "9.0", "bfloat16", 256),
+        ("cuda", "12.0", "float16", 128),
+    ],
+)
+def test_flash_attention_where_cudnn_has_a_kernel(platform, capability, dtype, width):
+    assert flash_attention_width(platform, capability, dtype) == width
+
+
+def test_flash_attention_is_asked_for_and_needs_a_gpu():
+    config = Config(model=ModelConfig(dtype="bfloat16"))
+    assert build_model(config).flash_width == build_model(config, flash_attention=True).flash_width == 0
 
 
 # --- initialisation --------------------------------------------------------------------------------
@@ -286,6 +359,21 @@ def test_dropout_keeps_the_mean_and_the_stated_share():
     np.testing.assert_allclose(np.unique(dropped), [0, 1 / 0.9], rtol=1e-6)
     assert abs((dropped == 0).mean() - 0.1) < 5 * np.sqrt(0.09 / dropped.size)
     assert all(np.any(dropped[0] != dropped[i]) for i in range(1, 4))
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (2, 2, 32), (5, 3, 32), (64,)])
+def test_dropout_of_any_shape_draws_every_value_anew(shape):
+    keys = jax.random.split(jax.random.key(1), 2000)
+    kept = np.asarray(dropout_each(jnp.ones((2000, *shape)), keys, 0.5)).reshape(2000, -1) > 0
+    share = np.corrcoef(kept, rowvar=False)[~np.eye(kept.shape[1], dtype=bool)]
+    # Six standard errors for each of at most 480 x 480 pairs.
+    assert np.max(np.abs(share)) < 6 / np.sqrt(2000)
+    assert np.max(np.abs(kept.mean(0) - 0.5)) < 6 * 0.5 / np.sqrt(2000)
+
+
+def test_dropout_in_bfloat16_scales_as_in_float32():
+    kept = np.unique(np.asarray(dropout_each(jnp.full((4, 8, 8, 8), 0.9, jnp.bfloat16), KEYS, 0.1), np.float32))
+    np.testing.assert_array_equal(kept, [0, np.float32(jnp.bfloat16(np.float32(jnp.bfloat16(0.9)) / 0.9))])
 
 
 def test_dropout_of_an_example_does_not_depend_on_the_others(flat_params):

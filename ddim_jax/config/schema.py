@@ -182,8 +182,9 @@ class TrainConfig:
         final_sample_steps: numbers of DDIM steps of the grids drawn when training ends.
         tensorboard: also write TensorBoard event files.
         deterministic: on GPU, ask XLA for kernels whose results do not vary from run to run.
-        cpu_devices: devices that the cores of a CPU are shared among, in all jobs; 0 makes one of each core, 8 at most.
-            Small networks keep one core busy for each. ``JAX_NUM_CPU_DEVICES``, if set, decides instead.
+        cpu_devices: devices that the cores of a CPU are shared among, in all jobs; 0 makes one of each core, 8 at most,
+            2 for networks wider than 64 channels. The operations of a small network keep one core busy.
+            ``JAX_NUM_CPU_DEVICES``, if set, decides instead.
         compilation_cache: folder where all jobs keep compiled programs for later runs; ``auto`` is in ddim_jax's cache
             (see ``data.cache_dir``), empty keeps none. ``JAX_COMPILATION_CACHE_DIR``, if set, decides instead.
         overwrite: set another run's files in the workdir aside and start anew.

@@ -153,15 +153,15 @@ def _print_training_memory(config: Config, state: TrainState) -> None:
         return
     _print_memory(needed, free)
     if devices[0].platform == "cpu" and resident is not None:
-        on_devices = needed.total * len(devices) // parallel.process_count()
-        on_host = _bytes_of((state.ema_params, state.ema_batch_stats)) if config.train.ema_on_host else 0
         parts = {
             "the process: Python, libraries, programs": resident,
-            "its devices": on_devices,
-            "averages kept beside them": on_host,
-            "a checkpoint on its way to the disk": _bytes_of(state),
-            "total, less the images that data.cache keeps": resident + on_devices + on_host + _bytes_of(state),
+            "its devices": needed.total * len(devices) // parallel.process_count(),
+            # A copy of the state, and what has been encoded of it.
+            "a checkpoint on its way to the disk": 2 * _bytes_of(state),
         }
+        if config.train.ema_on_host:
+            parts["the moving average"] = _bytes_of((state.ema_params, state.ema_batch_stats))
+        parts["main memory, without images kept there"] = sum(parts.values())
         for name, size in parts.items():
             print(_size_line(name, size))
     variants = {"": needed}

@@ -100,6 +100,9 @@ def train(config: Config, workdir: epath.PathLike) -> None:
             needed = None if compiling is None else compiling.result()
             num_params = parameter_count(state.params)
             memory.return_unused_memory()  # of the compiler
+            if needed is not None and main_process:
+                of_free = "" if free is None else f" of the {memory.in_words(free)} that are free"
+                say(f"a step takes {memory.in_words(needed.total)} per device{of_free}")
             state = parallel.replicate(state if average is None else average.part_for_devices(state), devices)
             loop = TrainingLoop(
                 config, writer, checkpoints, pictures, validation, best, average, total_steps, len(source)

@@ -13,15 +13,19 @@ import jax.numpy as jnp
 
 from ddim_jax.config import Config
 from ddim_jax.models.residual_unet import ResidualUNet
-from ddim_jax.models.unet import UNet
+from ddim_jax.models.unet import UNet, flash_attention_width
 
 
-def build_model(config: Config, mean_over_devices: Callable[[Any], Any] = lambda tree: tree) -> nn.Module:
+def build_model(
+    config: Config, mean_over_devices: Callable[[Any], Any] = lambda tree: tree, *, flash_attention: bool = False
+) -> nn.Module:
     """Builds the network that ``config.model`` describes.
 
     Args:
         config: the run.
         mean_over_devices: averages over the devices that share a training batch, for batch norms.
+        flash_attention: compute attention by cuDNN's flash kernel where this machine's devices and the network's width
+            allow it. Not for who takes forward-mode derivatives (likelihood): it has none.
 
     Raises:
         ValueError: ``config.model.name`` has no network.
@@ -40,6 +44,7 @@ def build_model(config: Config, mean_over_devices: Callable[[Any], Any] = lambda
             initialization=model.init,
             dtype=jnp.dtype(model.dtype),
             remat=model.remat,
+            flash_width=_flash_width(model.dtype) if flash_attention else 0,
         )
     if model.name == "residual_unet":
         return ResidualUNet(
@@ -54,6 +59,12 @@ def build_model(config: Config, mean_over_devices: Callable[[Any], Any] = lambda
             mean_over_devices=mean_over_devices,
         )
     raise ValueError(f"no network is called {model.name!r}")
+
+
+def _flash_width(dtype: str) -> int:
+    device = jax.local_devices()[0]
+    cuda = device.platform == "gpu" and "cuda" in device.client.platform_version
+    return flash_attention_width("cuda", device.compute_capability, dtype) if cuda else 0
 
 
 def parameter_count(params: object) -> int:

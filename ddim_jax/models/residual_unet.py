@@ -31,7 +31,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddim_jax.models.unet import GroupNorm, upsample_nearest
+from ddim_jax.models.convolution import Conv
+from ddim_jax.models.group_norm import GroupNorm
+from ddim_jax.models.unet import upsample_nearest
 
 _zero_kernel = nn.initializers.zeros
 _glorot = nn.initializers.glorot_uniform()  # Keras' default
@@ -235,7 +237,7 @@ def variance_embedding(variance: jax.Array, width: int) -> jax.Array:
 def _conv(features: int, x: jax.Array, name: str, *, stride: int = 1, zero: bool = False) -> jax.Array:
     """A 3x3 convolution of the calling module, applied to x; at stride 2 it pads right and below only."""
     kernel_init = _zero_kernel if zero else _glorot
-    return nn.Conv(features, (3, 3), (stride, stride), kernel_init=kernel_init, name=name)(x)
+    return Conv(features, stride, kernel_init=kernel_init, name=name)(x)
 
 
 def _dense(features: int, x: jax.Array, name: str) -> jax.Array:

@@ -19,6 +19,7 @@ numbers: group norm with 32 groups and eps = 1e-6, zeros padded right and below 
 one attention head, attention after *every* block of its resolutions, both ways.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -26,6 +27,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.random import threefry2x32_p
+
+from ddim_jax.models.convolution import Conv, Dense
+from ddim_jax.models.group_norm import GroupNorm, Parts
 
 Initialization = Literal["ddpm", "torch"]
 
@@ -48,6 +53,7 @@ class UNet(nn.Module):
         dtype: dtype of activations. Parameters, norms, softmax, the embedding of time and label,
             the last layer and the output are float32 in any case.
         remat: recompute each block in the backward pass instead of keeping its activations.
+        flash_width: widest head whose attention cuDNN's flash kernel computes, see :func:`flash_attention_width`.
     """
 
     out_channels: int
@@ -61,6 +67,7 @@ class UNet(nn.Module):
     initialization: Initialization = "ddpm"
     dtype: jax.typing.DTypeLike = jnp.float32
     remat: bool = False
+    flash_width: int = 0
 
     @nn.compact
     def __call__(
@@ -96,7 +103,7 @@ class UNet(nn.Module):
         attention_type = nn.remat(Attention) if self.remat else Attention
         num_built = 0
 
-        def block(x: jax.Array, width: int, name: str) -> jax.Array:
+        def block(x: Parts, width: int, name: str) -> jax.Array:
             nonlocal num_built
             module = block_type(
                 width, self.dropout, num_built, self.num_groups, self.initialization, self.dtype, name=name
@@ -105,7 +112,7 @@ class UNet(nn.Module):
             return module(x, embedding, dropout_keys)
 
         def attention(x: jax.Array, name: str) -> jax.Array:
-            return attention_type(self.num_groups, self.initialization, self.dtype, name=name)(x)
+            return attention_type(self.num_groups, self.initialization, self.dtype, self.flash_width, name=name)(x)
 
         embedding = self._embed(time, label)
         x = _conv(self.channels, x, "conv_in", self.initialization, self.dtype)
@@ -128,8 +135,7 @@ class UNet(nn.Module):
 
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
             for i in range(self.num_blocks + 1):
-                x = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = block(x, self.channels * multiplier, f"up_{level}_block_{i}")
+                x = block((x, skips.pop()), self.channels * multiplier, f"up_{level}_block_{i}")
                 if x.shape[1] in self.attention_resolutions:
                     x = attention(x, f"up_{level}_attention_{i}")
             if level > 0:
@@ -180,15 +186,17 @@ class ResidualBlock(nn.Module):
     dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, embedding: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
-        """Maps [n, h, w, c] to [n, h, w, features], given [n, e] activated embeddings and [n] keys."""
+    def __call__(self, x: Parts, embedding: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
+        """Maps [n, h, w, c], whole or in parts, to [n, h, w, features], given [n, e] activated embeddings, [n] keys."""
+        told = _dense(self.features, embedding, "time_dense", self.initialization, jnp.float32)[:, None, None, :]
         h = nn.swish(GroupNorm(self.num_groups, self.dtype, name="norm_0")(x))
-        h = _conv(self.features, h, "conv_0", self.initialization, self.dtype)
-        h = h + _dense(self.features, embedding, "time_dense", self.initialization, self.dtype)[:, None, None, :]
+        h = _conv(self.features, h, "conv_0", self.initialization, self.dtype, offset=told)
         h = nn.swish(GroupNorm(self.num_groups, self.dtype, name="norm_1")(h))
         if dropout_keys is not None and self.dropout > 0:
             h = dropout_each(h, jax.vmap(lambda key: jax.random.fold_in(key, self.index))(dropout_keys), self.dropout)
         h = _conv(self.features, h, "conv_1", self.initialization, self.dtype, zero=True)
+        if isinstance(x, tuple):
+            x = jnp.concatenate(x, axis=-1)
         if x.shape[-1] != self.features:
             x = _dense(self.features, x, "shortcut", self.initialization, self.dtype)
         return x + h
@@ -201,81 +209,51 @@ class Attention(nn.Module):
         num_groups: groups of the norm.
         initialization: see :func:`initializers`.
         dtype: dtype of activations; logits and softmax are float32.
+        flash_width: widest head for cuDNN's flash kernel, which keeps no logits in memory. It knows no forward-mode
+            derivatives.
     """
 
     num_groups: int = 32
     initialization: Initialization = "ddpm"
     dtype: jax.typing.DTypeLike = jnp.float32
+    flash_width: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [n, h, w, c] to [n, h, w, c]."""
         n, height, width, c = x.shape
-        tokens = GroupNorm(self.num_groups, self.dtype, name="norm")(x).reshape(n, height * width, c)
+        # One head: [n, pixels, 1, c].
+        tokens = GroupNorm(self.num_groups, self.dtype, name="norm")(x).reshape(n, height * width, 1, c)
         query, key, value = (
             _dense(c, tokens, name, self.initialization, self.dtype) for name in ("query", "key", "value")
         )
-        logits = jnp.einsum("nqc,nkc->nqk", query, key, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits * c**-0.5).astype(self.dtype)
-        attended = jnp.einsum("nqk,nkc->nqc", weights, value)
+        # With fewer pixels the logits are small, and there is nothing to gain.
+        flash = c <= self.flash_width and c % 8 == 0 and height * width >= 64
+        attended = jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if flash else "xla")
         out = _dense(c, attended, "proj_out", self.initialization, self.dtype, zero=True)
         return x + out.reshape(x.shape)
 
 
-class GroupNorm(nn.Module):
-    """:func:`group_norm` with a learned scale and bias per channel, started at 1 and 0.
+def flash_attention_width(platform: str, compute_capability: str, dtype: jax.typing.DTypeLike) -> int:
+    """The widest attention head, in channels, whose flash attention cuDNN computes, gradient included.
 
-    Attributes:
-        num_groups: number of groups.
-        dtype: dtype of the result.
-    """
-
-    num_groups: int = 32
-    dtype: jax.typing.DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises [n, h, w, c]."""
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return group_norm(x, scale, bias, self.num_groups).astype(self.dtype)
-
-
-def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, num_groups: int = 32, eps: float = 1e-6) -> jax.Array:
-    """Group normalisation (Wu and He 2018): zero mean, unit variance over pixels and channels of a group.
-
-    Each channel is averaged over its pixels on its own and channels are joined into groups only
-    afterwards, on [n, c] numbers: XLA runs that faster than a reduction over a reshaped image. The
-    variance is that of the centred values; E[x^2] - E[x]^2 is no faster here and loses its digits
-    when the mean is large.
+    The published networks have one head of all channels, 256 or 512, which few GPUs take.
 
     Args:
-        x: [n, h, w, c], any float dtype; computed in float32.
-        scale: [c] factor after normalisation.
-        bias: [c] offset after normalisation.
-        num_groups: number of groups of neighbouring channels.
-        eps: added to the variance.
+        platform: ``cuda``, or what is no NVIDIA GPU.
+        compute_capability: of the GPU, such as ``9.0``; ignored elsewhere.
+        dtype: of the activations; cuDNN has kernels for 16 bits alone.
 
     Returns:
-        [n, h, w, c] float32.
-
-    Raises:
-        ValueError: c is not a multiple of ``num_groups``.
+        0 where there is no kernel; 128 from Ampere (8.0) on; 256 on Hopper (9.0), whose successors have not taken the
+        gradient of wider heads from it.
     """
-    n, _, _, c = x.shape
-    if c % num_groups:
-        raise ValueError(f"{c} channels cannot be split into {num_groups} groups")
-
-    def group_mean(values: jax.Array) -> jax.Array:
-        """Means over pixels and channels of each group, repeated for its channels: [n, 1, 1, c]."""
-        means = jnp.mean(values, axis=(1, 2)).reshape(n, num_groups, -1)
-        repeated = jnp.broadcast_to(jnp.mean(means, axis=-1, keepdims=True), means.shape)
-        return repeated.reshape(n, 1, 1, c)
-
-    centred = x.astype(jnp.float32)
-    centred = centred - group_mean(centred)
-    variance = group_mean(jnp.square(centred))
-    return centred * (jax.lax.rsqrt(variance + eps) * scale) + bias
+    if platform != "cuda" or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+        return 0
+    generation = tuple(int(part) for part in compute_capability.split("."))
+    if generation < (8, 0):
+        return 0
+    return 256 if generation == (9, 0) else 128
 
 
 def time_embedding(time: jax.Array, width: int) -> jax.Array:
@@ -310,16 +288,31 @@ def upsample_nearest(x: jax.Array) -> jax.Array:
 def dropout_each(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
     """Dropout with one key per example: zeroes values with probability ``rate``, scales the rest by 1 / (1 - rate).
 
+    Random bits are what dropout costs. A value takes 16, a quarter of what threefry makes at a time, so the
+    probability is rounded to a multiple of 2^-16.
+
     Args:
         x: [n, ...] activations.
-        keys: [n] keys; example i's mask depends on ``keys[i]`` alone.
+        keys: [n] threefry keys; example i's mask depends on ``keys[i]`` alone.
         rate: probability in [0, 1).
 
     Returns:
         [n, ...], of x's dtype.
     """
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+    count, *rest = x.shape[1:]
+    drawn_shape = (-(-count // 4), *rest)
+    threshold = round((1 - rate) * 2**16)
+
+    def keep_one(key: jax.Array) -> jax.Array:
+        key_words = (jnp.broadcast_to(word, drawn_shape) for word in jax.random.key_data(key))
+        counter = jnp.arange(math.prod(drawn_shape), dtype=jnp.uint32).reshape(drawn_shape)
+        drawn = threefry2x32_p.bind(*key_words, jnp.zeros_like(counter), counter)
+        quarters = [bits < threshold for word in drawn for bits in (word & 0xFFFF, word >> 16)]
+        return jnp.stack(quarters, axis=1).reshape(-1, *rest)[:count]
+
+    # The barrier keeps the mask in memory, a byte a value. Without it compilers draw it again wherever it is used.
+    keep = jax.lax.optimization_barrier(jax.vmap(keep_one)(keys))
+    return jnp.where(keep, x.astype(jnp.float32) / (1 - rate), 0).astype(x.dtype)
 
 
 class Initializers(NamedTuple):
@@ -368,12 +361,11 @@ def _conv(
     *,
     stride: int = 1,
     zero: bool = False,
+    offset: jax.Array | None = None,
 ) -> jax.Array:
     """A 3x3 convolution of the calling module, applied to x."""
     kernel_init, bias_init = initializers(initialization, 9 * x.shape[-1], zero)
-    return nn.Conv(
-        features, (3, 3), (stride, stride), dtype=dtype, kernel_init=kernel_init, bias_init=bias_init, name=name
-    )(x)
+    return Conv(features, stride, dtype, kernel_init, bias_init, name=name)(x, offset)
 
 
 def _dense(
@@ -387,4 +379,4 @@ def _dense(
 ) -> jax.Array:
     """A dense layer (on images: a 1x1 convolution) of the calling module, applied to x."""
     kernel_init, bias_init = initializers(initialization, x.shape[-1], zero)
-    return nn.Dense(features, dtype=dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)(x)
+    return Dense(features, dtype, kernel_init, bias_init, name=name)(x)

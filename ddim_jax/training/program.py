@@ -70,7 +70,7 @@ class TrainProgram:
         self._images: tuple[ImageSet, ...] = ()
 
         def one(state: TrainState, batch: Any, *images: ImageSet) -> tuple[TrainState, StepResult]:
-            rate = learning_rate(state.step)
+            rate = jnp.asarray(learning_rate(state.step), jnp.float32)
             state, metrics = step(state, gather(images[0], batch) if images else batch)
             return state, StepResult(metrics, rate)
 

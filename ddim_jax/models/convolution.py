@@ -1,0 +1,126 @@
+"""Convolutions and dense layers: operands in the dtype of the activations, what is added to their result in float32.
+
+In bfloat16 a matrix unit multiplies bfloat16 numbers and adds up in float32. The bias is added to that sum before it is
+rounded, so that a bias' gradient, a sum over all pixels of the batch, is one in float32 too; compilers do all of it
+while they write the result.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+class Conv(nn.Module):
+    """A 3x3 convolution with bias, zeros around the image.
+
+    At stride 2, images of even height and width are padded right and below only, as the published networks do.
+
+    Attributes:
+        features: channels of the result.
+        stride: 1, or 2 to halve height and width.
+        dtype: dtype of image, kernel and result; parameters are float32.
+        kernel_init: draws the ``kernel`` [3, 3, c, features].
+        bias_init: draws the ``bias`` [features].
+    """
+
+    features: int
+    stride: int = 1
+    dtype: jax.typing.DTypeLike = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: jax.Array, offset: jax.Array | None = None) -> jax.Array:
+        """Maps [n, h, w, c] to [n, h / stride, w / stride, features].
+
+        Args:
+            x: images.
+            offset: float32, added to the result like the bias; of any shape that broadcasts to it.
+        """
+        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
+        bias = self.param("bias", self.bias_init, (self.features,))
+        total = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride).astype(jnp.float32) + bias
+        return (total if offset is None else total + offset).astype(self.dtype)
+
+
+class Dense(nn.Module):
+    """A dense layer with bias; on images, a 1x1 convolution.
+
+    Attributes:
+        features: channels of the result.
+        dtype: dtype of input, kernel and result; parameters are float32.
+        kernel_init: draws the ``kernel`` [c, features].
+        bias_init: draws the ``bias`` [features].
+    """
+
+    features: int
+    dtype: jax.typing.DTypeLike = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., c] to [..., features]."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", self.bias_init, (self.features,))
+        product = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        return (product.astype(jnp.float32) + bias).astype(self.dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """Correlates images with a kernel, padded as TensorFlow's SAME.
+
+    It is ``jax.lax.conv_general_dilated``, derivatives included. But on the CPU the derivatives are told in other words
+    of the same meaning: XLA runs a convolution there by a fast routine only where images are stored as [n, h, w, c] and
+    kernels as [h, w, in, out], and puts others into that form outside of loops alone. The gradients that JAX derives
+    are stored otherwise, and inside ``lax.scan`` (several steps in one dispatch, accumulated gradients) they took 20 to
+    100 times as long. Here each operand is transposed first, so that the gradients find that form everywhere.
+
+    Args:
+        x: [n, h, w, c].
+        kernel: [height, width, c, features].
+        stride: distance between the pixels that are kept.
+
+    Returns:
+        [n, ceil(h / stride), ceil(w / stride), features].
+    """
+    return _convolve(x, kernel, stride, _DIMENSIONS)
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, stride: int, dimensions: tuple[str, str, str]) -> jax.Array:
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=dimensions)
+
+
+@functools.partial(convolve.defjvp, symbolic_zeros=True)
+def _convolve_jvp(stride: int, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    """The change of the result, linear in each tangent. Reverse mode transposes it, forward mode runs it as it is.
+
+    A transposed convolution has the two first letters of each part of its dimensions swapped: those of the functions
+    for the CPU are chosen such that this gives ``_DIMENSIONS``. Who asks for no gradient of the kernel wants forward
+    mode (likelihood) and gets the plain form.
+    """
+    x, kernel = primals
+    x_tangent, kernel_tangent = tangents
+    plain = functools.partial(_convolve, stride=stride, dimensions=_DIMENSIONS)
+
+    def by_image(x_tangent: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _convolve(x_tangent, kernel.transpose(0, 1, 3, 2), stride, ("NHWC", "HWOI", "NHWC"))
+
+    def by_kernel(x: jax.Array, kernel_tangent: jax.Array) -> jax.Array:
+        swapped = x.transpose(3, 1, 2, 0), kernel_tangent.transpose(2, 0, 1, 3)
+        return _convolve(*swapped, stride, ("CHWN", "IHWO", "HWNC")).transpose(2, 0, 1, 3)
+
+    changes = []
+    if isinstance(kernel_tangent, SymbolicZero):
+        changes.append(plain(x_tangent, kernel))
+    else:
+        changes.append(jax.lax.platform_dependent(x, kernel_tangent, cpu=by_kernel, default=plain))
+        if not isinstance(x_tangent, SymbolicZero):
+            changes.append(jax.lax.platform_dependent(x_tangent, kernel, cpu=by_image, default=plain))
+    return convolve(x, kernel, stride), functools.reduce(jnp.add, changes)

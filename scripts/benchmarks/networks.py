@@ -1,0 +1,117 @@
+"""A forward pass, and sampling by DDIM."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.peers import Peers
+from benchmarks.rows import OURS, Program, Row, Task, take_turns, with_details, with_remark
+from benchmarks.setting import Setting, time_compilation
+from ddim_jax import parallel
+from ddim_jax.config import Config
+from ddim_jax.jobs.describe import flops
+from ddim_jax.models import build_model
+from ddim_jax.sampling.programs import build_sampler, image_program, image_shape
+from ddim_jax.sampling.sampler import image_items
+from ddim_jax.training.state import init_state, make_optimizer
+
+# What the paper measures samples by.
+_MANY_IMAGES = 50_000
+
+
+def random_params(config: Config) -> Any:
+    """Parameters under which the network computes something: DDPM's initial ones make its output almost zero."""
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, init="torch"))
+    state = init_state(config, build_model(config), make_optimizer(config.train, 1))
+    return jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+
+
+def forward_flop(config: Config) -> float:
+    """Operations of a forward pass of one image."""
+    model = build_model(config)
+    side, channels = config.data.image_size, config.data.channels
+    image, noise_level = jnp.zeros((1, side, side, channels)), jnp.zeros(1)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image, noise_level)
+    return flops(jax.make_jaxpr(model.apply)(variables, image, noise_level))
+
+
+def measure_forward(setting: Setting, peers: Peers | None) -> list[Row]:
+    """One pass of the network without dropout, from float32 images on the device."""
+    config, devices = setting.config, setting.devices
+    model, variables = build_model(config), random_params(config)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((setting.batch, *image_shape(config))).astype(np.float32)
+    times = rng.integers(0, config.diffusion.num_levels, setting.batch).astype(np.float32)
+    label = np.zeros(setting.batch, np.int32) if config.model.num_classes else None
+
+    on_devices = parallel.replicate(variables, devices)
+    # A program that returns its arguments leaves them on the devices.
+    keep = parallel.pmap_map(lambda _, inputs: inputs, devices)
+    inputs = keep(0, parallel.shard((x, times, label), len(devices)))
+    forward: Any = parallel.pmap_map(lambda variables, inputs: model.apply(variables, *inputs), devices)
+    ahead = time_compilation(lambda: forward.lower(on_devices, inputs).compile())
+
+    def run() -> np.ndarray:
+        outputs = [ahead.result(on_devices, inputs) for _ in range(setting.calls)]
+        return parallel.unshard(outputs[-1])
+
+    images = setting.batch * setting.calls
+    ours = Program(run, ahead.lower_seconds, ahead.compile_seconds, ahead.result.as_text)
+    theirs = peers.forward(config, variables["params"], x, times, setting.calls) if peers else {}
+    turns = take_turns(
+        Task("forward", images, images * forward_flop(config)), {OURS: ours, **theirs}, setting.repeats, setting.traces
+    )
+    return [_with_distance(row, turns.results) for row in turns.rows]
+
+
+def _with_distance(row: Row, results: Mapping[str, Any]) -> Row:
+    """Says how far a peer's output is from ours."""
+    ours, theirs = results[OURS], results.get(row.program)
+    if row.program == OURS or theirs is None:
+        return row
+    error = np.max(np.abs(theirs - ours)) / np.max(np.abs(ours))
+    return with_remark(row, f"output differs by {error:.0e}")
+
+
+def measure_sample(setting: Setting, peers: Peers | None) -> list[Row]:
+    """One trajectory of DDIM, from the image indices to uint8 images in the host's memory."""
+    rows = []
+    for steps in setting.steps:
+        sample = dataclasses.replace(setting.config.sample, sampler="ddim", steps=steps, preset="", levels=())
+        rows += _measure_trajectory(setting._replace(config=dataclasses.replace(setting.config, sample=sample)), peers)
+    return rows
+
+
+def _measure_trajectory(setting: Setting, peers: Peers | None) -> list[Row]:
+    config, devices = setting.config, setting.devices
+    variables = random_params(config)
+    on_devices = parallel.replicate(variables, devices)
+    sampler = build_sampler(config)
+    items = parallel.shard(image_items(config, range(setting.batch)), len(devices))
+    program: Any = parallel.pmap_map(image_program(config, build_model(config), sampler), devices)
+    ahead = time_compilation(lambda: program.lower(on_devices, items).compile())
+
+    def run() -> np.ndarray:
+        return parallel.unshard(ahead.result(on_devices, items))
+
+    # Guidance asks the network twice in each step.
+    guided = 2 if config.model.num_classes and config.sample.guidance_scale != 1 else 1
+    flop = setting.batch * sampler.evaluations * guided * forward_flop(config)
+    ours = Program(run, ahead.lower_seconds, ahead.compile_seconds, ahead.result.as_text)
+    theirs = peers.sample(config, variables["params"], setting.batch) if peers else {}
+    task = Task(f"sample, {config.sample.steps} steps", setting.batch, flop)
+    rows = take_turns(task, {OURS: ours, **theirs}, setting.repeats, setting.traces).rows
+    return [_with_many(row) for row in rows]
+
+
+def _with_many(row: Row) -> Row:
+    """Says how long as many images take as FID is measured with."""
+    if not row.values:
+        return row
+    seconds = _MANY_IMAGES / row.images_per_second
+    row = with_remark(row, f"{_MANY_IMAGES:,} images in {seconds:,.0f} s")
+    return with_details(row, seconds_for_50000_images=seconds)

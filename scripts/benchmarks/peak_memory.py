@@ -1,0 +1,35 @@
+"""Runs the command line and writes the most memory that it held at a time.
+
+python scripts/benchmarks/peak_memory.py FILE --config=... --workdir=... [--mode=...]
+"""
+
+import json
+import pathlib
+import re
+import resource
+import sys
+
+from ddim_jax import main
+
+_STATUS = pathlib.Path("/proc/self/status")
+
+
+def peak_bytes() -> int:
+    """Of the device that held the most; on the CPU, whose backend does not tell, of the whole process."""
+    import jax
+
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+    return max(peaks) or _peak_resident_bytes()
+
+
+def _peak_resident_bytes() -> int:
+    if _STATUS.exists():
+        # What getrusage says begins with the peak of the process that started this one.
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    status = main.run([sys.argv[0], *sys.argv[2:]])
+    pathlib.Path(sys.argv[1]).write_text(json.dumps({"bytes": peak_bytes()}))
+    sys.exit(status)

@@ -1,0 +1,90 @@
+"""The training step as the training job runs it."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from benchmarks.networks import forward_flop, random_params
+from benchmarks.peers import Peers
+from benchmarks.rows import OURS, Program, Row, Task, take_turns, with_details
+from benchmarks.setting import Setting, time_compilation
+from ddim_jax import memory, parallel
+from ddim_jax.data.on_device import lives_on_device, read_image_set, train_selections
+from ddim_jax.data.pipeline import train_batches
+from ddim_jax.data.prepared import open_images
+from ddim_jax.data.sources import Source
+from ddim_jax.models import build_model
+from ddim_jax.training.host_average import HostAverage
+from ddim_jax.training.program import TrainProgram, compile_ahead
+from ddim_jax.training.state import init_state, learning_rate_schedule, make_optimizer
+from ddim_jax.training.step import make_train_step
+
+
+def measure_train(setting: Setting, peers: Peers | None) -> list[Row]:
+    """Training steps on batches of real images: forward, backward, clipping, Adam, moving average.
+
+    The host dispatches a step while others are in flight, as in the job, and hears of the last loss at the end of a
+    repeat.
+    """
+    config, devices = setting.config, setting.devices
+    model = build_model(config, parallel.mean_over_devices)
+    total_steps = config.train.steps
+    optimizer = make_optimizer(config.train, total_steps)
+    source = open_images(config.data)
+    free = None if devices[0].platform == "cpu" else memory.free_bytes(devices)
+    program = TrainProgram(
+        make_train_step(config, model, optimizer, parallel.mean_over_devices),
+        learning_rate_schedule(config.train, total_steps),
+        devices,
+        images_on_device=lives_on_device(len(source), config.data, free),
+    )
+    ahead = time_compilation(lambda: compile_ahead(program, config, model, optimizer, total_steps, len(source)))
+    batches = _batches(setting, source, program)
+    state = init_state(config, model, optimizer)
+    average = HostAverage(config.train, state) if config.train.ema_on_host else None
+    state = parallel.replicate(state if average is None else average.part_for_devices(state), devices)
+    size = config.train.steps_per_call
+    groups = -(-setting.calls // size)
+    steps_done = 0
+
+    def run() -> float:
+        nonlocal state, steps_done
+        in_flight = parallel.StepsInFlight(max(1, parallel.MAX_STEPS_IN_FLIGHT // size))
+        for _ in range(groups):
+            state, result = program(state, list(itertools.islice(batches, size)))
+            if average is not None:
+                average.update(steps_done, state)
+            steps_done += size
+            in_flight.add(result)
+        return float(in_flight.drain()[-1].metrics.loss[-1])
+
+    def text() -> str:
+        return "".join(compiled.as_text() for compiled in program._compiled.values())
+
+    images = setting.batch * groups * size
+    ours = Program(run, ahead.lower_seconds, ahead.compile_seconds, text)
+    theirs: dict[str, Program] = {}
+    if peers is not None:
+        batch = _first_images(setting, source)
+        theirs = peers.train(config, random_params(config)["params"], batch, groups * size)
+    task = Task("train", images, 3 * images * forward_flop(config))
+    rows = take_turns(task, {OURS: ours, **theirs}, setting.repeats, setting.traces).rows
+    needed = ahead.result
+    return [with_details(rows[0], program_bytes=None if needed is None else needed.total), *rows[1:]]
+
+
+def _batches(setting: Setting, source: Source, program: TrainProgram) -> Iterator[Any]:
+    """Batches, or the selections that stand for them where the images live on the devices."""
+    config = setting.config
+    if not program.images_on_device:
+        return iter(train_batches(source, config.data, seed=config.seed, batch_size=setting.batch))
+    images, row_of = read_image_set(source, config.data)
+    program.place(images)
+    return train_selections(row_of, config.data, seed=config.seed, batch_size=setting.batch)
+
+
+def _first_images(setting: Setting, source: Source) -> np.ndarray:
+    """One batch of uint8 images."""
+    return next(iter(train_batches(source, setting.config.data, seed=0, batch_size=setting.batch))).image
