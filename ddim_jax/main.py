@@ -163,12 +163,17 @@ def _help() -> str:
     return f"{(__doc__ or '').splitlines()[0]}\n\n{listed}"
 
 
+def is_small(config: Config) -> bool:
+    """Whether a CPU's time is worth more than its memory: several copies of such a network cost nothing."""
+    return config.model.channels <= 64
+
+
 def cpu_devices(config: Config, cores: int) -> int:
     """Devices to share a CPU among: ``train.cpu_devices``, or one for each core.
 
     Of a large network, of which each device holds a copy, no more than two.
     """
-    return config.train.cpu_devices or min(cores, 8 if config.model.channels <= 64 else 2)
+    return config.train.cpu_devices or min(cores, 8 if is_small(config) else 2)
 
 
 def _report(error: Exception) -> int:
@@ -200,9 +205,11 @@ def run(argv: Sequence[str] | None = None) -> int:
         # Some libraries refuse to work as long as absl's own flags are unparsed.
         flags.FLAGS.mark_as_parsed()
         # Imports JAX, which takes a while.
-        from ddim_jax import parallel
+        from ddim_jax import memory, parallel
         from ddim_jax.compilation import keep_compiled_programs
 
+        if is_small(config):
+            memory.keep_freed_memory()
         keep_compiled_programs(config.train.compilation_cache)
         parallel.share_cpu(cpu_devices(config, parallel.usable_cores()))
 

@@ -23,8 +23,9 @@ SciPy's matrix square root. Two peers are on no index: give checkouts of github.
 and github.com/yang-song/score_sde (``--score-sde``). PyTorch uses one GPU: give us no more either
 (``CUDA_VISIBLE_DEVICES=0``).
 
-On a CPU all programs use all cores that they may. While other work runs on these, threads that wait for one another
-spoil the comparison: the processor time tells what each program needs.
+On a CPU all programs use all cores that they may, and PyTorch's threads sleep while they wait for one another, unless
+``OMP_WAIT_POLICY`` says otherwise: spinning, they spoil the comparison where other work runs on the same cores. The
+processor time tells what each program needs even there.
 """
 
 import argparse

@@ -53,7 +53,7 @@ def train(config: Config, workdir: epath.PathLike) -> None:
     check_labels(source, config.model.num_classes)
     config = _with_statistics(config, workdir, source)
     total_steps = _total_steps(config, len(source))
-    model = build_model(config, parallel.mean_over_devices)
+    model = build_model(config, parallel.mean_over_devices, flash_attention=True)
     pictures = TrainingPictures(config, model, epath.Path(workdir), total_steps)
     validation = best = None
     if main_process and config.train.validate_every and validation_source is not None:

@@ -123,9 +123,11 @@ def measure_frechet(setting: Setting, peers: Peers | None, dimension: int) -> li
         turns = take_turns(Task(f"Fréchet distance, d = {dimension:,}, N = {num:,}"), programs, setting.repeats)
         for row in turns.rows:
             found, ours = turns.results.get(row.program), turns.results[OURS]
-            rows.append(
-                row if found is None else with_remark(row, f"{found:.8g}, {abs(found / ours - 1):.0e} from ours")
-            )
+            if found is not None:
+                row = with_remark(row, f"{found:.8g}")
+            if found is not None and row.program != OURS:
+                row = with_remark(row, f"differs by {abs(found / ours - 1):.0e}")
+            rows.append(row)
     return rows
 
 
