@@ -1,5 +1,6 @@
 """The pictures that a training run draws on the way and at its end."""
 
+import concurrent.futures
 from typing import Any
 
 import flax.linen as nn
@@ -49,10 +50,14 @@ class TrainingPictures:
         path = sample_grid_path(self._workdir, self._total_steps)
         num = self._config.train.sample_num
         if self._final_samplers and not path.exists():
+            weights = parallel.replicate(self._weights(state), parallel.local_devices())
+            # Side by side, since compiling keeps but one core busy.
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                list(pool.map(lambda sampler: sampler.compile(weights), self._final_samplers))
             rows = []
             for sampler in self._final_samplers:
                 steps = sampler.config.sample.steps
-                images = sampler.draw(self._weights(state), range(num))
+                images = sampler.draw(weights, range(num))
                 rows.append((f"DDIM, {sampler.evaluations} steps, eta {self._config.sample.eta:g}", images))
                 save_png(sample_grid_path(self._workdir, self._total_steps, f"_ddim_{steps}"), grid(images))
             picture = labelled_rows(rows, columns=max(1, min(16, num // 2)))
