@@ -7,7 +7,7 @@ import numpy as np
 
 from ddim_jax import parallel
 from ddim_jax.errors import UserError
-from ddim_jax.sharded_map import ShardedMap
+from ddim_jax.sharded_map import BatchSize, ShardedMap
 
 # Of ADM's sFID: 17 x 17 places with 7 channels.
 SPATIAL_DIMENSION = 2023
@@ -75,7 +75,7 @@ class Extractor:
         self.shape = shape
         devices = parallel.local_devices()
         self.images_per_call = batch_size * len(devices)
-        self._map = ShardedMap(function, batch_size)
+        self._map = ShardedMap(function, BatchSize(batch_size, what="images", key="eval.batch_size"))
         self._variables = parallel.replicate(variables, devices)
 
     def __call__(self, images: np.ndarray) -> Features:

@@ -64,6 +64,7 @@ def train(config: Config, workdir: epath.PathLike) -> None:
 
     optimizer = make_optimizer(config.train, total_steps)
     on_device = lives_on_device(len(source), config.data, None if devices[0].platform == "cpu" else free)
+    on_device = bool(parallel.value_of_main_process(on_device))  # one program for all processes
     program = TrainProgram(
         make_train_step(config, model, optimizer, parallel.mean_over_devices),
         learning_rate_schedule(config.train, total_steps),
@@ -97,8 +98,9 @@ def train(config: Config, workdir: epath.PathLike) -> None:
         if start < total_steps:
             batches = stack.enter_context(contextlib.closing(_batches(config, source, program, start)))
             average = HostAverage(config.train, state) if config.train.ema_on_host else None
-            needed = None if compiling is None else compiling.result()
             num_params = parameter_count(state.params)
+            with _explaining_out_of_memory(config, num_params, len(devices), None, free):
+                needed = None if compiling is None else compiling.result()
             memory.return_unused_memory()  # of the compiler
             if needed is not None and main_process:
                 of_free = "" if free is None else f" of the {memory.in_words(free)} that are free"
@@ -182,7 +184,7 @@ def _explaining_out_of_memory(
     parts = devices * config.train.accumulate
 
     def refusal(fitting: int) -> UserError:
-        total = 0 if needed is None else needed.total
+        total = None if needed is None else needed.total
         return UserError(memory.training_refusal(batch_size, batch_size // parts, total, free, fitting))
 
     known = 0 if needed is None or free is None else largest_batch(config, num_params, devices, needed, free)

@@ -54,8 +54,10 @@ class TrainingLoop:
         self._total_steps = total_steps
         self._epoch_ends = _epoch_ends(config, num_examples, total_steps)
         self._size = config.train.steps_per_call
-        # In groups of many steps two are enough to keep the devices busy.
-        self._in_flight = parallel.StepsInFlight(max(2, parallel.MAX_STEPS_IN_FLIGHT // self._size))
+        # In groups of many steps two are enough to keep the devices busy. Who wants a line for each step wants it at
+        # once: none follows its step by as many as lie between lines.
+        most = max(2, parallel.MAX_STEPS_IN_FLIGHT // self._size)
+        self._in_flight = parallel.StepsInFlight(min(most, (config.train.log_every - 1) // self._size))
         self._log = _Log(config, writer)
         self.stopped_at: int | None = None
 
