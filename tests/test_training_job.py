@@ -44,6 +44,7 @@ def test_what_is_due_inside_a_group_comes_at_its_end(tmp_path):
     assert [line["step"] for line in metrics(tmp_path) if "loss" in line] == [1, 2, 3, 4, 5, 6, 7]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_its_average_on_the_host_and_images_on_the_device(tmp_path):
     settings = {"train__ema_on_host": True, "data__cache": "device", **SHORT}
     train(changed_digits(train__steps=4, train__checkpoint_every=2, **settings), tmp_path / "whole")
@@ -79,6 +80,7 @@ def test_running_out_of_memory_names_a_smaller_batch(tmp_path, monkeypatch):
         train(changed_digits(train__batch_size=16, **SHORT), tmp_path)
 
 
+@pytest.mark.slow
 def test_lines_of_the_log_follow_their_steps(tmp_path):
     train(changed_digits(train__steps=20, train__validate_every=5, data__validation="train[:16]", **SHORT), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -170,7 +170,7 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints.
         keep_last: newest checkpoints kept.
         keep_every: also keep every checkpoint whose step is a multiple of this; 0 keeps no others.
-        log_every: steps between lines of ``metrics.jsonl``; a line follows its step by fewer than that, and by 8 at most.
+        log_every: steps between lines of ``metrics.jsonl``; a line may follow its step by fewer than that.
         sample_every: steps between sample grids; 0 draws them at the end only.
         sample_every_epochs: passes over the data between sample grids; replaces ``sample_every`` when it is not 0.
         validate_every: steps between measurements of the loss on ``data.validation``; 0 measures none.
