@@ -185,11 +185,12 @@ def _report(error: Exception) -> int:
     return 1
 
 
-def run(argv: Sequence[str] | None = None) -> int:
+def run(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> int:
     """Parses flags, runs the job, and turns a user's mistake into one line.
 
     Args:
         argv: program name and arguments; ``sys.argv`` when None.
+        owns_process: nothing else runs in this process, so that its allocator may be set to suit the job.
 
     Returns:
         The exit status: 0 for success, 1 when another process of the run was lost, 2 for a user's mistake, 130 after
@@ -208,7 +209,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         from ddim_jax import memory, parallel
         from ddim_jax.compilation import keep_compiled_programs
 
-        if is_small(config):
+        if owns_process and is_small(config):
             memory.keep_freed_memory()
         keep_compiled_programs(config.train.compilation_cache)
         parallel.share_cpu(cpu_devices(config, parallel.usable_cores()))
@@ -232,4 +233,4 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(run(owns_process=True))

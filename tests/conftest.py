@@ -24,3 +24,12 @@ def forget_compiled_programs():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def forget_large_programs(request):
+    """Slow tests compile so much that they cannot wait for the end of their module."""
+    yield
+    if request.node.get_closest_marker("slow"):
+        jax.clear_caches()
+        gc.collect()
