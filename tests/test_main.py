@@ -198,7 +198,7 @@ def test_describe_needs_no_workdir_and_writes_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_describe_counts_the_published_cifar10_network(tmp_path):
-    result = command(tmp_path, f"--config={ROOT}/configs/cifar10.py", "--mode=describe")
+    result = command(tmp_path, f"--config={ROOT}/configs/cifar10.py", "--mode=describe", "--config.train.cpu_devices=1")
     assert result.returncode == 0, result.stderr
     text = result.stdout
     assert "Total: 35,746,307 " in text
