@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from ddim_jax.config import Config, check_key, from_config_dict
 from ddim_jax.errors import UserError
+from ddim_jax.huge_pages import restart_with_huge_pages
 
 MODES = (
     *("train", "sample", "trajectory", "interpolate", "reconstruct", "edit", "sweep"),
@@ -163,17 +164,12 @@ def _help() -> str:
     return f"{(__doc__ or '').splitlines()[0]}\n\n{listed}"
 
 
-def is_small(config: Config) -> bool:
-    """Whether a CPU's time is worth more than its memory: several copies of such a network cost nothing."""
-    return config.model.channels <= 64
-
-
 def cpu_devices(config: Config, cores: int) -> int:
     """Devices to share a CPU among: ``train.cpu_devices``, or one for each core.
 
     Of a large network, of which each device holds a copy, no more than two.
     """
-    return config.train.cpu_devices or min(cores, 8 if is_small(config) else 2)
+    return config.train.cpu_devices or min(cores, 8 if config.model.channels <= 64 else 2)
 
 
 def _report(error: Exception) -> int:
@@ -185,12 +181,11 @@ def _report(error: Exception) -> int:
     return 1
 
 
-def run(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> int:
+def run(argv: Sequence[str] | None = None) -> int:
     """Parses flags, runs the job, and turns a user's mistake into one line.
 
     Args:
         argv: program name and arguments; ``sys.argv`` when None.
-        owns_process: nothing else runs in this process, so that its allocator may be set to suit the job.
 
     Returns:
         The exit status: 0 for success, 1 when another process of the run was lost, 2 for a user's mistake, 130 after
@@ -206,11 +201,9 @@ def run(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> int
         # Some libraries refuse to work as long as absl's own flags are unparsed.
         flags.FLAGS.mark_as_parsed()
         # Imports JAX, which takes a while.
-        from ddim_jax import memory, parallel
+        from ddim_jax import parallel
         from ddim_jax.compilation import keep_compiled_programs
 
-        if owns_process and is_small(config):
-            memory.keep_freed_memory()
         keep_compiled_programs(config.train.compilation_cache)
         parallel.share_cpu(cpu_devices(config, parallel.usable_cores()))
 
@@ -233,4 +226,5 @@ def run(argv: Sequence[str] | None = None, *, owns_process: bool = False) -> int
 
 
 if __name__ == "__main__":
-    sys.exit(run(owns_process=True))
+    restart_with_huge_pages("ddim_jax.main")
+    sys.exit(run())

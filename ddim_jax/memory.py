@@ -18,9 +18,6 @@ _CGROUP = pathlib.Path("/sys/fs/cgroup")
 _MEMINFO = pathlib.Path("/proc/meminfo")
 _STATM = pathlib.Path("/proc/self/statm")
 
-# Of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-
 # What the runtimes of the backends say when an allocation fails: the errors have no type of their own.
 _SIGNS_OF_TOO_LITTLE = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 
@@ -120,22 +117,6 @@ def return_unused_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
-
-
-def keep_freed_memory() -> None:
-    """Keeps what this process frees for its next request, from now on; does nothing without glibc.
-
-    On the CPU a program's temporary values are allocated anew in each call, and glibc returns so large pieces to the
-    system at once: mapping and clearing them again took a fifth of the processor time of a small network's training
-    step. The price is a heap with gaps, a third more memory for large networks, so that it pays for small ones alone.
-    Must be called before threads have begun to allocate.
-    """
-    if sys.platform != "linux":
-        return
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is not None:
-        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_ARENA_MAX, 1)):
-            set_option(option, value)
 
 
 # --- what fits ----------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ OVERRIDES = (
     "--config.model.multipliers=(1,)",
     "--config.model.attention_resolutions=(8,)",
     "--config.model.dropout=0.1",
+    "--config.diffusion.schedule=linear",
     "--config.diffusion.objective=x0",
     "--config.train.batch_size=4",
     "--config.train.lr_schedule=constant",

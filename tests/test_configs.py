@@ -187,6 +187,7 @@ def runs_in_tiny_form(name: str, folder: pathlib.Path, images: pathlib.Path, arg
     return workdir
 
 
+@pytest.mark.slow
 def test_the_flowers_config_runs(images, tmp_path):
     workdir = runs_in_tiny_form("flowers", tmp_path, images)
     assert len(records(workdir, "image_loss")) == 2

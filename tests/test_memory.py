@@ -351,6 +351,7 @@ def sizes(text):
     return {name.strip(): float(size.replace(",", "")) for name, size in found}
 
 
+@pytest.mark.slow
 def test_describe_tells_what_is_needed_and_what_fits(allow, capsys):
     config = with_batch(small_digits(), 64)
     free = 100 << 20

@@ -25,7 +25,7 @@ from ddim_jax.training.step import make_train_step
 CONFIG = Config(
     data=DataConfig(image_size=8, channels=1),
     model=ModelConfig(
-        channels=32, num_groups=8, multipliers=(1, 1), num_blocks=1, attention_resolutions=(4,), dropout=0.3
+        channels=32, num_groups=8, multipliers=(1,), num_blocks=1, attention_resolutions=(8,), dropout=0.3
     ),
     diffusion=DiffusionConfig(num_levels=100),
     train=TrainConfig(batch_size=16, steps=10, learning_rate=1e-3, ema_decay=0.9),
@@ -112,7 +112,8 @@ def test_the_first_loss_is_the_closed_form_one():
 @pytest.mark.parametrize("objective", ["eps", "x0", "v"])
 def test_training_on_one_batch_lowers_the_loss(objective):
     # Random images, of which only the noise can be learned: v and x0 fall to less than for real ones.
-    config = changed(model__dropout=0.0, diffusion__objective=objective)
+    levels = {"model__multipliers": (1, 1), "model__attention_resolutions": (4,)}
+    config = changed(**levels, model__dropout=0.0, diffusion__objective=objective)
     _, losses = run_steps(config, 40)
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
 

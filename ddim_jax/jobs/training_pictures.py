@@ -1,6 +1,7 @@
 """The pictures that a training run draws on the way and at its end."""
 
 import concurrent.futures
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -31,10 +32,11 @@ class TrainingPictures:
         # Made now, though compiled when first used: a mistake in config.sample must not wait for the first picture.
         num = config.train.sample_num
         self._sampler = sampler_for(config, model, num)
-        self._final_samplers = [
-            sampler_for(config, model, num, sampler="ddim", steps=steps, eta_per_step=())
-            for steps in config.train.final_sample_steps
-        ]
+        self._final_samplers = []
+        for steps in config.train.final_sample_steps:
+            settings = {"sampler": "ddim", "steps": steps, "eta_per_step": ()}
+            same = dataclasses.replace(config.sample, **settings) == config.sample  # compiled for earlier pictures
+            self._final_samplers.append(self._sampler if same else sampler_for(config, model, num, **settings))
 
     def draw(self, step: int, state: TrainState, writer: MetricWriter, suffix: str = "") -> None:
         """Draws ``samples/step_NNNNNNNN{suffix}.png`` with the settings of ``config.sample``; process 0 alone."""

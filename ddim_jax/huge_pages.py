@@ -1,0 +1,39 @@
+"""Memory in pages of 2 MiB instead of 4 KiB, which makes training on a CPU an eighth faster."""
+
+import os
+import pathlib
+import sys
+
+_SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_TUNABLE = "glibc.malloc.hugetlb"
+
+
+def restart_with_huge_pages(module: str) -> None:
+    """Starts this process anew if that gives it huge pages: same process id, same arguments.
+
+    On the CPU a program's temporary values are allocated anew in each call, and given back after it. Getting them page
+    by page, each cleared by the kernel, took an eighth of a training step's time. Where Linux gives huge pages to those
+    who ask (``madvise``, the usual setting), glibc's ``malloc`` asks for them if an environment variable says so when a
+    process starts, and at no other time. Whoever sets it (``GLIBC_TUNABLES=glibc.malloc.hugetlb=0``) decides.
+
+    Args:
+        module: that Python was told to run (``python -m MODULE``); where it was not, nothing happens.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if module not in sys.orig_argv or _TUNABLE in tunables or not (_kernel_waits_to_be_asked() and _glibc_can_ask()):
+        return
+    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, f"{_TUNABLE}=1")))
+    os.execv(sys.executable, sys.orig_argv)
+
+
+def _kernel_waits_to_be_asked() -> bool:
+    return _SETTING.exists() and "[madvise]" in _SETTING.read_text()
+
+
+def _glibc_can_ask() -> bool:
+    try:
+        version = os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (AttributeError, ValueError):
+        return False
+    name, _, number = version.partition(" ")
+    return name == "glibc" and tuple(int(part) for part in number.split(".")[:2]) >= (2, 35)
