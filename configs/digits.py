@@ -24,8 +24,9 @@ def get_config(variant: str | None = None) -> ConfigTree:
     config.model.attention_resolutions = (4,)
     config.model.dropout = 0.0
 
-    # The linear schedule drowns images as small as these too early, and spends most levels on noise (Nichol and Dhariwal
-    # 2021, figure 3). The cosine schedule ends in nearly pure noise, where eps tells nothing of the image: hence v.
+    # The linear schedule drowns images as small as these too early, and spends most levels on noise (Nichol and
+    # Dhariwal 2021, section 3.2). The cosine one ends in nearly pure noise, from which an image cannot be had by way
+    # of eps, since their difference is divided by almost nothing: hence v.
     config.diffusion.schedule = "cosine"
     config.diffusion.objective = "v"
 
