@@ -1,7 +1,6 @@
 """Memory of devices: what is free, what a compiled program needs, and which batch size fits."""
 
 import ctypes
-import os
 import pathlib
 import re
 import sys
@@ -16,7 +15,7 @@ USABLE = 0.8
 
 _CGROUP = pathlib.Path("/sys/fs/cgroup")
 _MEMINFO = pathlib.Path("/proc/meminfo")
-_STATM = pathlib.Path("/proc/self/statm")
+_STATUS = pathlib.Path("/proc/self/status")
 
 # What the runtimes of the backends say when an allocation fails: the errors have no type of their own.
 _SIGNS_OF_TOO_LITTLE = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
@@ -102,11 +101,25 @@ def _left_in_control_groups() -> list[int]:
     return left
 
 
-def resident_bytes() -> int | None:
-    """Main memory that this process holds now; None where the system does not tell."""
-    if not _STATM.exists():
+class ResidentMemory(NamedTuple):
+    """Bytes of main memory that this process holds.
+
+    Attributes:
+        now: at this moment.
+        peak: at most so far.
+    """
+
+    now: int
+    peak: int
+
+
+def resident_memory() -> ResidentMemory | None:
+    """Of this process; None where the system does not tell."""
+    if not _STATUS.exists():
         return None
-    return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    # What getrusage has for a peak begins with that of the process which started this one.
+    sizes = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE))
+    return ResidentMemory(now=int(sizes["VmRSS"]) * 1024, peak=int(sizes["VmHWM"]) * 1024)
 
 
 def return_unused_memory() -> None:

@@ -79,17 +79,17 @@ def test_where_the_system_does_not_tell_nothing_is_refused(tmp_path, monkeypatch
 
 
 def test_memory_that_is_returned_is_no_longer_resident():
-    if memory.resident_bytes() is None:
+    if memory.resident_memory() is None:
         pytest.skip("the system does not tell")
     memory.return_unused_memory()
-    before = memory.resident_bytes()
+    before = memory.resident_memory().now
     # Small pieces, which the C library keeps when they are freed; the last one holds the heap's end.
     pieces = [np.ones(2000) for _ in range(10_000)]
-    assert memory.resident_bytes() - before > 100 << 20
+    assert memory.resident_memory().now - before > 100 << 20
     last = pieces[-1]
     del pieces
     memory.return_unused_memory()
-    assert memory.resident_bytes() - before < 50 << 20
+    assert memory.resident_memory().now - before < 50 << 20
     assert last[0] == 1
 
 

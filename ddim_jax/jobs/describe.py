@@ -147,21 +147,23 @@ def _print_training_memory(config: Config, state: TrainState) -> None:
     print(f"batch {config.train.batch_size} on {len(devices)} x {devices[0].device_kind}, {share} images each")
     needed = _training_memory(config, devices)
     memory.return_unused_memory()
-    resident = memory.resident_bytes()
+    resident = memory.resident_memory()
     if needed is None:
         print("XLA does not tell for this device")
         return
     _print_memory(needed, free)
     if devices[0].platform == "cpu" and resident is not None:
         parts = {
-            "the process: Python, libraries, programs": resident,
+            "the process: Python, libraries, programs": resident.now,
             "its devices": needed.total * len(devices) // parallel.process_count(),
             # A copy of the state, and what has been encoded of it.
             "a checkpoint on its way to the disk": 2 * _bytes_of(state),
         }
         if config.train.ema_on_host:
             parts["the moving average"] = _bytes_of((state.ema_params, state.ema_batch_stats))
-        parts["main memory, without images kept there"] = sum(parts.values())
+        in_training = sum(parts.values())
+        parts["before that, to compile: at most"] = resident.peak
+        parts["main memory, without images kept there"] = max(in_training, resident.peak)
         for name, size in parts.items():
             print(_size_line(name, size))
     variants = {"": needed}

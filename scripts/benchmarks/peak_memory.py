@@ -5,13 +5,9 @@ python scripts/benchmarks/peak_memory.py FILE --config=... --workdir=... [--mode
 
 import json
 import pathlib
-import re
-import resource
 import sys
 
-from ddim_jax import main
-
-_STATUS = pathlib.Path("/proc/self/status")
+from ddim_jax import main, memory
 
 
 def peak_bytes() -> int:
@@ -19,14 +15,12 @@ def peak_bytes() -> int:
     import jax
 
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
-    return max(peaks) or _peak_resident_bytes()
-
-
-def _peak_resident_bytes() -> int:
-    if _STATUS.exists():
-        # What getrusage says begins with the peak of the process that started this one.
-        return int(re.findall(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if max(peaks):
+        return max(peaks)
+    resident = memory.resident_memory()
+    if resident is None:
+        raise RuntimeError("neither JAX nor the system tells how much memory was held")
+    return resident.peak
 
 
 if __name__ == "__main__":
