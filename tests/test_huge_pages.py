@@ -32,6 +32,14 @@ def test_the_same_command_starts_anew_once(restarts):
     assert restarts == [(sys.executable, ARGUMENTS, "glibc.malloc.hugetlb=1")]
 
 
+def test_the_process_goes_on_where_it_must_not_start_anew(restarts, monkeypatch):
+    def refuse(path, argv):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "execv", refuse)
+    huge_pages.restart_with_huge_pages("ddim_jax.main")
+
+
 def test_other_tunables_are_kept(restarts, monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=3")
     huge_pages.restart_with_huge_pages("ddim_jax.main")
