@@ -8,7 +8,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -89,7 +89,7 @@ def quality_picture(table: Sequence[Line]) -> bytes:
             if axis.get_scale() == "log":
                 _name_ticks(axis)
         axes.grid(alpha=0.3)
-    left.set_xticks(sorted({line.evaluations for line in drawn if line.evaluations is not None}))
+    left.set_xticks(_apart({line.evaluations for line in drawn if line.evaluations is not None}))
     left.set_ylabel("" if name is None else heading(name))
     if drawn:
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
@@ -103,6 +103,15 @@ def _name_ticks(axis: Axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _apart(numbers: Iterable[int]) -> list[int]:
+    """The numbers in order, but for those so near to the one before that their names would overlap."""
+    kept: list[int] = []
+    for number in sorted(numbers):
+        if not kept or number > 1.1 * kept[-1]:
+            kept.append(number)
+    return kept
 
 
 def _curves(drawn: Sequence[Line]) -> dict[str, list[Line]]:
