@@ -106,7 +106,7 @@ class ResidentMemory(NamedTuple):
 
     Attributes:
         now: at this moment.
-        peak: at most so far.
+        peak: at most so far; ``now`` where the system does not tell.
     """
 
     now: int
@@ -119,7 +119,8 @@ def resident_memory() -> ResidentMemory | None:
         return None
     # What getrusage has for a peak begins with that of the process which started this one.
     sizes = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE))
-    return ResidentMemory(now=int(sizes["VmRSS"]) * 1024, peak=int(sizes["VmHWM"]) * 1024)
+    now = sizes["VmRSS"]
+    return ResidentMemory(now=int(now) * 1024, peak=int(sizes.get("VmHWM", now)) * 1024)
 
 
 def return_unused_memory() -> None:
