@@ -7,12 +7,13 @@ processes, and ``import ddim_jax`` should cost nothing there.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ddim_jax.version import __version__
+
 if TYPE_CHECKING:
     from ddim_jax.pipeline import Pipeline as Pipeline
     from ddim_jax.pipeline import load as load
     from ddim_jax.pipeline import load_weights as load_weights
 
-__version__ = "0.1.0"
 __all__ = ["Pipeline", "__version__", "load", "load_weights"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 

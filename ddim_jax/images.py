@@ -1,47 +1,16 @@
-"""Images between disk and network: uint8 ↔ float, grids, PNG files.
-
-Images are uint8 [n, h, w, c] wherever they are stored, shown or measured, and floats only between
-the network's input and its output.
-"""
+"""Pictures for people: grids, tables with headings, PNG files, animations. All images are uint8 [n, h, w, c]."""
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
+from ddim_jax.files import whole_file
+
 _TITLE_HEIGHT = 22
 _FONT_SIZE = 14
-
-
-class Normalization(NamedTuple):
-    """How pixels in [0, 1] become the network's floats: ``(pixel - mean) / std``.
-
-    Attributes:
-        mean: one value, or one per channel.
-        std: one value, or one per channel; mean = std = 0.5 gives [-1, 1].
-    """
-
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
-
-
-def to_float(images: Any, normalization: Normalization, dtype: Any = jnp.float32) -> Any:
-    """uint8 [..., h, w, c] in 0 ... 255 → floats, (image / 255 - mean) / std."""
-    pixels = jnp.asarray(images, dtype) / 255.0
-    return (pixels - jnp.asarray(normalization.mean, dtype)) / jnp.asarray(normalization.std, dtype)
-
-
-def to_uint8(images: Any, normalization: Normalization) -> Any:
-    """Floats [..., h, w, c] → uint8, clipped to 0 ... 255 and rounded half up.
-
-    Truncating instead, as several codebases do, darkens images by half a level and moves FID.
-    """
-    pixels = images * jnp.asarray(normalization.std, images.dtype) + jnp.asarray(normalization.mean, images.dtype)
-    return jnp.floor(jnp.clip(pixels, 0.0, 1.0) * 255.0 + 0.5).astype(jnp.uint8)
 
 
 def grid(images: np.ndarray, columns: int | None = None, padding: int = 2, min_side: int = 64) -> np.ndarray:
@@ -142,19 +111,16 @@ def save_png(path: epath.PathLike, image: np.ndarray) -> None:
     A run can be killed at any moment and resumes by the files that exist, so a half-written one must never carry the
     final name.
     """
-    path = epath.Path(path)
     picture = _to_pillow(image)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with whole_file(path) as partial, partial.open("wb") as file:
         picture.save(file, format="PNG")
-    partial.replace(path)
 
 
 def save_gif(path: epath.PathLike, frames: Sequence[np.ndarray], frame_ms: int) -> None:
     """Writes uint8 [h, w, 1 or 3] pictures as an endless animation, the last one shown for a second and a half."""
     pictures = [_to_pillow(frame) for frame in frames]
     durations = [frame_ms] * (len(pictures) - 1) + [1500]
-    with epath.Path(path).open("wb") as file:
+    with whole_file(path) as partial, partial.open("wb") as file:
         pictures[0].save(
             file, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=True
         )

@@ -12,18 +12,18 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from ddim_jax.config import Config, from_json
+from ddim_jax.configured import build_encoder, build_sampler
 from ddim_jax.diffusion.interpolation import slerp_grid, slerp_path
 from ddim_jax.errors import UserError
-from ddim_jax.models import build_model
+from ddim_jax.models import Model, build_model
 from ddim_jax.sampling import programs
-from ddim_jax.sampling.sampler import batch_size_for, image_indices, image_items
+from ddim_jax.sampling.image_sampler import batch_size_for, image_indices, image_items
 from ddim_jax.sharded_map import ShardedMap
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
 from ddim_jax.training.state import abstract_state, make_optimizer
@@ -76,7 +76,7 @@ class Pipeline:
     """
 
     config: Config
-    model: nn.Module
+    model: Model
     variables: Any
     step: int
     _compiled: dict[Any, ShardedMap] = dataclasses.field(default_factory=dict, repr=False, compare=False)
@@ -134,7 +134,7 @@ class Pipeline:
             settings.setdefault("eta_per_step", ())
         config = self._config(seed=seed, start=start, **settings)
         return self._run(
-            lambda: programs.image_program(config, self.model, programs.build_sampler(config)),
+            lambda: programs.image_program(config, self.model, build_sampler(config)),
             ("sample",),
             config,
             image_items(config, image_indices(config)),
@@ -175,7 +175,7 @@ class Pipeline:
         config = self._config(**settings)
         self._check_images(images)
         return self._run(
-            lambda: programs.encode_program(config, self.model, programs.build_encoder(config, iterations)),
+            lambda: programs.encode_program(config, self.model, build_encoder(config, iterations)),
             ("encode", iterations),
             config,
             (images, self._items(config, len(images), labels)),
@@ -198,7 +198,7 @@ class Pipeline:
         config = self._config(**settings)
         self._check_images(latents)
         return self._run(
-            lambda: programs.decode_program(config, self.model, programs.build_sampler(config)),
+            lambda: programs.decode_program(config, self.model, build_sampler(config)),
             ("decode",),
             config,
             (np.asarray(latents, np.float32), self._items(config, len(latents), labels)),
@@ -256,7 +256,7 @@ class Pipeline:
             **settings: see the class.
         """
         config = self._config(**settings)
-        sampler = programs.build_sampler(config)
+        sampler = build_sampler(config)
         kept = np.unique(np.linspace(0, sampler.steps - 1, min(moments, sampler.steps)).round().astype(int))
         images = self._run(
             lambda: programs.trajectory_program(config, self.model, sampler, kept),
@@ -330,7 +330,7 @@ class Pipeline:
         if mask.shape not in (images.shape[1:3], images.shape[:3]):
             raise UserError(f"the mask has shape {mask.shape}, but the images are {images.shape[1:3]}; resize the mask")
         masks = np.broadcast_to(mask.astype(bool), images.shape[:3])[..., None]
-        sampler = programs.build_sampler(config)
+        sampler = build_sampler(config)
         return self._run(
             lambda: programs.inpaint_program(config, self.model, sampler, resamplings, jump),
             ("inpaint", resamplings, jump),
@@ -353,7 +353,7 @@ class Pipeline:
         return items if labels is None else items._replace(label=np.asarray(labels, np.int32))
 
     def _check_images(self, images: np.ndarray) -> None:
-        shape = programs.image_shape(self.config)
+        shape = self.config.data.image_shape
         if images.ndim != 4 or images.shape[1:] != shape:
             raise UserError(f"images have shape {images.shape}, but the model's are [n, {', '.join(map(str, shape))}]")
 

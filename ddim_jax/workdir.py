@@ -13,7 +13,6 @@
 
 import dataclasses
 import datetime
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping
@@ -21,9 +20,11 @@ from typing import Any
 
 from etils import epath
 
-from ddim_jax import __version__
 from ddim_jax.config import Config, ConfigError, differences, flatten, from_json, to_json
+from ddim_jax.digests import digest_of_facts
 from ddim_jax.errors import UserError
+from ddim_jax.files import write_whole
+from ddim_jax.version import __version__
 
 # Keys that say where, how fast or how often, not what: they may change when a run resumes, and
 # differ between training and sampling.
@@ -168,13 +169,6 @@ def _set_aside(workdir: epath.Path) -> None:
             entry.rename(target / entry.name)
 
 
-def write_whole(path: epath.Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
 # --- later jobs ---------------------------------------------------------------------------------
 
 
@@ -191,8 +185,7 @@ def job_dir(workdir: epath.PathLike, mode: str, name: str, decides: Mapping[str,
     Raises:
         UserError: the folder cannot be made.
     """
-    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
-    folder = epath.Path(workdir) / mode / f"{name}-{digest}"
+    folder = epath.Path(workdir) / mode / f"{name}-{digest_of_facts(decides)[:8]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

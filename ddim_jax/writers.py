@@ -11,6 +11,8 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from ddim_jax.files import write_whole
+
 log = logging.getLogger("ddim_jax")
 
 
@@ -44,9 +46,7 @@ class MetricWriter:
                 continue  # the line that was being written when the run was killed
             if record["step"] <= step:
                 kept.append(line + "\n")
-        partial = self._path.with_name(self._path.name + ".partial")
-        partial.write_text("".join(kept))
-        partial.replace(self._path)
+        write_whole(self._path, "".join(kept))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line; a value that is not finite is written as null, since JSON has no NaN."""

@@ -18,9 +18,9 @@ import numpy as np
 
 import ddim_jax
 from ddim_jax.config import Config
+from ddim_jax.data.real_images import read_real_images
 from ddim_jax.diffusion.losses import draw_levels
 from ddim_jax.images import labelled_rows, save_png
-from ddim_jax.jobs.real_images import read_real_images
 from ddim_jax.pipeline import Pipeline
 from ddim_jax.random_streams import Stream, fold_in_each, root_key
 from ddim_jax.training.step import make_example_losses

@@ -34,14 +34,15 @@ from jax.experimental import topologies
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
-from ddim_jax.data.pipeline import Batch
+from ddim_jax.configured import build_sampler
+from ddim_jax.data.batches import Batch
 from ddim_jax.errors import UserError
 from ddim_jax.jobs.describe import flops
 from ddim_jax.main import parse as parse_command
 from ddim_jax.memory import program_memory
 from ddim_jax.models import build_model
-from ddim_jax.sampling.programs import build_sampler, image_program, image_shape
-from ddim_jax.sampling.sampler import image_items
+from ddim_jax.sampling.image_sampler import image_items
+from ddim_jax.sampling.programs import image_program
 from ddim_jax.training.state import abstract_state, make_optimizer
 from ddim_jax.training.step import make_train_step
 
@@ -256,7 +257,7 @@ def compile_program(config: Config, program: str, devices: parallel.Devices, bat
     )
     shape = (len(devices), batch)
     index = jax.ShapeDtypeStruct(shape, jnp.int32)
-    images: Any = Batch(jax.ShapeDtypeStruct((*shape, *image_shape(config)), jnp.uint8), index, index)  # pyright: ignore[reportArgumentType]
+    images: Any = Batch(jax.ShapeDtypeStruct((*shape, *config.data.image_shape), jnp.uint8), index, index)  # pyright: ignore[reportArgumentType]
     return step.lower(state, images).compile()
 
 
@@ -264,7 +265,7 @@ def flops_by_hand(config: Config, program: str, batch: int) -> int:
     """Convolutions and matrix products of ``batch`` images; a backward pass counts as two forward ones."""
     model = build_model(config)
     state = abstract_state(config, model, make_optimizer(config.train, 1))
-    image = jax.ShapeDtypeStruct((1, *image_shape(config)), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.float32)
     time_ = jax.ShapeDtypeStruct((1,), jnp.float32)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     forward = flops(jax.make_jaxpr(model.apply)(variables, image, time_))

@@ -25,7 +25,7 @@ import ddim_jax
 from ddim_jax.config import DataConfig
 from ddim_jax.data.sources import open_source
 from ddim_jax.errors import UserError
-from ddim_jax.evaluation.classifier import Classifier, classifier_for, labelled_images
+from ddim_jax.measuring.classifier import Classifier, classifier_for, labelled_images
 
 
 class Recognition(NamedTuple):

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.integrate import solve_ivp
 
+from ddim_jax.diffusion.ddim import StepTable
 from ddim_jax.diffusion.prediction import Prediction
-from ddim_jax.diffusion.steps import StepTable
 
 
 class Gaussian(NamedTuple):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
+from ddim_jax.images import load_png
 from ddim_jax.models import build_model
 from ddim_jax.training.checkpoint import Checkpoints
 from ddim_jax.training.state import TrainState, abstract_state, make_optimizer
@@ -147,3 +148,29 @@ def digest(state: TrainState) -> str:
         sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
+
+
+def pictures(folder):
+    """Index to pixels of all images of a sampling job."""
+    if (folder / "samples.npz").exists():
+        with np.load(folder / "samples.npz") as stored:
+            return dict(zip(stored["index"].tolist(), stored["arr_0"], strict=True))
+    return {int(path.stem): load_png(path) for path in folder.glob("[0-9]*.png")}
+
+
+def leaves_by_name(tree):
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assert_same_training(one, other, learning_rate):
+    """Equal losses, and parameters that differ by rounding.
+
+    Adam divides by the gradient's size, so a parameter whose true gradient is 0 moves by rounding noise of the order of
+    the learning rate: the biases before a norm and the attention's key biases are left out.
+    """
+    (state_one, losses_one), (state_other, losses_other) = one, other
+    np.testing.assert_allclose(losses_one, losses_other, rtol=2e-4)
+    ones, others = leaves_by_name(state_one.params), leaves_by_name(state_other.params)
+    for name, value in ones.items():
+        if not name.endswith("['bias']"):
+            assert np.abs(value - others[name]).mean() < 0.05 * learning_rate, name

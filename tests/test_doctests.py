@@ -30,7 +30,9 @@ def test_examples_of_the_python_api(pipe):
     assert runner.failures == 0
 
 
-@pytest.mark.parametrize("module", ["evaluation.measure", "evaluation.reference", "weights.unet_names"])
+@pytest.mark.parametrize(
+    "module", ["measuring.measurement", "measuring.reference", "weights.unet_names", "names", "digests"]
+)
 def test_examples_of_functions(module):
     results = doctest.testmod(importlib.import_module(f"ddim_jax.{module}"))
     assert results.attempted and not results.failed

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from ddim_jax import images
-from ddim_jax.images import Normalization, grid, labelled_rows, load_png, save_png, to_float, to_uint8
+from ddim_jax.images import grid, labelled_rows, load_png, save_png
+from ddim_jax.pixels import Normalization, to_float, to_uint8
 
 
 @pytest.mark.parametrize("normalization", [Normalization(), Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))])

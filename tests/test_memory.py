@@ -17,7 +17,7 @@ from ddim_jax.jobs.sample import sample
 from ddim_jax.jobs.train import train
 from ddim_jax.memory import largest_fitting_batch
 from ddim_jax.pipeline import load
-from ddim_jax.sampling.sampler import ImageSampler, batch_size_for
+from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for
 from ddim_jax.sharded_map import BatchSize, ShardedMap
 
 # --- what is free -------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Small networks with random weights, and files as other projects write them, made without these."""
 
 import json
+import re
 
 import ml_dtypes
 import numpy as np
@@ -91,3 +92,88 @@ def write_diffusers(folder, config, seed=0, unet=None, scheduler=None):
     arrays = state_dict(config, "diffusers", seed)
     write_safetensors(folder / "unet" / "diffusion_pytorch_model.safetensors", ArrayFile(arrays, {"format": "pt"}))
     return folder
+
+
+class DdimModule:
+    """Names and shapes in the order in which DDIM's code makes its modules, apart from ours."""
+
+    def __init__(self, image_size, ch, ch_mult, num_res_blocks, attn_resolutions, channels=3):
+        self.shapes = {}
+        temb_ch = 4 * ch
+        self.linear("temb.dense.0", ch, temb_ch)
+        self.linear("temb.dense.1", temb_ch, temb_ch)
+        self.conv("conv_in", channels, ch)
+        in_ch_mult = (1, *ch_mult)
+        resolution, last = image_size, len(ch_mult) - 1
+        for level in range(last + 1):
+            block_in, block_out = ch * in_ch_mult[level], ch * ch_mult[level]
+            for block in range(num_res_blocks):
+                self.block(f"down.{level}.block.{block}", block_in, block_out, temb_ch)
+                block_in = block_out
+                if resolution in attn_resolutions:
+                    self.attention(f"down.{level}.attn.{block}", block_in)
+            if level != last:
+                self.conv(f"down.{level}.downsample.conv", block_in, block_in)
+                resolution //= 2
+        self.block("mid.block_1", block_in, block_in, temb_ch)
+        self.attention("mid.attn_1", block_in)
+        self.block("mid.block_2", block_in, block_in, temb_ch)
+        for level in range(last, -1, -1):
+            block_out = skip_in = ch * ch_mult[level]
+            for block in range(num_res_blocks + 1):
+                if block == num_res_blocks:
+                    skip_in = ch * in_ch_mult[level]
+                self.block(f"up.{level}.block.{block}", block_in + skip_in, block_out, temb_ch)
+                block_in = block_out
+                if resolution in attn_resolutions:
+                    self.attention(f"up.{level}.attn.{block}", block_in)
+            if level != 0:
+                self.conv(f"up.{level}.upsample.conv", block_in, block_in)
+                resolution *= 2
+        self.norm("norm_out", block_in)
+        self.conv("conv_out", block_in, channels)
+
+    def add(self, name, weight, bias):
+        self.shapes[f"{name}.weight"], self.shapes[f"{name}.bias"] = weight, (bias,)
+
+    def linear(self, name, inputs, outputs):
+        self.add(name, (outputs, inputs), outputs)
+
+    def conv(self, name, inputs, outputs, side=3):
+        self.add(name, (outputs, inputs, side, side), outputs)
+
+    def norm(self, name, width):
+        self.add(name, (width,), width)
+
+    def block(self, name, inputs, outputs, temb_ch):
+        self.norm(f"{name}.norm1", inputs)
+        self.conv(f"{name}.conv1", inputs, outputs)
+        self.linear(f"{name}.temb_proj", temb_ch, outputs)
+        self.norm(f"{name}.norm2", outputs)
+        self.conv(f"{name}.conv2", outputs, outputs)
+        if inputs != outputs:
+            self.conv(f"{name}.nin_shortcut", inputs, outputs, side=1)
+
+    def attention(self, name, width):
+        self.norm(f"{name}.norm", width)
+        for layer in ("q", "k", "v", "proj_out"):
+            self.conv(f"{name}.{layer}", width, width, side=1)
+
+
+def converted_name(name, num_levels):
+    """The name in diffusers of an array of DDIM's code, by the rules of the script that converts such checkpoints."""
+    top = {"temb.dense.0": "time_embedding.linear_1", "temb.dense.1": "time_embedding.linear_2"}
+    top |= {"norm_out": "conv_norm_out", "conv_in": "conv_in", "conv_out": "conv_out"}
+    module, _, kind = name.rpartition(".")
+    if module in top:
+        return f"{top[module]}.{kind}"
+    if "attn" in name:
+        name = re.sub(r"\.(q|k|v)\.", lambda m: {"q": ".query.", "k": ".key.", "v": ".value."}[m[1]], name)
+        name = name.replace("proj_out", "proj_attn").replace("norm", "group_norm")
+        name = name.replace("mid.attn_1", "mid_block.attentions.0").replace(".attn.", ".attentions.")
+    name = name.replace("mid.block_1", "mid_block.resnets.0").replace("mid.block_2", "mid_block.resnets.1")
+    name = name.replace(".block.", ".resnets.").replace("nin_shortcut", "conv_shortcut")
+    name = name.replace("temb_proj", "time_emb_proj")
+    name = name.replace("downsample.conv", "downsamplers.0.conv").replace("upsample.conv", "upsamplers.0.conv")
+    name = re.sub(r"^down\.", "down_blocks.", name)
+    return re.sub(r"^up\.(\d+)", lambda m: f"up_blocks.{num_levels - 1 - int(m[1])}", name)

@@ -13,7 +13,7 @@ class Preset(NamedTuple):
 
     Attributes:
         sampler: see :func:`~ddim_jax.diffusion.samplers.make_sampler`.
-        spacing: see :func:`~ddim_jax.diffusion.timesteps.sampling_levels`.
+        spacing: see :func:`~ddim_jax.diffusion.spacing.sampling_levels`.
         clip: see :func:`~ddim_jax.diffusion.prediction.make_predict`.
         eta: of ``ddim``.
     """

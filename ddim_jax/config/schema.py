@@ -70,6 +70,11 @@ class DataConfig:
     prefetch: int = 4
     on_error: Literal["fail", "skip"] = "fail"
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the images that the network sees."""
+        return (self.image_size, self.image_size, self.channels)
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -244,7 +249,7 @@ class SampleConfig:
         steps: steps S; network evaluations too, but for ``heun`` (2 S - 1) and ``plms`` (S + 1).
         eta: DDIM's stochasticity; 0 is deterministic, 1 is DDPM's posterior variance.
         eta_per_step: an eta for each step, first (noisiest) step first; replaces ``eta``.
-        spacing: the subsequence of levels, see ``diffusion/timesteps.py``.
+        spacing: the subsequence of levels, see ``diffusion/spacing.py``.
         levels: the subsequence itself, noisiest first, in 1 ... T; replaces ``steps`` and ``spacing``.
         clip: what is done to the predicted clean image, see ``diffusion/prediction.py``.
         threshold_percentile: of ``dynamic_threshold``, in percent.
@@ -420,7 +425,7 @@ class EvalConfig:
     extractor, the reference and the number of images, without which figures cannot be compared.
 
     Attributes:
-        preset: the rows of a published table, see ``evaluation/published.py``; replaces ``samplers``, ``etas``,
+        preset: the rows of a published table, see ``tables/published_figures.py``; replaces ``samplers``, ``etas``,
             ``spacings`` and ``steps``. ``ddim-table1`` and ``ddim-table3`` are the parts that are about ``data.name``.
         num: images per row.
         checkpoints: steps of checkpoints, or ``latest``, ``best``, ``all``.

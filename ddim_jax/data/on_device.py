@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddim_jax.config import DataConfig
-from ddim_jax.data.pipeline import (
+from ddim_jax.data.batches import (
     Batch,
     bytes_of_images,
     example_indices,
@@ -46,7 +46,7 @@ class Selection(NamedTuple):
     Attributes:
         row: int32 [b].
         flip: bool [b], which to mirror.
-        index: int32 [b], positions in the *global* batch, as in :class:`~ddim_jax.data.pipeline.Batch`.
+        index: int32 [b], positions in the *global* batch, as in :class:`~ddim_jax.data.batches.Batch`.
     """
 
     row: Any
@@ -97,7 +97,7 @@ def train_selections(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Selection]:
-    """Endless training batches from ``start_step`` on: those of :func:`~ddim_jax.data.pipeline.train_batches`.
+    """Endless training batches from ``start_step`` on: those of :func:`~ddim_jax.data.batches.train_batches`.
 
     Args:
         row_of: int64 [n], the row of each example.

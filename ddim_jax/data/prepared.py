@@ -23,12 +23,10 @@ bytes to the same places, so they need no lock.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +41,9 @@ from ddim_jax.cache import cache_dir
 from ddim_jax.config import DataConfig
 from ddim_jax.data.sources import Example, Source, open_source
 from ddim_jax.data.transforms import ImageError, prepare_image
+from ddim_jax.digests import digest_of_facts
 from ddim_jax.errors import UserError
+from ddim_jax.files import whole_folder
 
 _log = logging.getLogger(__name__)
 
@@ -184,38 +184,33 @@ def _prepared_dir(source: Source, config: DataConfig, info: dict[str, Any]) -> P
     if "://" in config.cache_dir:
         raise UserError(f"data.cache_dir={config.cache_dir!r}: name a folder of this machine: images are memory-mapped")
     root = Path(config.cache_dir).expanduser() if config.cache_dir else cache_dir("prepared")
-    digest = hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
     name = re.sub(r"[^\w.-]+", "_", source.name)[:60]
-    return root / f"{name}-{digest[:12]}"
+    return root / f"{name}-{digest_of_facts(info)[:12]}"
 
 
 def _create(folder: Path, num: int, config: DataConfig, info: dict[str, Any]) -> None:
     """Makes a folder in which all is still to do: whole under its final name, or not at all."""
-    partial = folder.with_name(f"{folder.name}.partial-{secrets.token_hex(4)}")
     arrays = {
-        "images": (np.uint8, (num, config.image_size, config.image_size, config.channels)),
+        "images": (np.uint8, (num, *config.image_shape)),
         "labels": (np.int32, (num,)),
         "states": (np.uint8, (num,)),
     }
     with _one_line_for_write_errors(folder):
-        partial.mkdir(parents=True)
         try:
-            for name, (dtype, shape) in arrays.items():
-                # A file of zeros, which take no space before they are overwritten.
-                np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, shape).flush()
-            (partial / "info.json").write_text(json.dumps(info, indent=2) + "\n")
-            # Fails if another program made the folder meanwhile: then that one is used.
-            partial.rename(folder)
+            with whole_folder(folder) as partial:
+                for name, (dtype, shape) in arrays.items():
+                    # A file of zeros, which take no space before they are overwritten.
+                    np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, shape).flush()
+                (partial / "info.json").write_text(json.dumps(info, indent=2) + "\n")
         except OSError:
+            # Another program may have made the folder meanwhile: then that one is used.
             if not folder.exists():
                 raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _fill(folder: Path, source: Source, config: DataConfig, states: np.ndarray) -> None:
     """Prepares the images that ``states``, a memory map that shows each change, marks as to do."""
-    shape = (config.image_size, config.image_size, config.channels)
+    shape = config.image_shape
     size = int(np.prod(shape))
     length = max(1, min(_CHUNK, _CHUNK_BYTES // size))
     chunks = [range(start, min(start + length, len(states))) for start in range(0, len(states), length)]

@@ -14,7 +14,7 @@ import numpy as np
 
 from ddim_jax import writers
 from ddim_jax.config import DataConfig
-from ddim_jax.data.pipeline import read_example
+from ddim_jax.data.batches import read_example
 from ddim_jax.data.sources import Source
 from ddim_jax.data.transforms import ImageError
 from ddim_jax.errors import UserError

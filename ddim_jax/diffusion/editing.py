@@ -1,7 +1,7 @@
 """Sampling that starts from, or keeps, parts of a given picture.
 
 - Recover, and SDEdit (Meng et al. 2022): :func:`noise_to_level` spoils a picture up to some level, and a sampler on
-  :func:`~ddim_jax.diffusion.timesteps.levels_from` that level removes the noise. The higher the level, the less of the
+  :func:`~ddim_jax.diffusion.spacing.levels_from` that level removes the noise. The higher the level, the less of the
   picture survives: real ones come back changed in detail, sketches turn into likely images.
 - Inpainting (RePaint, Lugmayr et al. 2022): :func:`inpaint` draws the unknown part of a picture so that it goes with
   the known part.
@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddim_jax.diffusion.ddim import Column, StepTable
 from ddim_jax.diffusion.losses import diffuse
 from ddim_jax.diffusion.prediction import Predict
 from ddim_jax.diffusion.samplers import initial_noise, step
 from ddim_jax.diffusion.schedule import Schedule
-from ddim_jax.diffusion.steps import Column, StepTable
 from ddim_jax.errors import UserError
 from ddim_jax.random_streams import normal_each
 

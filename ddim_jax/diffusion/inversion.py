@@ -23,7 +23,7 @@ import numpy as np
 from ddim_jax.diffusion import solvers
 from ddim_jax.diffusion.prediction import Predict
 from ddim_jax.diffusion.schedule import Schedule
-from ddim_jax.diffusion.timesteps import rising_pairs
+from ddim_jax.diffusion.spacing import rising_pairs
 from ddim_jax.errors import UserError
 
 

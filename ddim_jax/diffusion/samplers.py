@@ -15,9 +15,9 @@ from jax.core import Tracer
 from numpy.typing import ArrayLike
 
 from ddim_jax.diffusion import solvers
+from ddim_jax.diffusion.ddim import StepTable, make_table
 from ddim_jax.diffusion.prediction import Predict, Prediction
 from ddim_jax.diffusion.schedule import Schedule
-from ddim_jax.diffusion.steps import StepTable, make_table
 from ddim_jax.diffusion.trajectory import Trajectory, check_kept_steps, scan_keeping
 from ddim_jax.errors import UserError
 from ddim_jax.random_streams import normal_each
@@ -90,7 +90,7 @@ def make_sampler(name: str, schedule: Schedule, pairs: np.ndarray, eta: ArrayLik
     Args:
         name: one of these.
         schedule: the noise levels.
-        pairs: [S, 2], see :func:`~ddim_jax.diffusion.timesteps.level_pairs`.
+        pairs: [S, 2], see :func:`~ddim_jax.diffusion.spacing.level_pairs`.
         eta: of ``ddim``, a number or one per step. Ignored by DDPM, whose name says it; not 0 is an error for the
             others, which are deterministic.
 

@@ -27,9 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddim_jax.diffusion.ddim import Column
 from ddim_jax.diffusion.prediction import Predict
 from ddim_jax.diffusion.schedule import Schedule
-from ddim_jax.diffusion.steps import Column
 from ddim_jax.diffusion.trajectory import Trajectory, check_kept_steps, scan_keeping
 from ddim_jax.errors import UserError
 
@@ -135,8 +135,8 @@ def ddim_solver_table(schedule: Schedule, pairs: np.ndarray) -> SolverTable:
 
     Args:
         schedule: the noise levels.
-        pairs: [S, 2], see :func:`~ddim_jax.diffusion.timesteps.level_pairs` and, for encoding,
-            :func:`~ddim_jax.diffusion.timesteps.rising_pairs`. A pair that begins at level 0 asks the network about the
+        pairs: [S, 2], see :func:`~ddim_jax.diffusion.spacing.level_pairs` and, for encoding,
+            :func:`~ddim_jax.diffusion.spacing.rising_pairs`. A pair that begins at level 0 asks the network about the
             level where it ends, since no network knows level 0.
     """
     return adams_bashforth_table(schedule, pairs, order=1)

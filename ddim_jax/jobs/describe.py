@@ -14,12 +14,13 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from ddim_jax import memory, parallel
 from ddim_jax.config import Config, flatten
+from ddim_jax.configured import build_sampler
+from ddim_jax.diffusion.ddim import StepTable
 from ddim_jax.diffusion.samplers import Sampler
-from ddim_jax.diffusion.steps import StepTable
 from ddim_jax.memory import ProgramMemory
 from ddim_jax.models import build_model, parameter_count
-from ddim_jax.sampling.programs import Program, build_sampler, image_program
-from ddim_jax.sampling.sampler import batch_size_for, image_indices, image_items
+from ddim_jax.sampling.image_sampler import batch_size_for, image_indices, image_items
+from ddim_jax.sampling.programs import Program, image_program
 from ddim_jax.training.program import TrainProgram, compile_ahead, largest_batch
 from ddim_jax.training.state import TrainState, abstract_state, learning_rate_schedule, make_optimizer
 from ddim_jax.training.step import make_train_step
@@ -57,8 +58,7 @@ def describe(config: Config, workdir: epath.PathLike | None = None) -> None:
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
 
     _heading("Cost per image (convolutions and matrix products; a multiply-add is two operations)")
-    side, channels = config.data.image_size, config.data.channels
-    image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.float32)
     time = jax.ShapeDtypeStruct((1,), jnp.float32)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     forward = flops(jax.make_jaxpr(model.apply)(variables, image, time))

@@ -5,11 +5,11 @@ from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
+from ddim_jax.data.real_images import read_real_images
 from ddim_jax.data.transforms import decode_image
 from ddim_jax.errors import UserError
 from ddim_jax.images import as_rgb, grid, save_png, table
-from ddim_jax.jobs.model_job import ModelJob, sampler_name
-from ddim_jax.jobs.real_images import read_real_images
+from ddim_jax.model_job import ModelJob, sampler_name
 from ddim_jax.writers import say
 
 
@@ -21,7 +21,7 @@ def edit(config: Config, workdir: epath.PathLike) -> None:
 
     Raises:
         UserError: images or a mask that cannot be used, a level that does not exist, or see
-            :class:`~ddim_jax.jobs.model_job.ModelJob`.
+            :class:`~ddim_jax.model_job.ModelJob`.
     """
     if not parallel.is_main_process():
         return

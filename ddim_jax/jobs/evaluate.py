@@ -20,17 +20,17 @@ from etils import epath
 from ddim_jax import parallel
 from ddim_jax.config import Config, EvalConfig
 from ddim_jax.errors import UserError
-from ddim_jax.evaluation.extractors import make_extractor
-from ddim_jax.evaluation.features import Extractor
-from ddim_jax.evaluation.measure import Measurement
-from ddim_jax.evaluation.published import PUBLISHED
-from ddim_jax.evaluation.reference import Reference, reference_for
-from ddim_jax.evaluation.rows import Result, Row
-from ddim_jax.evaluation.table_folder import TableFolder
-from ddim_jax.evaluation.tables import Comparison, comparison, format_figure, heading
-from ddim_jax.jobs.row_images import RowImages, row_images
-from ddim_jax.jobs.row_progress import RowProgress
 from ddim_jax.jobs.sample import PngStore
+from ddim_jax.measuring.extractor import Extractor
+from ddim_jax.measuring.extractors import make_extractor
+from ddim_jax.measuring.measurement import Measurement
+from ddim_jax.measuring.reference import Reference, reference_for
+from ddim_jax.tables.folder import TableFolder
+from ddim_jax.tables.lines import Comparison, comparison, format_figure, heading
+from ddim_jax.tables.published_figures import PUBLISHED
+from ddim_jax.tables.row_images import RowImages, row_images
+from ddim_jax.tables.row_progress import RowProgress
+from ddim_jax.tables.rows import Result, Row
 from ddim_jax.workdir import job_dir, versions, write_run_record
 from ddim_jax.writers import progress, say
 

@@ -12,11 +12,12 @@ from flax import traverse_util
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
+from ddim_jax.configured import build_schedule
+from ddim_jax.digests import digest_of_arrays
 from ddim_jax.errors import UserError
-from ddim_jax.jobs.model_job import ModelJob
+from ddim_jax.model_job import ModelJob
 from ddim_jax.pipeline import Pipeline
-from ddim_jax.sampling.programs import build_schedule
-from ddim_jax.weights.description import Description, digest, shared_config
+from ddim_jax.weights.description import Description, shared_config
 from ddim_jax.weights.diffusers_folder import write_folder
 from ddim_jax.weights.forms import COST_OF_RAW_WEIGHTS
 from ddim_jax.weights.own_files import read_description, write_own_file
@@ -54,7 +55,7 @@ def export(config: Config, workdir: epath.PathLike) -> epath.Path:
         say(f"warning: exporting the raw weights, as weights.ema=false asks; {COST_OF_RAW_WEIGHTS}")
     exact = {name: np.asarray(value) for name, value in traverse_util.flatten_dict(pipe.variables, sep="/").items()}
     stored = _rounded(exact, settings.dtype)
-    sha256 = digest(stored)
+    sha256 = digest_of_arrays(stored)
     description = Description(shared_config(job.config), pipe.step, settings.ema, settings.dtype, sha256)
     out = _out(job.config, workdir, pipe.step)
     if parallel.is_main_process():
@@ -145,8 +146,8 @@ def _report_rounding(pipe: Pipeline, exact: Mapping[str, np.ndarray], stored: Ma
 def _output(pipe: Pipeline, flat: Mapping[str, np.ndarray]) -> np.ndarray:
     """What the network makes of pure noise, told to be images at levels from 1 to T."""
     config = pipe.config
-    side, schedule = config.data.image_size, build_schedule(config)
-    noise = np.random.default_rng(0).standard_normal((_TRIED_IMAGES, side, side, config.data.channels))
+    schedule = build_schedule(config)
+    noise = np.random.default_rng(0).standard_normal((_TRIED_IMAGES, *config.data.image_shape))
     levels = np.linspace(1, schedule.num_levels, _TRIED_IMAGES).round().astype(np.int64)
     inputs = [jnp.asarray(noise, jnp.float32), jnp.asarray(schedule.time_input(levels), jnp.float32)]
     if config.model.num_classes:

@@ -4,9 +4,9 @@ from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
+from ddim_jax.configured import build_sampler
 from ddim_jax.images import grid, save_png
-from ddim_jax.jobs.model_job import ModelJob, sampler_name
-from ddim_jax.sampling.programs import build_sampler
+from ddim_jax.model_job import ModelJob, sampler_name
 from ddim_jax.writers import say
 
 
@@ -16,7 +16,7 @@ def interpolate(config: Config, workdir: epath.PathLike) -> None:
     Process 0 draws.
 
     Raises:
-        UserError: see :class:`~ddim_jax.jobs.model_job.ModelJob`.
+        UserError: see :class:`~ddim_jax.model_job.ModelJob`.
     """
     if not parallel.is_main_process():
         return

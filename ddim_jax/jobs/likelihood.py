@@ -11,13 +11,15 @@ from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config, LikelihoodConfig
-from ddim_jax.data.pipeline import Images
+from ddim_jax.data.batches import Images
+from ddim_jax.data.real_images import read_real_images
 from ddim_jax.errors import UserError
-from ddim_jax.jobs.model_job import ModelJob
-from ddim_jax.jobs.real_images import read_real_images
+from ddim_jax.files import write_whole
+from ddim_jax.model_job import ModelJob
+from ddim_jax.npz import NpzInParts
+from ddim_jax.sampling.image_sampler import batch_size_for
 from ddim_jax.sampling.likelihood_programs import likelihood_program, network_evaluations
 from ddim_jax.sampling.programs import Items
-from ddim_jax.sampling.sampler import batch_size_for
 from ddim_jax.sharded_map import ShardedMap
 from ddim_jax.writers import progress, say
 
@@ -39,7 +41,7 @@ def likelihood(config: Config, workdir: epath.PathLike) -> epath.Path:
 
     Raises:
         UserError: images that cannot be read or have not the network's classes, settings that the schedule has no
-            levels for, values that are not finite, or see :class:`~ddim_jax.jobs.model_job.ModelJob`.
+            levels for, values that are not finite, or see :class:`~ddim_jax.model_job.ModelJob`.
     """
     job = ModelJob.load(config, workdir)
     config, pipe, settings = job.config, job.pipe, job.config.likelihood
@@ -48,8 +50,8 @@ def likelihood(config: Config, workdir: epath.PathLike) -> epath.Path:
     _check_classes(real, config.model.num_classes)
     num = len(real.image)
     folder = job.folder("likelihood", f"{_method_name(settings)}-n{num}", settings)
-    store = _ValueStore(folder)
-    present = store.load().get("index", np.empty(0, np.int64))
+    store = NpzInParts(folder / "likelihood.npz", parallel.process_index())
+    present = store.indices()
     # From here on files appear: all processes must have looked before.
     parallel.barrier("likelihood folder")
 
@@ -64,7 +66,7 @@ def likelihood(config: Config, workdir: epath.PathLike) -> epath.Path:
         for where, values in run.chunks(pipe.variables, (real.image[missing], items)):
             indices = real.index[missing[where]]
             _check_finite(indices, values["bits_per_dim"])
-            store.save_part({"index": indices, **values})
+            store.add({"index": indices, **values})
             bar.update(len(indices))
     seconds = time.perf_counter() - started
     parallel.barrier("measured")
@@ -73,7 +75,7 @@ def likelihood(config: Config, workdir: epath.PathLike) -> epath.Path:
         values = store.finish(real.index)
         result = {"method": settings.method, "images": num, **summary(values)}
         if computed or not (folder / "run.json").exists():
-            (folder / "likelihood.json").write_text(json.dumps(result, indent=2) + "\n")
+            write_whole(folder / "likelihood.json", json.dumps(result, indent=2) + "\n")
             job.record(
                 folder,
                 "likelihood",
@@ -105,45 +107,6 @@ def summary(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
         if name not in ("index", "bits_per_dim")
     }
     return {"bits_per_dim": float(np.mean(bits)), "standard_error": error, "terms": terms}
-
-
-class _ValueStore:
-    """``likelihood.npz`` with arrays [n], one of them ``index``; parts are kept until all values are there."""
-
-    def __init__(self, folder: epath.Path) -> None:
-        self._path = folder / "likelihood.npz"
-        self._parts = folder / "parts"
-
-    def load(self) -> dict[str, np.ndarray]:
-        """All values so far; empty if there are none."""
-        paths = [self._path] if self._path.exists() else sorted(self._parts.glob("*.npz"))
-        parts = []
-        for path in paths:
-            with path.open("rb") as file, np.load(file) as part:
-                parts.append(dict(part))
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
-
-    def save_part(self, values: Mapping[str, np.ndarray]) -> None:
-        self._parts.mkdir(parents=True, exist_ok=True)
-        _save_npz(self._parts / f"{values['index'][0]:06d}-{parallel.process_index()}.npz", values)
-
-    def finish(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Joins the parts in the order of ``indices``."""
-        values = self.load()
-        assert np.array_equal(np.sort(values["index"]), np.sort(indices)), "parts do not add up to the images"
-        order = np.argsort(values["index"])[np.argsort(np.argsort(indices))]
-        values = {name: of_images[order] for name, of_images in values.items()}
-        if not self._path.exists():
-            _save_npz(self._path, values)
-        self._parts.rmtree(missing_ok=True)
-        return values
-
-
-def _save_npz(path: epath.Path, values: Mapping[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        np.savez(file, **values)
-    partial.replace(path)
 
 
 def _check_classes(real: Images, num_classes: int) -> None:

@@ -8,10 +8,11 @@ from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
+from ddim_jax.data.real_images import read_real_images
 from ddim_jax.errors import UserError
+from ddim_jax.files import write_whole
 from ddim_jax.images import save_png, table
-from ddim_jax.jobs.model_job import ModelJob, sampler_name
-from ddim_jax.jobs.real_images import read_real_images
+from ddim_jax.model_job import ModelJob, sampler_name
 from ddim_jax.writers import progress, say
 
 # Per-dimension mean squared error on CIFAR-10's test images, pixels in [0, 1] (Song et al. 2021, table 2).
@@ -25,7 +26,7 @@ def reconstruct(config: Config, workdir: epath.PathLike) -> None:
     reconstructions and the differences between them. Process 0 does it.
 
     Raises:
-        UserError: the images cannot be read, or see :class:`~ddim_jax.jobs.model_job.ModelJob`.
+        UserError: the images cannot be read, or see :class:`~ddim_jax.model_job.ModelJob`.
     """
     if not parallel.is_main_process():
         return
@@ -52,7 +53,7 @@ def reconstruct(config: Config, workdir: epath.PathLike) -> None:
     say(f"{'S':>5} {'here':>10} {'CIFAR-10 in the paper (table 2)':>34}")
     for steps, error in errors.items():
         say(f"{steps:5d} {error:10.5f} {PAPER_TABLE_2.get(steps, float('nan')):34.4f}")
-    (folder / "errors.json").write_text(json.dumps(errors, indent=2) + "\n")
+    write_whole(folder / "errors.json", json.dumps(errors, indent=2) + "\n")
     job.record(folder, "reconstruct", images=len(real.image), errors=errors)
     say(f"wrote {folder}")
 

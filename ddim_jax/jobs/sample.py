@@ -10,11 +10,12 @@ from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
-from ddim_jax.diffusion.steps import StepTable
+from ddim_jax.configured import build_sampler
+from ddim_jax.diffusion.ddim import StepTable
 from ddim_jax.images import grid, load_png, save_png
-from ddim_jax.jobs.model_job import ModelJob, sampler_name
-from ddim_jax.sampling.programs import build_sampler
-from ddim_jax.sampling.sampler import ImageSampler, batch_size_for, image_indices
+from ddim_jax.model_job import ModelJob, sampler_name
+from ddim_jax.npz import NpzInParts
+from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for, image_indices
 from ddim_jax.sharded_map import BatchSize
 from ddim_jax.writers import progress, say
 
@@ -150,46 +151,21 @@ class PngStore:
 
 
 class _NpzStore:
-    """One ``samples.npz`` with ``arr_0`` uint8 [n, h, w, c] and ``index`` [n]; parts are kept until all are there."""
+    """One ``samples.npz`` with ``arr_0`` uint8 [n, h, w, c] and ``index`` [n]."""
 
     def __init__(self, folder: epath.Path) -> None:
-        self._path = folder / "samples.npz"
-        self._parts = folder / "parts"
-
-    def _load(self) -> tuple[np.ndarray, list[np.ndarray]]:
-        paths = [self._path] if self._path.exists() else sorted(self._parts.glob("*.npz"))
-        indices, images = [np.empty(0, np.int64)], []
-        for path in paths:
-            with path.open("rb") as file, np.load(file) as part:
-                indices.append(part["index"])
-                images.append(part["arr_0"])
-        return np.concatenate(indices), images
+        self._file = NpzInParts(folder / "samples.npz", parallel.process_index())
 
     def present(self) -> np.ndarray:
-        return self._load()[0]
+        return self._file.indices()
 
     def write(
         self, pool: concurrent.futures.Executor, indices: np.ndarray, images: np.ndarray
     ) -> list[concurrent.futures.Future[None]]:
-        self._parts.mkdir(parents=True, exist_ok=True)
-        path = self._parts / f"{indices[0]:06d}-{parallel.process_index()}.npz"
-        return [pool.submit(_save_npz, path, indices, images)]
+        return [pool.submit(self._file.add, {"arr_0": images, "index": np.asarray(indices, np.int64)})]
 
     def finish(self, indices: np.ndarray) -> None:
-        if not self._path.exists():
-            found, images = self._load()
-            assert np.array_equal(np.sort(found), np.sort(indices)), "parts do not add up to the images asked for"
-            ascending = np.argsort(found)
-            rows = ascending[np.searchsorted(found[ascending], indices)]
-            _save_npz(self._path, indices, np.concatenate(images)[rows])
-        self._parts.rmtree(missing_ok=True)
+        self._file.finish(indices)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        return np.concatenate(self._load()[1])[: len(indices)]
-
-
-def _save_npz(path: epath.Path, indices: np.ndarray, images: np.ndarray) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        np.savez(file, arr_0=images, index=np.asarray(indices, np.int64))
-    partial.replace(path)
+        return self._file.load()["arr_0"][: len(indices)]

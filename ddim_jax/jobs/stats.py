@@ -7,9 +7,9 @@ from etils import epath
 from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
-from ddim_jax.evaluation.extractors import make_extractor
-from ddim_jax.evaluation.image_sets import ImageSet, open_image_set
-from ddim_jax.evaluation.reference import (
+from ddim_jax.measuring.extractors import make_extractor
+from ddim_jax.measuring.image_sets import ImageSet, open_image_set
+from ddim_jax.measuring.reference import (
     is_statistics,
     measure_reference,
     provenance_digest,

@@ -6,8 +6,8 @@ from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
 from ddim_jax.images import save_png, table
-from ddim_jax.jobs.model_job import ModelJob
-from ddim_jax.sampling.sampler import image_indices
+from ddim_jax.model_job import ModelJob
+from ddim_jax.sampling.image_sampler import image_indices
 from ddim_jax.writers import progress, say
 
 
@@ -17,7 +17,7 @@ def sweep(config: Config, workdir: epath.PathLike) -> None:
     It has a row for each of ``sweep.etas`` and ``sweep.samplers``, and a column for each of ``sweep.steps``.
 
     Raises:
-        UserError: see :class:`~ddim_jax.jobs.model_job.ModelJob`.
+        UserError: see :class:`~ddim_jax.model_job.ModelJob`.
     """
     if not parallel.is_main_process():
         return

@@ -12,22 +12,22 @@ from etils import epath
 
 from ddim_jax import memory, parallel
 from ddim_jax.config import Config, DataConfig
+from ddim_jax.data.batches import read_example, steps_for_epochs, train_batches
 from ddim_jax.data.on_device import lives_on_device, read_image_set, train_selections
-from ddim_jax.data.pipeline import read_example, steps_for_epochs, train_batches
 from ddim_jax.data.prepared import open_images, open_validation
 from ddim_jax.data.sources import Source, check_labels
 from ddim_jax.data.statistics import pixel_statistics
 from ddim_jax.errors import UserError
-from ddim_jax.jobs.best import BestCheckpoint
-from ddim_jax.jobs.training_loop import TrainingLoop
-from ddim_jax.jobs.training_pictures import TrainingPictures
-from ddim_jax.jobs.validation import Validation
 from ddim_jax.models import build_model, parameter_count
+from ddim_jax.training.best import BestCheckpoint
 from ddim_jax.training.checkpoint import Checkpoints
 from ddim_jax.training.host_average import HostAverage
+from ddim_jax.training.loop import TrainingLoop
+from ddim_jax.training.pictures import TrainingPictures
 from ddim_jax.training.program import TrainProgram, compile_ahead, largest_batch
 from ddim_jax.training.state import TrainState, init_state, learning_rate_schedule, make_optimizer
 from ddim_jax.training.step import make_train_step
+from ddim_jax.training.validation import Validation
 from ddim_jax.workdir import checkpoint_dir, measured_statistics, prepare_for_training
 from ddim_jax.writers import MetricWriter, SilentWriter, say
 

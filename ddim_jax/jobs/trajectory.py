@@ -5,10 +5,10 @@ from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
+from ddim_jax.configured import build_sampler
 from ddim_jax.images import grid, save_gif, save_png, table
-from ddim_jax.jobs.model_job import ModelJob, sampler_name
-from ddim_jax.sampling.programs import build_sampler
-from ddim_jax.sampling.sampler import image_indices
+from ddim_jax.model_job import ModelJob, sampler_name
+from ddim_jax.sampling.image_sampler import image_indices
 from ddim_jax.writers import say
 
 
@@ -19,7 +19,7 @@ def trajectory(config: Config, workdir: epath.PathLike) -> None:
     column per moment, ``x_NN.png`` and ``x0_NN.png`` for each moment, and ``trajectory.gif``. Process 0 draws.
 
     Raises:
-        UserError: see :class:`~ddim_jax.jobs.model_job.ModelJob`.
+        UserError: see :class:`~ddim_jax.model_job.ModelJob`.
     """
     if not parallel.is_main_process():
         return

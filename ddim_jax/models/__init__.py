@@ -5,7 +5,7 @@ nothing of schedules, losses or devices.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -15,10 +15,13 @@ from ddim_jax.config import Config
 from ddim_jax.models.residual_unet import ResidualUNet
 from ddim_jax.models.unet import UNet, flash_attention_width
 
+# A network, whatever its kind: what the rest of the program knows of Flax.
+Model: TypeAlias = nn.Module
+
 
 def build_model(
     config: Config, mean_over_devices: Callable[[Any], Any] = lambda tree: tree, *, flash_attention: bool = False
-) -> nn.Module:
+) -> Model:
     """Builds the network that ``config.model`` describes.
 
     Args:

@@ -1,6 +1,6 @@
 """A small convolutional classifier, by whose features sets of small images can be compared.
 
-It is meant to be trained in a minute on the labelled images of one data set (``evaluation/classifier.py``), where the
+It is meant to be trained in a minute on the labelled images of one data set (``measuring/classifier.py``), where the
 Inception network, which knows photographs of 1,000 kinds of things, has little to say: handwritten digits.
 """
 

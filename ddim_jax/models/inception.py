@@ -55,7 +55,7 @@ class Inception(nn.Module):
         """Applies the network.
 
         Args:
-            x: [n, 299, 299, 3] float32 RGB, resized and normalised to about [-1, 1] as ``evaluation/resize.py`` does:
+            x: [n, 299, 299, 3] float32 RGB, resized and normalised to about [-1, 1] as ``measuring/resize.py`` does:
                 (pixel - 128) / 128 of pixels in 0 ... 255 as TensorFlow's graph has it, 2 pixel / 255 - 1 in
                 pytorch-fid. The difference is part of each protocol.
 

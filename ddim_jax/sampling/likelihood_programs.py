@@ -7,12 +7,12 @@ it: no sampler, no eta, no guidance.
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ddim_jax.config import Config
+from ddim_jax.configured import build_normalization, build_predict, build_schedule
 from ddim_jax.diffusion.likelihood import (
     FlowTable,
     bound_table,
@@ -21,13 +21,14 @@ from ddim_jax.diffusion.likelihood import (
     variational_bound,
 )
 from ddim_jax.diffusion.prediction import Predict
-from ddim_jax.diffusion.timesteps import sampling_levels
+from ddim_jax.diffusion.spacing import sampling_levels
 from ddim_jax.errors import UserError
+from ddim_jax.models import Model
 from ddim_jax.random_streams import Stream, fold_in_each, image_keys, root_key
-from ddim_jax.sampling.programs import Items, Program, build_normalization, build_predict, build_schedule
+from ddim_jax.sampling.programs import Items, Program
 
 
-def likelihood_program(config: Config, model: nn.Module) -> Program:
+def likelihood_program(config: Config, model: Model) -> Program:
     """What images cost by ``config.likelihood.method``: (uint8 [n, h, w, c], :class:`Items`) → a dict of float32 [n].
 
     All in bits per dimension. ``bits_per_dim`` is the result; with ``bound`` the sum of ``prior``, ``kl`` and
@@ -47,7 +48,7 @@ def network_evaluations(config: Config) -> int:
     return (settings.levels_per_image or config.diffusion.num_levels - 1) + 1
 
 
-def _bound_program(config: Config, model: nn.Module) -> Program:
+def _bound_program(config: Config, model: Model) -> Program:
     settings = config.likelihood
     table = bound_table(build_schedule(config), settings.variance)
     if not 0 <= settings.levels_per_image < len(table.time):
@@ -73,7 +74,7 @@ def _bound_program(config: Config, model: nn.Module) -> Program:
     return program
 
 
-def _ode_program(config: Config, model: nn.Module) -> Program:
+def _ode_program(config: Config, model: Model) -> Program:
     table = _build_flow(config)
     probes = 0 if config.likelihood.divergence == "exact" else config.likelihood.probes
 
@@ -103,6 +104,6 @@ def _build_flow(config: Config) -> FlowTable:
     return flow_table(schedule, sampling_levels("logsnr", schedule.num_levels, steps + 1, schedule))
 
 
-def _unguided(config: Config, model: nn.Module, variables: Any, items: Items) -> Predict:
+def _unguided(config: Config, model: Model, variables: Any, items: Items) -> Predict:
     sample = dataclasses.replace(config.sample, guidance_scale=1.0)
     return build_predict(dataclasses.replace(config, sample=sample), model, variables, items.label, clip="none")

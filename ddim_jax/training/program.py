@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +10,10 @@ import optax
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
+from ddim_jax.data.batches import Batch
 from ddim_jax.data.on_device import ImageSet, Selection, gather
-from ddim_jax.data.pipeline import Batch
 from ddim_jax.memory import ProgramMemory, largest_fitting_batch, program_memory
+from ddim_jax.models import Model
 from ddim_jax.training.host_average import HostAverage
 from ddim_jax.training.state import TrainState, abstract_state
 from ddim_jax.training.step import StepMetrics, TrainStep
@@ -118,7 +118,7 @@ class TrainProgram:
 def compile_ahead(
     program: TrainProgram,
     config: Config,
-    model: nn.Module,
+    model: Model,
     optimizer: optax.GradientTransformation,
     total_steps: int,
     num_examples: int,
@@ -127,8 +127,7 @@ def compile_ahead(
     state = abstract_state(config, model, optimizer)
     if config.train.ema_on_host:
         state = HostAverage.part_for_devices(state)
-    data = config.data
-    shape = (data.image_size, data.image_size, data.channels)
+    shape = config.data.image_shape
     size = config.train.batch_size // parallel.process_count()
     index = np.zeros(size, np.int32)
     group = min(config.train.steps_per_call, total_steps)

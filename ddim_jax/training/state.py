@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
 from ddim_jax.config import Config, TrainConfig
+from ddim_jax.models import Model
 from ddim_jax.random_streams import Stream, root_key
 
 
@@ -57,7 +57,7 @@ def make_optimizer(train: TrainConfig, total_steps: int) -> optax.GradientTransf
     return optax.chain(clip, update)
 
 
-def init_state(config: Config, model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(config: Config, model: Model, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step; depends on ``config.seed`` alone.
 
     The moving averages start at the initial values, as in DDPM and DDIM.
@@ -67,18 +67,16 @@ def init_state(config: Config, model: nn.Module, optimizer: optax.GradientTransf
     return init(root_key(config.seed, Stream.INIT))
 
 
-def abstract_state(config: Config, model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
+def abstract_state(config: Config, model: Model, optimizer: optax.GradientTransformation) -> TrainState:
     """Shapes and dtypes of :func:`init_state`, without computing anything."""
     return jax.eval_shape(_make_init(config, model, optimizer), root_key(config.seed, Stream.INIT))
 
 
 def _make_init(
-    config: Config, model: nn.Module, optimizer: optax.GradientTransformation
+    config: Config, model: Model, optimizer: optax.GradientTransformation
 ) -> Callable[[jax.Array], TrainState]:
-    side, channels = config.data.image_size, config.data.channels
-
     def init(key: jax.Array) -> TrainState:
-        variables = model.init(key, jnp.zeros((1, side, side, channels)), jnp.zeros((1,)))
+        variables = model.init(key, jnp.zeros((1, *config.data.image_shape)), jnp.zeros((1,)))
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         return TrainState(
             step=jnp.int32(0),

@@ -4,16 +4,16 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from ddim_jax.config import Config
+from ddim_jax.configured import build_normalization, build_schedule
 from ddim_jax.diffusion import losses
 from ddim_jax.diffusion.prediction import to_prediction
-from ddim_jax.diffusion.schedule import make_schedule
-from ddim_jax.images import Normalization, to_float
+from ddim_jax.models import Model
+from ddim_jax.pixels import to_float
 from ddim_jax.random_streams import Stream, example_keys, normal_each, root_key
 from ddim_jax.training.state import TrainState, ema_decay, update_ema
 
@@ -73,10 +73,7 @@ def make_example_losses(config: Config) -> Callable[..., tuple[Losses, Any]]:
         :func:`~ddim_jax.diffusion.losses.draw_levels`, ``noise_keys`` are n keys; the losses are float32 [n].
     """
     diffusion = config.diffusion
-    schedule = make_schedule(
-        diffusion.schedule, diffusion.num_levels, diffusion.beta_start, diffusion.beta_end, diffusion.zero_terminal_snr
-    )
-    normalization = Normalization(config.data.mean, config.data.std)
+    schedule, normalization = build_schedule(config), build_normalization(config)
 
     def example_losses(
         network: Network, images: jax.Array, label: jax.Array | None, level: jax.Array, noise_keys: jax.Array
@@ -98,7 +95,7 @@ def make_example_losses(config: Config) -> Callable[..., tuple[Losses, Any]]:
 
 def make_train_step(
     config: Config,
-    model: nn.Module,
+    model: Model,
     optimizer: optax.GradientTransformation,
     mean_over_devices: Callable[[Any], Any] = lambda tree: tree,
 ) -> TrainStep:

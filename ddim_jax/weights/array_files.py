@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as safetensors_bytes
 
 from ddim_jax.errors import UserError
+from ddim_jax.files import write_whole
 
 # NumPy's format has no bfloat16: its bits are kept as integers, under a name that says so.
 _BFLOAT16_SUFFIX = ":bfloat16"
@@ -55,7 +56,7 @@ def read_safetensors(path: pathlib.Path) -> ArrayFile:
 def write_safetensors(path: epath.PathLike, contents: ArrayFile) -> None:
     """Writes ``.safetensors``, under its final name once it is whole."""
     arrays = {name: np.ascontiguousarray(array) for name, array in contents.arrays.items()}
-    _write_whole(epath.Path(path), safetensors_bytes(arrays, contents.texts))
+    write_whole(path, safetensors_bytes(arrays, contents.texts))
 
 
 def read_npz(path: pathlib.Path) -> ArrayFile:
@@ -89,14 +90,4 @@ def write_npz(path: epath.PathLike, contents: ArrayFile) -> None:
             stored[name] = array
     file = io.BytesIO()
     np.savez(file, **stored)
-    _write_whole(epath.Path(path), file.getbuffer())
-
-
-def _write_whole(path: epath.Path, contents: bytes | memoryview) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(contents)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, file.getbuffer())

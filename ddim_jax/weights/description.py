@@ -1,13 +1,9 @@
 """What our own exported files say about themselves, so that whoever has the file needs nothing else."""
 
 import dataclasses
-import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
 from typing import Literal, NamedTuple
-
-import numpy as np
 
 from ddim_jax.config import Config, from_json
 from ddim_jax.errors import ConfigError, UserError
@@ -27,7 +23,7 @@ class Description(NamedTuple):
         step: training steps done.
         averaged: whether they are the moving averages.
         dtype: what they are stored in.
-        sha256: of the stored values, see :func:`digest`.
+        sha256: of the stored values, see :func:`~ddim_jax.digests.digest_of_arrays`.
     """
 
     config: Config
@@ -65,13 +61,3 @@ def shared_config(config: Config) -> Config:
     data = dataclasses.replace(config.data, dir="", cache_dir="", path=pathlib.Path(config.data.path).name)
     kept = {group: getattr(config, group) for group in ("model", "diffusion", "train", "sample", "seed")}
     return Config(data=data, **kept)
-
-
-def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of names, dtypes, shapes and values, in hexadecimal; the order of the names does not matter."""
-    sha = hashlib.sha256()
-    for name in sorted(arrays):
-        array = arrays[name]
-        sha.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        sha.update(array.tobytes())
-    return sha.hexdigest()

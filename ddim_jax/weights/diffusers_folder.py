@@ -13,7 +13,6 @@ A folder with ``config.json`` in it is the network alone.
 
 import json
 import pathlib
-import uuid
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from etils import epath
 
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
+from ddim_jax.files import whole_folder
 from ddim_jax.weights import diffusers_config
 from ddim_jax.weights.agreement import agreed_config
 from ddim_jax.weights.array_files import ArrayFile, read_safetensors, write_safetensors
@@ -164,15 +164,9 @@ def write_folder(folder: epath.PathLike, config: Config, params: Mapping[str, An
         "scheduler/scheduler_config.json": diffusers_config.scheduler_config(config),
         "model_index.json": diffusers_config.pipeline_index(),
     }
-    folder = epath.Path(folder)
-    partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
-    try:
+    with whole_folder(folder) as partial:
         for name, values in texts.items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).write_text(json.dumps(values, indent=2) + "\n")
         state = to_torch(params, "diffusers", len(config.model.multipliers))
         write_safetensors(partial / PIPELINE_WEIGHTS, ArrayFile(state, {"format": "pt", KEY: description.to_json()}))
-        partial.rename(folder)
-    finally:
-        if partial.exists():
-            partial.rmtree()

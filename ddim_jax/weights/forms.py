@@ -23,7 +23,7 @@ from ddim_jax.weights.agreement import agreed_config, deciding_values
 from ddim_jax.weights.array_files import ArrayFile, is_safetensors, read_npz, read_safetensors
 from ddim_jax.weights.description import KEY, Description
 from ddim_jax.weights.diffusers_folder import read_folder
-from ddim_jax.weights.published import published_networks, recognise
+from ddim_jax.weights.published_networks import published_networks, recognise
 from ddim_jax.weights.shapes import check_finite, check_shapes, variable_shapes
 from ddim_jax.weights.torch_file import read_torch_file
 from ddim_jax.weights.unet_names import from_torch, naming_of, torch_shapes, with_plain_names

@@ -13,9 +13,8 @@ import pathlib
 import sys
 import urllib.error
 import urllib.request
-import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +25,9 @@ from tqdm import tqdm
 
 from ddim_jax.cache import cache_dir
 from ddim_jax.errors import UserError
+from ddim_jax.files import whole_file
 from ddim_jax.models.inception import INPUT_SIZE, Inception
+from ddim_jax.npz import save_arrays
 from ddim_jax.weights.torch_file import read_torch_file
 from ddim_jax.writers import say
 
@@ -168,8 +169,8 @@ def _convert(file: pathlib.Path, sha256: str) -> InceptionWeights:
     """Reads a PyTorch file and keeps the result for the next time."""
     params = convert_state(read_torch_file(file), str(file))
     # What cannot be kept is converted again.
-    with contextlib.suppress(OSError), _appearing_whole(_kept_path(sha256)) as partial:
-        np.savez(partial, **_flat(params))
+    with contextlib.suppress(UserError):
+        save_arrays(_kept_path(sha256), _flat(params))
     return InceptionWeights(params, sha256)
 
 
@@ -203,8 +204,10 @@ def _downloaded() -> pathlib.Path:
     if file.is_file() and _sha256(file) == PUBLISHED_SHA256:
         return file
     try:
-        with _appearing_whole(file) as partial:
-            found = _download(partial)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(file) as partial:
+            with partial.open("wb") as opened:
+                found = _download(opened)
             if found != PUBLISHED_SHA256:
                 raise UserError(
                     f"what {PUBLISHED_URL} sent has SHA-256 {found}, not {PUBLISHED_SHA256}: try again, or set "
@@ -230,19 +233,3 @@ def _download(file: Any) -> str:
                 file.write(chunk)
                 bar.update(len(chunk))
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _appearing_whole(file: pathlib.Path) -> Iterator[Any]:
-    """Opens a file to write that gets its name when all went well, and vanishes when not.
-
-    Several processes may do so at once: each writes its own, and the last one stays.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with partial.open("wb") as opened:
-            yield opened
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)

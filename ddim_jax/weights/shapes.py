@@ -21,8 +21,7 @@ _MAX_NAMED = 5
 @functools.lru_cache(maxsize=8)
 def variable_shapes(config: Config) -> dict[str, Shape]:
     """Shapes of the network's variables by their paths, e.g. ``params/conv_in/kernel``."""
-    side, channels = config.data.image_size, config.data.channels
-    image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.float32)
     time = jax.ShapeDtypeStruct((1,), jnp.float32)
     variables = jax.eval_shape(build_model(config).init, jax.random.key(0), image, time)
     flat: dict[str, Any] = dict(traverse_util.flatten_dict(variables, sep="/"))

@@ -16,7 +16,7 @@ from benchmarks import torch_peers
 from benchmarks.peers import Peers
 from benchmarks.rows import OURS, Program, Row, Task, lazily, take_turns, with_details, with_remark
 from benchmarks.setting import Setting
-from ddim_jax.evaluation import extractors
+from ddim_jax.measuring import extractors
 from ddim_jax.metrics.frechet import frechet_distance
 from ddim_jax.metrics.moments import Gaussian, Moments
 from ddim_jax.weights.inception import InceptionWeights, convert_state, torch_shapes

@@ -13,10 +13,11 @@ from benchmarks.rows import OURS, Program, Row, Task, take_turns, with_details, 
 from benchmarks.setting import Setting, time_compilation
 from ddim_jax import parallel
 from ddim_jax.config import Config
+from ddim_jax.configured import build_sampler
 from ddim_jax.jobs.describe import flops
 from ddim_jax.models import build_model
-from ddim_jax.sampling.programs import build_sampler, image_program, image_shape
-from ddim_jax.sampling.sampler import image_items
+from ddim_jax.sampling.image_sampler import image_items
+from ddim_jax.sampling.programs import image_program
 from ddim_jax.training.state import init_state, make_optimizer
 
 # What the paper measures samples by.
@@ -33,8 +34,7 @@ def random_params(config: Config) -> Any:
 def forward_flop(config: Config) -> float:
     """Operations of a forward pass of one image."""
     model = build_model(config)
-    side, channels = config.data.image_size, config.data.channels
-    image, noise_level = jnp.zeros((1, side, side, channels)), jnp.zeros(1)
+    image, noise_level = jnp.zeros((1, *config.data.image_shape)), jnp.zeros(1)
     variables = jax.eval_shape(model.init, jax.random.key(0), image, noise_level)
     return flops(jax.make_jaxpr(model.apply)(variables, image, noise_level))
 
@@ -44,7 +44,7 @@ def measure_forward(setting: Setting, peers: Peers | None) -> list[Row]:
     config, devices = setting.config, setting.devices
     model, variables = build_model(config), random_params(config)
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((setting.batch, *image_shape(config))).astype(np.float32)
+    x = rng.standard_normal((setting.batch, *config.data.image_shape)).astype(np.float32)
     times = rng.integers(0, config.diffusion.num_levels, setting.batch).astype(np.float32)
     label = np.zeros(setting.batch, np.int32) if config.model.num_classes else None
 

@@ -19,8 +19,8 @@ import optax
 from benchmarks.rows import Program
 from ddim_jax import parallel
 from ddim_jax.config import Config
-from ddim_jax.images import Normalization, to_float
-from ddim_jax.sampling.programs import build_schedule
+from ddim_jax.configured import build_schedule
+from ddim_jax.pixels import Normalization, to_float
 from ddim_jax.training.state import make_optimizer, update_ema
 
 _PACKAGE = "score_sde_models"
@@ -57,9 +57,8 @@ def _load_network(config: Config, checkout: pathlib.Path) -> Any:
 
 
 def _init(network: Any, config: Config) -> Any:
-    side, channels = config.data.image_size, config.data.channels
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    return jax.jit(network.init)(keys, jnp.zeros((1, side, side, channels)), jnp.zeros(1))["params"]
+    return jax.jit(network.init)(keys, jnp.zeros((1, *config.data.image_shape)), jnp.zeros(1))["params"]
 
 
 def forward_program(config: Config, checkout: pathlib.Path, x: np.ndarray, times: np.ndarray, calls: int) -> Program:

@@ -17,8 +17,8 @@ from benchmarks.rows import OURS, Program, Row, Task, note, take_turns, with_rem
 from benchmarks.setting import Setting
 from ddim_jax import parallel
 from ddim_jax.config import Config, DataConfig
+from ddim_jax.data.batches import train_batches
 from ddim_jax.data.on_device import read_image_set, train_selections
-from ddim_jax.data.pipeline import train_batches
 from ddim_jax.data.prepared import open_images
 from ddim_jax.images import save_png
 from ddim_jax.models import build_model

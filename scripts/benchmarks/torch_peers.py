@@ -20,8 +20,8 @@ import numpy as np
 from benchmarks.rows import Program
 from ddim_jax import parallel
 from ddim_jax.config import Config
+from ddim_jax.configured import build_levels, build_schedule
 from ddim_jax.models import parameter_count
-from ddim_jax.sampling.programs import build_levels, build_schedule
 from ddim_jax.weights.diffusers_config import scheduler_config, unet_config
 from ddim_jax.weights.unet_names import Naming, to_torch
 

@@ -11,8 +11,8 @@ from benchmarks.peers import Peers
 from benchmarks.rows import OURS, Program, Row, Task, take_turns, with_details
 from benchmarks.setting import Setting, time_compilation
 from ddim_jax import memory, parallel
+from ddim_jax.data.batches import train_batches
 from ddim_jax.data.on_device import lives_on_device, read_image_set, train_selections
-from ddim_jax.data.pipeline import train_batches
 from ddim_jax.data.prepared import open_images
 from ddim_jax.data.sources import Source
 from ddim_jax.models import build_model

@@ -24,12 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddim_jax.diffusion.ddim import StepTable, make_table
 from ddim_jax.diffusion.inversion import make_encoder
 from ddim_jax.diffusion.prediction import clipped, make_predict, to_prediction
 from ddim_jax.diffusion.samplers import make_sampler, step
 from ddim_jax.diffusion.schedule import make_schedule
-from ddim_jax.diffusion.steps import StepTable, make_table
-from ddim_jax.diffusion.timesteps import level_pairs, sampling_levels
+from ddim_jax.diffusion.spacing import level_pairs, sampling_levels
 
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():

@@ -6,18 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_weights_names import DdimModule, converted_name
-from weight_files import random_params, small_config, state_dict, write_ddim_checkpoint
+from weight_files import DdimModule, converted_name, random_params, small_config, state_dict, write_ddim_checkpoint
 
 import ddim_jax
 from ddim_jax.config import WeightsConfig
+from ddim_jax.configured import build_predict, build_sampler
 from ddim_jax.jobs.export import export
 from ddim_jax.jobs.import_weights import import_weights
-from ddim_jax.sampling.programs import build_predict, build_sampler
 from ddim_jax.weights.array_files import ArrayFile, write_safetensors
 from ddim_jax.weights.diffusers_config import scheduler_config, unet_config
 from ddim_jax.weights.forms import read_weights
-from ddim_jax.weights.published import published_networks
+from ddim_jax.weights.published_networks import published_networks
 from ddim_jax.weights.unet_names import torch_shapes
 
 pytestmark = pytest.mark.parity

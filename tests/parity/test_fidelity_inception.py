@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from ddim_jax.evaluation.resize import resize
+from ddim_jax.measuring.resize import resize
 from ddim_jax.models.inception import Inception
 from ddim_jax.weights.inception import inception_variables
 from ddim_jax.weights.torch_file import read_torch_file

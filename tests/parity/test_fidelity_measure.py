@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ddim_jax.config import EvalConfig
-from ddim_jax.evaluation.extractors import inception_extractor
-from ddim_jax.evaluation.measure import Measurement
-from ddim_jax.evaluation.reference import Reference
+from ddim_jax.measuring.extractors import inception_extractor
+from ddim_jax.measuring.measurement import Measurement
+from ddim_jax.measuring.reference import Reference
 
 torch = pytest.importorskip("torch")
 torch_fidelity = pytest.importorskip("torch_fidelity")

@@ -1,0 +1,91 @@
+"""Where the config meets the mathematics: the schedule, the sampler, the network's predictions of a config.
+
+Training, sampling, likelihood and measuring take these from here, and nobody else builds them.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddim_jax.config import Config
+from ddim_jax.diffusion.guidance import guided
+from ddim_jax.diffusion.inversion import Encoder, make_encoder
+from ddim_jax.diffusion.prediction import Predict, make_predict
+from ddim_jax.diffusion.samplers import Sampler, make_sampler
+from ddim_jax.diffusion.schedule import Schedule, make_schedule
+from ddim_jax.diffusion.spacing import explicit_levels, level_pairs, levels_from, sampling_levels
+from ddim_jax.models import Model
+from ddim_jax.pixels import Normalization
+
+
+def build_schedule(config: Config) -> Schedule:
+    """The noise schedule of ``config.diffusion``."""
+    diffusion = config.diffusion
+    return make_schedule(
+        diffusion.schedule, diffusion.num_levels, diffusion.beta_start, diffusion.beta_end, diffusion.zero_terminal_snr
+    )
+
+
+def build_levels(config: Config) -> np.ndarray:
+    """The levels that ``config.sample`` visits, noisiest first.
+
+    Raises:
+        UserError: steps or levels that the schedule does not have.
+    """
+    sample = config.sample
+    if sample.levels:
+        return explicit_levels(sample.levels, config.diffusion.num_levels)
+    return sampling_levels(sample.spacing, config.diffusion.num_levels, sample.steps, build_schedule(config))
+
+
+def build_sampler(config: Config, start_level: int | None = None) -> Sampler:
+    """The sampler of ``config.sample``.
+
+    Args:
+        config: the run.
+        start_level: level of the images it is given, instead of the noisiest.
+
+    Raises:
+        UserError: an eta too large, ``sample.eta_per_step`` of another length than the steps, or levels that the
+            sampler cannot use.
+    """
+    sample = config.sample
+    levels = build_levels(config)
+    if start_level is not None:
+        levels = levels_from(levels, start_level)
+    eta = np.asarray(sample.eta_per_step) if sample.eta_per_step else sample.eta
+    return make_sampler(sample.sampler, build_schedule(config), level_pairs(levels), eta)
+
+
+def build_encoder(config: Config, iterations: int = 0) -> Encoder:
+    """The encoder whose noise the sampler of ``config.sample`` decodes; by DDIM, or by Heun for Heun.
+
+    Raises:
+        UserError: see :func:`~ddim_jax.diffusion.inversion.make_encoder`.
+    """
+    solver = "heun" if config.sample.sampler == "heun" else "ddim"
+    return make_encoder(solver, build_schedule(config), build_levels(config), iterations)
+
+
+def build_predict(config: Config, model: Model, variables: Any, label: jax.Array, clip: str) -> Predict:
+    """The network as samplers call it, guided towards its labels if ``config.sample`` says so."""
+    sample, num_classes = config.sample, config.model.num_classes
+
+    def conditional(x: jax.Array, time: jax.Array, label: jax.Array) -> Any:
+        return model.apply(variables, x, time, label)
+
+    def unconditional(x: jax.Array, time: jax.Array) -> Any:
+        return model.apply(variables, x, time)
+
+    network = unconditional
+    if num_classes:
+        levels = sample.guidance_levels
+        interval = (levels[0] - 1.0, levels[1] - 1.0) if levels else None
+        network = guided(conditional, label, num_classes, sample.guidance_scale, interval)
+    return make_predict(network, config.diffusion.objective, clip, sample.threshold_percentile, sample.threshold_limit)
+
+
+def build_normalization(config: Config) -> Normalization:
+    """How the network's floats are made of pixels."""
+    return Normalization(config.data.mean, config.data.std)

@@ -1,0 +1,216 @@
+"""The extractors that ``eval.extractor`` names: what images are compared by.
+
+- ``inception``: the features that FID, KID and Inception Score are defined by.
+- ``pixels``: the pixels themselves, where no trained network is at hand or wanted.
+- ``pixels_pca``: their principal components, where there are too many pixels for a covariance.
+- ``classifier``: the features of a small network trained on the data set itself, see ``classifier.py``.
+
+The last three are for trying things out and for data that Inception knows nothing of. Their figures compare with each
+other alone, and are never called FID, IS or KID.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+
+from ddim_jax.config import Config
+from ddim_jax.errors import UserError
+from ddim_jax.measuring.classifier import classifier_for
+from ddim_jax.measuring.extractor import Extractor, Features
+from ddim_jax.measuring.image_sets import ImageSet, spread_indices
+from ddim_jax.measuring.reference import reference_images
+from ddim_jax.measuring.resize import Protocol, resize
+from ddim_jax.models.inception import NUM_FEATURES, NUM_LOGITS, Inception
+from ddim_jax.weights.inception import inception_variables
+
+_SPATIAL_BLOCK, _SPATIAL_CHANNELS = "Mixed_6d", 7
+
+# A covariance of so many pixels takes 128 MiB; the distance between two takes a minute.
+_MOST_PIXELS = 4096
+
+# Images that principal components are found from: enough for some hundreds of them.
+_COMPONENT_IMAGES = 2048
+
+# Of the sum of all squares: what rounding can make of no variance.
+_NO_VARIANCE = 1e-12
+
+
+def make_extractor(config: Config, spatial: bool = False) -> Extractor:
+    """Builds the extractor that ``config.eval`` names.
+
+    Args:
+        config: ``eval`` says which; ``data`` which images a classifier is trained on, and their size.
+        spatial: have Inception's spatial features too.
+
+    Raises:
+        UserError: weights or images that it needs cannot be had, or it does not suit the images.
+    """
+    settings, data = config.eval, config.data
+    shape = data.image_shape
+    if settings.extractor == "inception":
+        return inception_extractor(settings.inception_path, settings.resize, settings.batch_size, spatial)
+    if settings.extractor == "pixels":
+        return pixels_extractor(shape, settings.batch_size)
+    if settings.extractor == "pixels_pca":
+        return components_extractor(reference_images(config), shape, settings.components, settings.batch_size)
+    if settings.extractor == "classifier":
+        return classifier_for(data, settings.batch_size)
+    raise ValueError(f"no extractor is called {settings.extractor!r}")
+
+
+def inception_extractor(path: str, protocol: Protocol, batch_size: int, spatial: bool = False) -> Extractor:
+    """The network of FID: pool3 as features, logits without bias for the Inception score.
+
+    Args:
+        path: file of its weights; the published ones when empty.
+        protocol: how images become 299x299, see ``resize.py``; part of every figure.
+        batch_size: images per device at a time.
+        spatial: have spatial features too.
+
+    Raises:
+        UserError: the weights cannot be had.
+    """
+    weights = inception_variables(path)
+    network = Inception()
+
+    def function(params: Any, images: jax.Array) -> Features:
+        # The network asks for the highest precision itself. What is not used of the block's output is not computed.
+        found: Any
+        found, inside = network.apply(
+            {"params": params},
+            resize(images, protocol),
+            capture_intermediates=lambda module, _: module.name == _SPATIAL_BLOCK,
+            mutable=["intermediates"],
+        )
+        return Features(found.pool3, found.logits_unbiased, _spatial_features(inside) if spatial else None)
+
+    name = f"inception-{protocol}"
+    provenance = {"name": name, "protocol": protocol, "weights_sha256": weights.sha256, "logits": "without bias"}
+    return Extractor("inception", provenance, function, weights.params, batch_size, NUM_FEATURES, NUM_LOGITS, spatial)
+
+
+def _spatial_features(inside: Any) -> jax.Array:
+    """What ADM's evaluator compares by sFID (Nash et al. 2021): [n, 2023].
+
+    The graph's tensor ``mixed_6/conv:0`` is that of the 1x1 convolution of the block ``Mixed_6d``, after batch norm and
+    relu (what precedes those is called ``mixed_6/conv/Conv2D``). It is the first part of the block's output.
+    """
+    (block,) = inside["intermediates"][_SPATIAL_BLOCK]["__call__"]
+    return block[..., :_SPATIAL_CHANNELS].reshape(len(block), -1)
+
+
+def pixels_extractor(shape: tuple[int, int, int], batch_size: int) -> Extractor:
+    """The pixels in [0, 1] as features.
+
+    Args:
+        shape: [h, w, c] of the images.
+        batch_size: images per device at a time.
+
+    Raises:
+        UserError: more than 4,096 values.
+    """
+    dimension = int(np.prod(shape))
+    if dimension > _MOST_PIXELS:
+        raise UserError(
+            f"eval.extractor=pixels: images of {dimension:,} values are too large for a covariance (at most "
+            f"{_MOST_PIXELS:,}); use pixels_pca"
+        )
+
+    def function(variables: Any, images: jax.Array) -> Features:
+        del variables
+        return Features(_flat_pixels(images))
+
+    return Extractor(
+        "pixels", {"name": "pixels", "shape": list(shape)}, function, (), batch_size, dimension, shape=shape
+    )
+
+
+def components_extractor(images: ImageSet, shape: tuple[int, int, int], components: int, batch_size: int) -> Extractor:
+    """The principal components of some images as features: those directions in which they differ most.
+
+    Args:
+        images: what they are found from, by 2,048 of these at most, evenly spread.
+        shape: [h, w, c] of the images.
+        components: number of components.
+        batch_size: images per device at a time.
+
+    Raises:
+        UserError: the images cannot be read, have another shape, or not so many components.
+    """
+    found = images.load(spread_indices(len(images), _COMPONENT_IMAGES)).image
+    if found.shape[1:] != shape:
+        raise UserError(
+            f"images of {images.name} have shape {list(found.shape[1:])}, not {list(shape)}: set data.image_size and "
+            "data.channels"
+        )
+    mean, basis = principal_components(found.reshape(len(found), -1), components)
+
+    def function(variables: Any, images: jax.Array) -> Features:
+        mean, basis = variables
+        return Features(jnp.matmul(_flat_pixels(images) - mean, basis, precision=jax.lax.Precision.HIGHEST))
+
+    name = f"pixels_pca-{components}"
+    provenance = {
+        "name": name,
+        "shape": list(shape),
+        # Components that are computed twice may differ in their last digits, the images that decide them do not.
+        "images_sha256": hashlib.sha256(found.tobytes()).hexdigest(),
+    }
+    variables = (mean.astype(np.float32), basis.astype(np.float32))
+    return Extractor("pixels_pca", provenance, function, variables, batch_size, components, shape=shape)
+
+
+def principal_components(pixels: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and principal components of images, for pixels in [0, 1].
+
+    With X [n, d] the centred pixels, each eigenvector u of X X' [n, n] gives an eigenvector X' u of the covariance
+    X' X / n [d, d], which may be far larger. Products of uint8 values are whole numbers, and float64 holds their sums
+    exactly.
+
+    Args:
+        pixels: uint8 [n, d].
+        components: number of components k.
+
+    Returns:
+        Mean float64 [d] and components float64 [d, k], the greatest variance first; each has length 1, and a sign by
+        which its largest value is positive.
+
+    Raises:
+        UserError: the images have fewer components.
+    """
+    num = len(pixels)
+    products = np.zeros((num, num))
+    for columns in _column_blocks(pixels):
+        products += columns @ columns.T
+    row_means = products.mean(axis=1)
+    centred = products - row_means[:, None] - row_means + row_means.mean()
+    asked = min(components, num)
+    variances, vectors = scipy.linalg.eigh(centred, subset_by_index=(num - asked, num - 1))
+    # LAPACK has the smallest first.
+    variances, vectors = variances[::-1], vectors[:, ::-1]
+    rank = int(np.count_nonzero(variances > _NO_VARIANCE * products.trace()))
+    if rank < components:
+        raise UserError(
+            f"eval.components={components}: {num:,} images have {rank} principal components; ask for no more"
+        )
+    mean = np.concatenate([columns.mean(axis=0) for columns in _column_blocks(pixels)])
+    basis = np.concatenate([(columns - columns.mean(axis=0)).T @ vectors for columns in _column_blocks(pixels)])
+    basis /= np.linalg.norm(basis, axis=0)
+    largest = np.argmax(np.abs(basis), axis=0)
+    return mean / 255, basis * np.sign(basis[largest, np.arange(components)])
+
+
+def _column_blocks(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """All images as float64, some pixels at a time: all at once could be gigabytes."""
+    for start in range(0, pixels.shape[1], _MOST_PIXELS):
+        yield pixels[:, start : start + _MOST_PIXELS].astype(np.float64)
+
+
+def _flat_pixels(images: jax.Array) -> jax.Array:
+    """uint8 [n, h, w, c] → float32 [n, h w c] in [0, 1]."""
+    return images.reshape(len(images), -1).astype(jnp.float32) / 255

@@ -1,0 +1,216 @@
+"""Sets of images to measure or to compare with: a data set, a folder, or an ``.npz`` of images."""
+
+import concurrent.futures
+import hashlib
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import PIL
+
+from ddim_jax.config import DataConfig
+from ddim_jax.data.batches import load_images
+from ddim_jax.data.prepared import open_images
+from ddim_jax.data.sources import FolderSource
+from ddim_jax.data.transforms import set_channels
+from ddim_jax.errors import UserError
+from ddim_jax.npz import load_arrays
+
+# Names under which programs save images: NumPy's own for unnamed arrays, and some others'.
+_IMAGE_ARRAYS = ("arr_0", "images")
+
+
+class Loaded(NamedTuple):
+    """Images of a set.
+
+    Attributes:
+        index: int64 [n], their numbers in the set.
+        image: uint8 [n, h, w, c].
+    """
+
+    index: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride]
+    image: np.ndarray
+
+
+class ImageSet(Protocol):
+    """Images by number, all of one shape; subclass it.
+
+    Attributes:
+        name: what to call the set in names of files and rows.
+        identity: says which pixels these are, as JSON's types: sets with equal ones hold equal images.
+    """
+
+    name: str
+    identity: dict[str, Any]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def load(self, indices: np.ndarray) -> Loaded:
+        """Reads images; those that ``data.on_error=skip`` leaves out are missing from the result.
+
+        Raises:
+            UserError: one cannot be used.
+        """
+        ...
+
+    def batches(self, indices: np.ndarray, size: int) -> Iterator[Loaded]:
+        """Reads images ``size`` at a time, the next ones while the caller handles these."""
+        parts = [indices[start : start + size] for start in range(0, len(indices), size)]
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            ahead = None
+            for part in parts:
+                reading = pool.submit(self.load, part)
+                if ahead is not None:
+                    yield ahead.result()
+                ahead = reading
+            if ahead is not None:
+                yield ahead.result()
+
+
+def open_image_set(path: str, data: DataConfig, split: str = "") -> ImageSet:
+    """Opens a folder, an ``.npz`` of images, or the data set.
+
+    Args:
+        path: folder or ``.npz``, whose images are taken as they are, without crop or resize; empty for the data set.
+        data: the data set and how its images are prepared; of a folder, the number of channels and threads.
+        split: of the data set; ``data.split`` when empty.
+
+    Raises:
+        UserError: it does not exist, or has no images.
+    """
+    if not path:
+        return DataImages(data, split)
+    if pathlib.Path(path).expanduser().is_dir():
+        return FolderImages(path, data)
+    return ArrayImages(path)
+
+
+class DataImages(ImageSet):
+    """The images that a config trains on, prepared as the network sees them, without flips."""
+
+    def __init__(self, data: DataConfig, split: str = "") -> None:
+        """Opens the data set.
+
+        Args:
+            data: where the images are and how they are prepared.
+            split: instead of ``data.split``, unless empty.
+
+        Raises:
+            UserError: see :func:`~ddim_jax.data.sources.open_source`.
+        """
+        self._data = data
+        self._source = open_images(data, split or None)
+        self.name = f"{self._source.name}-{split or data.split}"
+        self.identity = {
+            "data": self._source.identity(),
+            "split": split or data.split,
+            "crop": data.crop,
+            "resize": data.resize,
+            "image_size": data.image_size,
+            "channels": data.channels,
+            "decoder": _decoder(),
+        }
+
+    def __len__(self) -> int:
+        """Number of examples, unusable ones among them."""
+        return len(self._source)
+
+    def load(self, indices: np.ndarray) -> Loaded:
+        """Reads and prepares examples."""
+        images = load_images(self._source, self._data, indices)
+        return Loaded(images.index, images.image)
+
+
+class FolderImages(ImageSet):
+    """All images under a folder, ordered by path, as they are."""
+
+    def __init__(self, path: str, data: DataConfig) -> None:
+        """Lists the files and opens the first.
+
+        Args:
+            path: the folder.
+            data: its ``channels`` say how many the images shall have; ``threads`` read them.
+
+        Raises:
+            UserError: no such folder, or no image in it.
+        """
+        self._source = FolderSource(path)
+        self._data = data
+        self._threads = data.threads
+        self.name = self._source.name
+        self._shape = self._read(0).shape
+        self.identity = {"data": self._source.identity(), "channels": data.channels, "decoder": _decoder()}
+
+    def __len__(self) -> int:
+        """Number of image files."""
+        return len(self._source)
+
+    def load(self, indices: np.ndarray) -> Loaded:
+        """Reads files."""
+        with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
+            images = list(pool.map(self._read, indices.tolist()))
+        for index, image in zip(indices.tolist(), images, strict=True):
+            if image.shape != self._shape:
+                raise UserError(
+                    f"{self._source.where(index)} is {image.shape[1]}x{image.shape[0]} pixels, the first image of the "
+                    f"folder {self._shape[1]}x{self._shape[0]}: make them equal, or open it by data.source=folder"
+                )
+        return Loaded(np.asarray(indices, np.int64), np.stack(images))
+
+    def _read(self, index: int) -> np.ndarray:
+        image = self._source[index].image
+        if image.shape[-1] > self._data.channels:
+            raise UserError(f"{self._source.where(index)} is in colour, but data.channels=1; set it to 3")
+        return set_channels(image, self._data.channels)
+
+
+class ArrayImages(ImageSet):
+    """The array ``arr_0`` or ``images`` of an ``.npz``: uint8 [n, h, w, c], or [n, h, w] of grey images."""
+
+    def __init__(self, path: str) -> None:
+        """Reads the file.
+
+        Raises:
+            UserError: no such file, or no such array in it.
+        """
+        file = pathlib.Path(path).expanduser()
+        arrays = load_arrays(file)
+        names = [name for name in _IMAGE_ARRAYS if name in arrays]
+        if not names:
+            raise UserError(f"{file} has no images: expected an array arr_0 or images, found {', '.join(arrays)}")
+        images = arrays[names[0]]
+        images = images[..., None] if images.ndim == 3 else images
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
+            raise UserError(
+                f"{file} holds {images.dtype} {list(images.shape)}; images must be uint8 [n, h, w, 1 or 3]: "
+                "round them as one who saves them would"
+            )
+        self._images = images
+        self.name = file.stem
+        with file.open("rb") as opened:
+            self.identity = {"npz": hashlib.file_digest(opened, "sha256").hexdigest()}
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._images)
+
+    def load(self, indices: np.ndarray) -> Loaded:
+        """Copies images."""
+        return Loaded(np.asarray(indices, np.int64), self._images[indices])
+
+
+def spread_indices(num: int, count: int) -> np.ndarray:
+    """``count`` of the numbers 0 ... num - 1, ascending and evenly spread: int64 [min(count, num)].
+
+    Folders are often ordered by class, so that the first images are no fair sample of all.
+    """
+    count = min(count, num)
+    return np.arange(count, dtype=np.int64) * num // max(1, count)
+
+
+def _decoder() -> str:
+    """What decodes and resizes images: other programs' pixels may differ by a grey level."""
+    return f"pillow {PIL.__version__}"

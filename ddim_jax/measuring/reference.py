@@ -1,0 +1,300 @@
+"""What images are compared with: statistics of real images, and where they come from.
+
+A figure is only as good as its reference: other images, another split, crop, resize or number of images, and the same
+model has another FID. So statistics carry their *provenance*, and those that contradict what they would be used for are
+refused.
+"""
+
+import contextlib
+import json
+import re
+import time
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from ddim_jax import parallel
+from ddim_jax.cache import cache_dir
+from ddim_jax.config import Config, EvalConfig
+from ddim_jax.digests import digest_of_facts
+from ddim_jax.errors import UserError
+from ddim_jax.measuring.extractor import Extractor
+from ddim_jax.measuring.feature_sums import FeatureSums
+from ddim_jax.measuring.image_sets import ImageSet, open_image_set, spread_indices
+from ddim_jax.metrics.moments import Gaussian
+from ddim_jax.npz import array_names, load_arrays, save_arrays
+from ddim_jax.version import __version__
+from ddim_jax.writers import progress, say
+
+# How much of a killed program's work may be lost.
+_SAVE_EVERY_SECONDS = 60
+
+_UNKNOWN = "data set, split, number of images, crop, resize, and the protocol and weights of the network"
+
+
+class Reference(NamedTuple):
+    """Statistics of a set of images.
+
+    Attributes:
+        mean: float64 [d], of the features.
+        covariance: float64 [d, d].
+        count: number n of images; None if not known.
+        features: float32 [m, d] of some of the images, evenly spread, for KID, precision and recall; or None.
+        provenance: how they were made, see :func:`reference_provenance`; empty if not known.
+        spatial: of Inception's spatial features, which ADM's sFID needs; or None.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    count: int | None  # pyright: ignore[reportIncompatibleMethodOverride]
+    features: np.ndarray | None
+    provenance: dict[str, Any]
+    spatial: Gaussian | None = None
+
+    @property
+    def gaussian(self) -> Gaussian:
+        """Mean, covariance and count, as the Fréchet distance takes them."""
+        return Gaussian(self.mean, self.covariance, self.count)
+
+
+def reference_for(config: Config, extractor: Extractor) -> Reference:
+    """The reference that ``config.eval`` names; statistics of images are computed once and kept in the cache.
+
+    Args:
+        config: ``eval.reference``, or the training images.
+        extractor: whose features are compared.
+
+    Raises:
+        UserError: it cannot be read, or its statistics are of another extractor.
+    """
+    settings = config.eval
+    if settings.reference and is_statistics(settings.reference):
+        reference = read_reference(settings.reference)
+        check_provenance(reference, extractor, settings.reference)
+    else:
+        images = reference_images(config)
+        provenance = reference_provenance(images, extractor, settings)
+        file = f"{reference_name(provenance)}-{provenance_digest(provenance)[:12]}.npz"
+        kept = epath.Path(cache_dir("reference")) / file
+        if kept.exists():
+            reference = read_reference(kept)
+            if "left_out" not in reference.provenance or config.data.on_error == "skip":
+                return reference
+        reference = measure_reference(images, extractor, settings, kept.with_suffix(".parts"))
+        write_reference(kept, reference)
+    if reference.features is None and {"kid", "precision_recall"} & set(settings.metrics):
+        say(f"warning: {settings.reference} has no features of single images: no kernel distance, precision or recall")
+    return reference
+
+
+def reference_images(config: Config) -> ImageSet:
+    """The images that ``config.eval`` compares with: a folder, an ``.npz``, or the data set.
+
+    Where statistics are given, whose images are not at hand, these are the data set's.
+    """
+    path = config.eval.reference
+    return open_image_set("" if path and is_statistics(path) else path, config.data, config.eval.reference_split)
+
+
+def reference_provenance(images: ImageSet, extractor: Extractor, settings: EvalConfig) -> dict[str, Any]:
+    """How statistics are made, as JSON's types.
+
+    Returns:
+        ``images`` (their identity: data set or files, split, crop, resize, size, decoder), ``name``, ``count``,
+        ``features_kept``, ``extractor`` (its provenance) and the version of ``ddim_jax``. Where ``data.on_error=skip``
+        has left out some of the ``count`` images, :func:`measure_reference` adds how many: ``left_out``.
+    """
+    count = min(settings.reference_num or len(images), len(images))
+    return {
+        "name": images.name,
+        "images": images.identity,
+        "count": count,
+        "features_kept": min(settings.features_kept, count),
+        "extractor": extractor.provenance,
+        "ddim_jax": __version__,
+    }
+
+
+def reference_name(provenance: Mapping[str, Any]) -> str:
+    """A name for a file: which images, how many, and by what they are compared.
+
+    >>> reference_name({"name": "cifar10-train[:90%]", "count": 45000, "extractor": {"name": "inception-tf1"}})
+    'cifar10-train-to90%-45000-inception-tf1'
+    """
+    name = f"{provenance['name']}-{provenance['count']}-{provenance['extractor']['name']}"
+    return re.sub(r"[^\w.%+-]+", "_", name.replace("[", "-").replace(":", "to").replace("]", ""))
+
+
+def same_provenance(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether both describe the same statistics; by which version they were made does not matter."""
+    return provenance_digest(a) == provenance_digest(b)
+
+
+def provenance_digest(provenance: Mapping[str, Any]) -> str:
+    """A hash of all that was known before the images were read."""
+    return digest_of_facts({key: value for key, value in provenance.items() if key not in ("ddim_jax", "left_out")})
+
+
+# --- from images --------------------------------------------------------------------------------
+
+
+def measure_reference(
+    images: ImageSet, extractor: Extractor, settings: EvalConfig, parts: epath.Path, together: bool = False
+) -> Reference:
+    """Computes statistics, going on from where a killed program stopped.
+
+    Args:
+        images: the images; ``eval.reference_num`` of them, evenly spread.
+        extractor: whose features.
+        settings: ``reference_num`` and ``features_kept``.
+        parts: folder for the sums so far; removed at the end. Its name must stand for all that decides the result.
+        together: each process takes its share of the images, and ``parts`` is a folder that all of them see. Otherwise
+            each process computes everything.
+
+    Raises:
+        UserError: images that cannot be read, or fewer than 2.
+    """
+    process, count = (parallel.process_index(), parallel.process_count()) if together else (0, 1)
+    chosen = spread_indices(len(images), settings.reference_num or len(images))
+    own = parts / f"{process}-of-{count}.npz"
+    if own.exists():
+        sums = FeatureSums.from_arrays(load_arrays(own))
+    else:
+        sums = FeatureSums.empty(extractor, len(chosen), settings.features_kept)
+    share = np.arange(process, len(chosen), count)
+    todo = share[~sums.seen[share]]
+    bar = progress(len(share), f"measuring {images.name}", "image", len(share) - len(todo), parallel.is_main_process())
+    saved = time.monotonic()
+    with bar:
+        for loaded in images.batches(chosen[todo], extractor.images_per_call):
+            sums.add(np.searchsorted(chosen, loaded.index), extractor(loaded.image))
+            bar.update(len(loaded.index))
+            if time.monotonic() - saved > _SAVE_EVERY_SECONDS:
+                save_arrays(own, sums.to_arrays())
+                saved = time.monotonic()
+    if count > 1:
+        sums = _merged(sums, parts, process, count)
+    if process == 0:
+        # Another program may be measuring the same images: what it puts there is its own to remove.
+        with contextlib.suppress(OSError):
+            parts.rmtree(missing_ok=True)
+    sums.finish()
+    provenance = reference_provenance(images, extractor, settings)
+    if len(sums.missing):
+        provenance["left_out"] = len(sums.missing)
+    spatial = None if sums.spatial_moments is None else sums.spatial_moments.gaussian()
+    moments = sums.moments
+    return Reference(moments.mean, moments.covariance, moments.count, sums.kept_features, provenance, spatial)
+
+
+def _merged(sums: FeatureSums, parts: epath.Path, process: int, count: int) -> FeatureSums:
+    """The sums of all processes, merged by each in the same order."""
+    save_arrays(parts / f"{process}-of-{count}.npz", sums.to_arrays())
+    parallel.barrier("features measured")
+    merged = FeatureSums.from_arrays(load_arrays(parts / f"0-of-{count}.npz"))
+    for other in range(1, count):
+        merged.merge(FeatureSums.from_arrays(load_arrays(parts / f"{other}-of-{count}.npz")))
+    parallel.barrier("features merged")
+    return merged
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def is_statistics(path: epath.PathLike) -> bool:
+    """Whether a file holds statistics, and not images.
+
+    Raises:
+        UserError: it is neither a folder nor an ``.npz``.
+    """
+    path = epath.Path(path)
+    return not path.expanduser().is_dir() and {"mu", "sigma"} <= set(array_names(path.expanduser()))
+
+
+def write_reference(
+    path: epath.PathLike, reference: Reference, format: Literal["ddim_jax", "adm"] = "ddim_jax"
+) -> None:
+    """Writes statistics as ``.npz``.
+
+    pytorch-fid, clean-fid and EDM read ``mu`` and ``sigma`` from it, ADM's evaluator ``mu_s`` and ``sigma_s`` too.
+    Besides there are ``count``, ``features``, and ``provenance`` as JSON.
+
+    Args:
+        path: file to write.
+        reference: the statistics.
+        format: with ``adm`` the spatial statistics must be there.
+
+    Raises:
+        UserError: they are not, or the file cannot be written.
+    """
+    arrays: dict[str, Any] = {"mu": reference.mean, "sigma": reference.covariance}
+    if reference.count is not None:
+        arrays["count"] = np.asarray(reference.count)
+    if reference.features is not None:
+        arrays["features"] = reference.features
+    if reference.provenance:
+        arrays["provenance"] = np.asarray(json.dumps(reference.provenance))
+    if reference.spatial is not None:
+        arrays |= {"mu_s": reference.spatial.mean, "sigma_s": reference.spatial.covariance}
+    elif format == "adm":
+        raise ValueError("ADM's format needs spatial statistics: make the extractor with spatial=True")
+    save_arrays(path, arrays)
+
+
+def read_reference(path: epath.PathLike) -> Reference:
+    """Reads statistics: ours, pytorch-fid's, EDM's or ADM's. Of the latter three nothing but moments is known.
+
+    Raises:
+        UserError: the file cannot be read or has not the form of statistics.
+    """
+    path = epath.Path(path).expanduser()
+    arrays = load_arrays(path)
+    mean, covariance = arrays.get("mu"), arrays.get("sigma")
+    if mean is None or covariance is None:
+        raise UserError(f"{path} holds no statistics: expected arrays mu and sigma, found {', '.join(arrays)}")
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise UserError(f"{path}: mu {list(mean.shape)} and sigma {list(covariance.shape)} are not [d] and [d, d]")
+    try:
+        provenance = json.loads(str(arrays["provenance"])) if "provenance" in arrays else {}
+    except ValueError as error:
+        raise UserError(f"{path}: its provenance cannot be read: {error}; make it anew with --mode=stats") from error
+    spatial = Gaussian(arrays["mu_s"], arrays["sigma_s"]) if {"mu_s", "sigma_s"} <= arrays.keys() else None
+    count = int(arrays["count"]) if "count" in arrays else None
+    return Reference(
+        mean.astype(np.float64), covariance.astype(np.float64), count, arrays.get("features"), provenance, spatial
+    )
+
+
+def check_provenance(reference: Reference, extractor: Extractor, path: epath.PathLike) -> None:
+    """Refuses statistics of another extractor, and warns of those that do not say what they are.
+
+    Raises:
+        UserError: the name, dimension, protocol, weights or whatever else is not that of ``extractor``.
+    """
+    found = reference.provenance.get("extractor")
+    if found is not None:
+        keys = sorted(found.keys() | extractor.provenance.keys())
+        changed = [key for key in keys if found.get(key) != extractor.provenance.get(key)]
+        if changed:
+            listed = ", ".join(f"{key} {found.get(key)!r} and not {extractor.provenance.get(key)!r}" for key in changed)
+            raise UserError(
+                f"{path} cannot be compared with extractor '{extractor.name}': it was made with {listed}; make it anew "
+                "with --mode=stats"
+            )
+    if len(reference.mean) != extractor.dimension:
+        raise UserError(
+            f"{path} has {len(reference.mean)} features, but extractor '{extractor.name}' has {extractor.dimension}; "
+            "make it anew with --mode=stats"
+        )
+    if found is None:
+        if extractor.prefix != "inception":
+            raise UserError(
+                f"{path} does not say what it is, so it can only be statistics of Inception; set "
+                "eval.extractor=inception, or make it with --mode=stats"
+            )
+        say(
+            f"warning: {path} does not say how it was made; unknown are {_UNKNOWN}. A figure is only right if they "
+            "agree with this run's"
+        )

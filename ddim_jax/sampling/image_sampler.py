@@ -1,0 +1,121 @@
+"""Images by index: image i depends on (weights, settings, seed, i) and on nothing else."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ddim_jax import parallel
+from ddim_jax.config import Config
+from ddim_jax.configured import build_sampler
+from ddim_jax.memory import power_of_two_below
+from ddim_jax.models import Model
+from ddim_jax.sampling.programs import Items, image_program
+from ddim_jax.sharded_map import BatchSize, ShardedMap
+
+# Pixels that keep a device busy: larger batches draw no more images a second, and need more memory. The cores of a CPU
+# are shared by its devices.
+_BUSY_PIXELS = 2**22
+_BUSY_PIXELS_OF_CPU = 2**15
+_MOST_IMAGES = 1024
+
+
+def image_indices(config: Config) -> np.ndarray:
+    """The images that ``config.sample`` asks for: ``indices``, or ``num`` (or ``per_class``) of them from ``start`` on.
+
+    Classes take turns by index, so that ``per_class`` times the number of classes in a row are as many of each.
+    """
+    sample = config.sample
+    if sample.indices:
+        return np.asarray(sample.indices, np.int64)
+    num = sample.per_class * config.model.num_classes if sample.per_class else sample.num
+    return np.arange(sample.start, sample.start + num)
+
+
+def image_items(config: Config, indices: Sequence[int] | np.ndarray) -> Items:
+    """The images of these indices, with their classes: ``sample.label``, or the classes in turn by image index."""
+    indices = np.asarray(indices, np.int32)
+    seeds = np.full(len(indices), config.sample.seed, np.int32)
+    if config.sample.label is not None:
+        return Items(seeds, indices, np.full(len(indices), config.sample.label, np.int32))
+    return Items(seeds, indices, (indices % max(1, config.model.num_classes)).astype(np.int32))
+
+
+def batch_size_for(config: Config, num: int) -> BatchSize:
+    """Images per device: ``sample.batch_size``, or less if ``num`` images need no more.
+
+    Where the config leaves it open (0), as many as keep a device busy, a power of two; it shrinks where they do not fit
+    in the device's memory. Images do not depend on it, to rounding.
+    """
+    devices = parallel.local_devices()
+    height, width, channels = config.data.image_shape
+    pixels = _BUSY_PIXELS_OF_CPU // len(devices) if devices[0].platform == "cpu" else _BUSY_PIXELS
+    busy = power_of_two_below(min(_MOST_IMAGES, pixels // (height * width)))
+    return BatchSize(
+        min(config.sample.batch_size or busy, max(1, math.ceil(num / len(devices)))),
+        may_shrink=config.sample.batch_size == 0,
+        what=f"images of {width}x{height}x{channels}",
+        key="sample.batch_size",
+    )
+
+
+class ImageSampler:
+    """A compiled sampler for one network and one set of settings."""
+
+    def __init__(self, config: Config, model: Model, batch_size: int | BatchSize) -> None:
+        """Prepares the program; it is compiled at the first call, or by :meth:`compile`.
+
+        Args:
+            config: the run; ``config.sample`` says how to draw.
+            model: the network.
+            batch_size: images per device at a time, see :func:`batch_size_for`. The same images come out for any value,
+                to rounding.
+
+        Raises:
+            UserError: see :func:`~ddim_jax.sampling.build_sampler`.
+        """
+        self.config = config
+        self.sampler = build_sampler(config)
+        self._map = ShardedMap(image_program(config, model, self.sampler), batch_size)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per image."""
+        return self.sampler.evaluations
+
+    @property
+    def batch_size(self) -> int:
+        """Images per device at a time; once compiled, as many as fit."""
+        return self._map.batch_size
+
+    def compile(self, variables: Any) -> None:
+        """Compiles the program, and settles how many images fit in the devices' memory at a time.
+
+        Args:
+            variables: in place on the devices (``parallel.replicate``).
+
+        Raises:
+            UserError: ``sample.batch_size`` images do not fit.
+        """
+        self._map.compile(variables, image_items(self.config, [0]))
+
+    def batches(self, variables: Any, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Draws the images of ``indices``, yielding (indices [k], uint8 images [k, h, w, c]) as they are ready."""
+        items = image_items(self.config, indices)
+        for where, images in self._map.chunks(variables, items):
+            yield items.index[where], images
+
+    def draw(self, variables: Any, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Draws the images of ``indices``: uint8 [n, h, w, c], in that order."""
+        return np.concatenate([images for _, images in self.batches(variables, indices)])
+
+
+def sampler_for(config: Config, model: Model, num: int, **settings: Any) -> ImageSampler:
+    """An :class:`ImageSampler` for about ``num`` images, with changed ``config.sample`` settings.
+
+    The batch is that of :func:`batch_size_for`: few images do not pay for a full one.
+    """
+    config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, **settings))
+    return ImageSampler(config, model, batch_size_for(config, num))

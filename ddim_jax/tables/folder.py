@@ -1,0 +1,134 @@
+"""The folder of a table: results of its rows, and the table written anew from all of them.
+
+::
+
+    rows/NAME.json          result of a row
+    rows/NAME.png           its first images
+    rows/NAME.claim-K       while a job works on it, see ``claims.py``
+    rows/NAME.partial-*     what a killed job had measured
+    table.md, table.csv, table.json, quality.png, report.html
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from ddim_jax.errors import UserError
+from ddim_jax.files import write_whole
+from ddim_jax.images import grid, save_png
+from ddim_jax.tables.claims import Claims
+from ddim_jax.tables.lines import Comparison, lines, to_csv, to_json, to_markdown
+from ddim_jax.tables.report import quality_picture, to_html
+from ddim_jax.tables.rows import Result, Row
+
+
+class TableFolder:
+    """A table that several jobs may fill at once.
+
+    Attributes:
+        folder: the table's.
+        claims: this job's claims on rows.
+    """
+
+    def __init__(
+        self,
+        folder: epath.PathLike,
+        title: str,
+        settings: Mapping[str, Any],
+        compared: Comparison,
+    ) -> None:
+        """Opens the folder, which must exist.
+
+        Args:
+            folder: the table's.
+            title: of the table.
+            settings: what all rows share, as JSON's types; ``num`` is the number of images.
+            compared: whether published figures may be shown.
+        """
+        self.folder = epath.Path(folder)
+        self._rows = self.folder / "rows"
+        self._rows.mkdir(exist_ok=True)
+        self._title = title
+        self._settings = settings
+        self._compared = compared
+        self.claims = Claims(self._rows)
+
+    def has(self, row: Row) -> bool:
+        """Whether the row is measured."""
+        return self._result_path(row.name).exists()
+
+    def results(self) -> list[Result]:
+        """All results there are, of this job and others.
+
+        Raises:
+            UserError: a file that is no result, or of another number of images.
+        """
+        found = []
+        for path in sorted(self._rows.glob("*.json")):
+            try:
+                result = Result.from_json(path.read_text())
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{path} cannot be used ({error}); delete it to measure that row again") from error
+            if result.num != self._settings["num"]:
+                raise UserError(
+                    f"{path} is of {result.num:,} images, this table of {self._settings['num']:,}: figures of "
+                    "different numbers of images never compare; move it away"
+                )
+            found.append(result)
+        return found
+
+    def add(self, result: Result, images: np.ndarray) -> None:
+        """Keeps a result.
+
+        Args:
+            result: of a row.
+            images: the row's first, uint8 [n, h, w, c].
+        """
+        save_png(self._rows / f"{result.name}.png", grid(images, min_side=1))
+        write_whole(self._result_path(result.name), result.to_json())
+
+    def partial_path(self, row: Row, process: int, process_count: int) -> epath.Path:
+        """Where a process keeps what it has measured of a row."""
+        return self._rows / f"{row.name}.partial-{process}-of-{process_count}.npz"
+
+    def remove_partials(self, row: Row) -> None:
+        """Removes what was kept of a row that is done."""
+        for path in self._rows.glob(f"{row.name}.partial-*"):
+            path.unlink(missing_ok=True)
+
+    def write(self, notes: Sequence[str]) -> list[Result]:
+        """Writes the table from all results; returns them.
+
+        Where another job adds a result meanwhile, one of the two would write a table without the other's last. So it is
+        written again until nothing was added.
+
+        Args:
+            notes: what is to be known of the figures.
+        """
+        results = self.results()
+        while True:
+            self._write(results, notes)
+            now = self.results()
+            if {result.name for result in now} == {result.name for result in results}:
+                return now
+            results = now
+
+    def _write(self, results: Sequence[Result], notes: Sequence[str]) -> None:
+        table = lines(results, self._compared)
+        quality = quality_picture(table)
+        paths = {result.name: self._rows / f"{result.name}.png" for result in results}
+        grids = {name: path.read_bytes() for name, path in paths.items() if path.exists()}
+        files = {
+            "table.md": to_markdown(self._title, table, notes),
+            "table.csv": to_csv(table),
+            "table.json": to_json(self._settings, table, notes),
+            "quality.png": quality,
+            "report.html": to_html(self._title, self._settings, table, notes, quality, grids),
+        }
+        for name, content in files.items():
+            write_whole(self.folder / name, content)
+
+    def _result_path(self, name: str) -> epath.Path:
+        return self._rows / f"{name}.json"

@@ -1,0 +1,372 @@
+"""From the results of rows to tables: seeds put together, published figures beside ours, as Markdown, CSV and JSON."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddim_jax.tables.published_figures import NUM_IMAGES, PublishedRow, published_row
+from ddim_jax.tables.rows import Result, in_table_order
+
+_HEADINGS = {
+    "checkpoint": "checkpoint",
+    "images": "images",
+    "sampler": "sampler",
+    "eta": "eta",
+    "spacing": "spacing",
+    "clip": "clip",
+    "steps": "S",
+    "other": "other settings",
+    "seeds": "seeds",
+    "evaluations": "network evaluations",
+    "sampling_seconds": "sampling, s",
+    "seconds": "in all, s",
+    "fid": "FID",
+    "is_mean": "IS",
+    "is_std": "IS, std of splits",
+    "kid_mean": "KID",
+    "kid_std": "KID, std of subsets",
+}
+
+
+# In a cell.
+_NOTHING = "-"
+
+
+class Comparison(NamedTuple):
+    """Whether published figures may stand beside ours.
+
+    Attributes:
+        data_name: ``data.name`` of the model.
+        obstacle: why they may not, as a sentence; empty if they may.
+    """
+
+    data_name: str
+    obstacle: str
+
+
+class Estimate(NamedTuple):
+    """A figure over seeds.
+
+    Attributes:
+        mean: over the seeds.
+        spread: their standard deviation (divided by their number less one); None of one seed.
+    """
+
+    mean: float
+    spread: float | None
+
+
+class Line(NamedTuple):
+    """A line of the table: a setting, over all its seeds.
+
+    Attributes:
+        columns: the setting, by column.
+        results: of its seeds.
+        figures: by name.
+        evaluations: network evaluations per image, or None.
+        sampling_seconds: mean over the seeds, or None.
+        seconds: mean over the seeds.
+        published: what was published for this setting, if that may stand beside it.
+    """
+
+    columns: dict[str, Any]
+    results: list[Result]
+    figures: dict[str, Estimate]
+    evaluations: int | None
+    sampling_seconds: float | None
+    seconds: float
+    published: PublishedRow | None
+
+
+def comparison(
+    data_name: str, extractor_provenance: Mapping[str, Any], num: int, reference: str, of_training_images: bool
+) -> Comparison:
+    """Whether published figures may stand beside ours: only where they are figures of the same thing.
+
+    Args:
+        data_name: ``data.name`` of the model; empty if there is no model.
+        extractor_provenance: of what measures.
+        num: images measured.
+        reference: what they are compared with, in words.
+        of_training_images: whether these are all images that the model was trained on.
+    """
+    name = extractor_provenance["name"]
+    if not name.startswith("inception"):
+        obstacle = f"published figures are FIDs, by the Inception network; the ones here are by '{name}'"
+    elif extractor_provenance.get("protocol") != "tf1":
+        obstacle = f"published figures are by the resize of TensorFlow, eval.resize=tf1; the ones here by '{name}'"
+    elif num != NUM_IMAGES:
+        obstacle = f"published figures are of {NUM_IMAGES:,} images, the ones here of {num:,}"
+    elif not of_training_images:
+        obstacle = f"published figures compare with the training images, the ones here with {reference}"
+    else:
+        obstacle = ""
+    return Comparison(data_name, obstacle)
+
+
+def lines(results: Iterable[Result], compared: Comparison) -> list[Line]:
+    """Puts rows that differ in the seed alone together, in the order of tables.
+
+    Args:
+        results: of rows.
+        compared: whether published figures may be shown.
+    """
+    by_setting: dict[str, list[Result]] = {}
+    for result in in_table_order(results):
+        setting = result.columns if result.seed is not None else {**result.columns, "name": result.name}
+        by_setting.setdefault(json.dumps(setting), []).append(result)
+    return [_line(group, compared) for group in by_setting.values()]
+
+
+def _line(results: list[Result], compared: Comparison) -> Line:
+    columns = results[0].columns
+    names = [name for name in results[0].figures if all(name in result.figures for result in results)]
+    published = None
+    if not compared.obstacle and "sampler" in columns and not columns["other"]:
+        published = published_row(
+            compared.data_name,
+            *(columns["sampler"], columns["eta"] or 0.0, columns["spacing"], columns["clip"], columns["steps"]),
+        )
+    times = [result.sampling_seconds for result in results if result.sampling_seconds is not None]
+    return Line(
+        columns,
+        results,
+        {name: estimate([result.figures[name] for result in results]) for name in names},
+        results[0].evaluations,
+        float(np.mean(times)) if times else None,
+        float(np.mean([result.seconds for result in results])),
+        published,
+    )
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and spread of one figure over seeds."""
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Estimate(float(np.mean(values)), spread)
+
+
+class Column(NamedTuple):
+    """A column of a table, as text.
+
+    Attributes:
+        heading: in words.
+        cells: one for each line.
+        is_number: whether to align it to the right.
+    """
+
+    heading: str
+    cells: list[str]
+    is_number: bool
+
+
+def columns(table: Sequence[Line]) -> list[Column]:
+    """The table as text, by column; columns that say nothing are left out."""
+    found = []
+    for name in dict.fromkeys(name for line in table for name in line.columns):
+        values = [line.columns.get(name) for line in table]
+        if any(value not in (None, "") for value in values):
+            found.append(Column(heading(name), [_cell(value) for value in values], name in ("checkpoint", "steps")))
+    if any(len(line.results) > 1 for line in table):
+        found.append(Column(heading("seeds"), [str(len(line.results)) for line in table], True))
+    for name in figure_names(table):
+        ours = [line.figures.get(name) for line in table]
+        found.append(Column(heading(name), [format_estimate(one) for one in ours], True))
+        theirs = [None if line.published is None else line.published.figures.get(name) for line in table]
+        if any(value is not None for value in theirs):
+            found.append(Column(f"published {heading(name)}", [_published(value) for value in theirs], True))
+            both = zip(ours, theirs, strict=True)
+            found.append(Column("difference", [_difference(one, value) for one, value in both], True))
+    devices = [", ".join(dict.fromkeys(result.device for result in line.results)) for line in table]
+    if len(set(devices)) > 1:
+        found.append(Column("device", devices, False))
+    for name in ("evaluations", "sampling_seconds", "seconds"):
+        values = [getattr(line, name) for line in table]
+        if any(value is not None for value in values):
+            found.append(Column(heading(name), [_amount(value) for value in values], True))
+    return found
+
+
+def figure_names(table: Sequence[Line]) -> list[str]:
+    """Names of all figures in the table, in their order."""
+    return list(dict.fromkeys(name for line in table for name in line.figures))
+
+
+def main_figure(table: Sequence[Line]) -> str | None:
+    """The figure that a table is read for: FID, or the Fréchet distance of another extractor, or the first there is."""
+    names = figure_names(table)
+    return next((name for name in names if name == "fid" or name.endswith("_frechet")), names[0] if names else None)
+
+
+def heading(name: str) -> str:
+    """A column's heading."""
+    return _HEADINGS.get(name, name.replace("_", " ").replace("frechet", "Fréchet distance"))
+
+
+def sampler_label(line: Line) -> str:
+    """The line's setting but for S, in words: a curve over S has one."""
+    setting = line.columns
+    if "images" in setting:
+        return setting["images"]
+    eta = "" if setting["eta"] is None else f" eta {setting['eta']:g}"
+    other = f", {setting['other']}" if setting["other"] else ""
+    clip = "" if setting["clip"] == "none" else f", {setting['clip']}"
+    return f"{setting['sampler']}{eta}, {setting['spacing']}{clip}{other}"
+
+
+class StepTable(NamedTuple):
+    """The main figure of one checkpoint by S, as papers print it.
+
+    Attributes:
+        checkpoint: step.
+        steps: S of the columns.
+        cells: by sampler, a line or None for each S.
+    """
+
+    checkpoint: int
+    steps: list[int]
+    cells: dict[str, list[Line | None]]
+
+
+def step_tables(table: Sequence[Line]) -> list[StepTable]:
+    """The lines by checkpoint, sampler and S; none where all have one S, or were made elsewhere."""
+    found = []
+    drawn = [line for line in table if "checkpoint" in line.columns]
+    for checkpoint in dict.fromkeys(line.columns["checkpoint"] for line in drawn):
+        chosen = [line for line in drawn if line.columns["checkpoint"] == checkpoint]
+        steps = sorted({line.columns["steps"] for line in chosen})
+        if len(steps) < 2:
+            continue
+        cells: dict[str, list[Line | None]] = {}
+        for line in chosen:
+            row = cells.setdefault(sampler_label(line), [None] * len(steps))
+            row[steps.index(line.columns["steps"])] = line
+        found.append(StepTable(checkpoint, steps, cells))
+    return found
+
+
+def step_cell(line: Line | None, figure: str) -> str:
+    """A cell of a :class:`StepTable`: our figure, and the published one in brackets."""
+    if line is None or figure not in line.figures:
+        return _NOTHING
+    published = None if line.published is None else line.published.figures.get(figure)
+    return format_estimate(line.figures[figure]) + ("" if published is None else f" ({published:g})")
+
+
+def to_markdown(title: str, table: Sequence[Line], notes: Sequence[str]) -> str:
+    """The table as Markdown, with the notes under it."""
+    parts = [f"# {title}", "", *_markdown_table(columns(table))]
+    figure = main_figure(table)
+    for by_step in step_tables(table):
+        assert figure is not None, "a table by S has lines, which have figures"
+        brackets = " (published in brackets)" if any(line.published for line in table) else ""
+        parts += ["", f"{heading(figure)} by S, checkpoint {by_step.checkpoint:,}{brackets}:", ""]
+        by_column = [Column("sampler", list(by_step.cells), False)]
+        for place, steps in enumerate(by_step.steps):
+            cells = [step_cell(row[place], figure) for row in by_step.cells.values()]
+            by_column.append(Column(f"S = {steps}", cells, True))
+        parts += _markdown_table(by_column)
+    parts += ["", *(f"- {note}" for note in notes)]
+    return "\n".join(parts) + "\n"
+
+
+def _markdown_table(table: Sequence[Column]) -> list[str]:
+    def row(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rules = ["---:" if column.is_number else "---" for column in table]
+    rows = zip(*(column.cells for column in table), strict=True)
+    return [row(column.heading for column in table), row(rules), *map(row, rows)]
+
+
+def to_csv(table: Sequence[Line]) -> str:
+    """The table as comma-separated values to all digits, for programs: mean and spread in columns of their own."""
+    records = []
+    for line in table:
+        record = {**line.columns, "seeds": len(line.results), "num": line.results[0].num}
+        for name, (mean, spread) in line.figures.items():
+            record |= {name: mean, f"{name}_spread": spread}
+            published = None if line.published is None else line.published.figures.get(name)
+            if published is not None:
+                record[f"{name}_published"] = published
+        record |= {
+            "network_evaluations": line.evaluations,
+            "sampling_seconds": line.sampling_seconds,
+            "seconds": line.seconds,
+        }
+        records.append(record)
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for record in records for name in record))
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def to_json(settings: Mapping[str, Any], table: Sequence[Line], notes: Sequence[str]) -> str:
+    """All there is to know: settings and provenance, lines with mean and spread, and under each the rows of its seeds.
+
+    Args:
+        settings: what all rows share.
+        table: the lines.
+        notes: what is to be known of the figures.
+    """
+    written = [
+        {
+            **line.columns,
+            "figures": {name: one._asdict() for name, one in line.figures.items()},
+            "network_evaluations": line.evaluations,
+            "sampling_seconds": line.sampling_seconds,
+            "seconds": line.seconds,
+            "published": None
+            if line.published is None
+            else {"figures": dict(line.published.figures), "source": line.published.source},
+            "rows": [json.loads(result.to_json()) for result in line.results],
+        }
+        for line in table
+    ]
+    return json.dumps({**settings, "notes": list(notes), "lines": written}, indent=2) + "\n"
+
+
+def sources(table: Sequence[Line]) -> list[str]:
+    """Where the published figures in the table come from."""
+    return list(dict.fromkeys(line.published.source for line in table if line.published is not None))
+
+
+def format_figure(value: float) -> str:
+    """Two decimals, or four significant digits if these are more: 367.43, 4.160, 0.01234."""
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    digits = max(2, 3 - math.floor(math.log10(abs(value))))
+    return f"{value:.{digits}f}"
+
+
+def format_estimate(one: Estimate | None) -> str:
+    """Mean ± spread."""
+    if one is None:
+        return _NOTHING
+    return format_figure(one.mean) + ("" if one.spread is None else f" ± {one.spread:.2g}")
+
+
+def _published(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:g}"
+
+
+def _difference(one: Estimate | None, published: float | None) -> str:
+    return _NOTHING if one is None or published is None else f"{one.mean - published:+.2f}"
+
+
+def _cell(value: Any) -> str:
+    if value is None or value == "":
+        return _NOTHING
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _amount(value: float | None) -> str:
+    if value is None:
+        return _NOTHING
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"

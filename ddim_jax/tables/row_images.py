@@ -1,0 +1,188 @@
+"""Where the images of a table's rows come from: a model's checkpoints, drawn, or a set made elsewhere."""
+
+import copy
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from etils import epath
+
+from ddim_jax import parallel
+from ddim_jax.config import Config
+from ddim_jax.configured import build_sampler
+from ddim_jax.errors import UserError
+from ddim_jax.measuring.image_sets import ImageSet, open_image_set, spread_indices
+from ddim_jax.models import build_model
+from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for
+from ddim_jax.tables.rows import Row, images_row, model_rows
+from ddim_jax.training.checkpoint import Checkpoints, select_weights
+from ddim_jax.training.state import abstract_state, make_optimizer
+from ddim_jax.workdir import best_dir, checkpoint_dir, config_for_job
+
+# Read at a time, of a set made elsewhere.
+_READ_AT_ONCE = 64
+
+
+class Batch(NamedTuple):
+    """Images of a row.
+
+    Attributes:
+        index: int64 [b].
+        image: uint8 [b, h, w, c].
+        seconds: that drawing them took; None where that is not known.
+    """
+
+    index: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride]
+    image: np.ndarray
+    seconds: float | None
+
+
+class RowImages(Protocol):
+    """Images of rows.
+
+    Attributes:
+        name: of the model or the set.
+        rows: all rows asked for.
+        num: images of each row.
+    """
+
+    name: str
+    rows: list[Row]
+    num: int
+
+    def batches(self, row: Row, indices: np.ndarray) -> Iterator[Batch]:
+        """The images of these indices, in this order."""
+        ...
+
+    def evaluations(self, row: Row) -> int | None:
+        """Network evaluations per image; None where no network is evaluated."""
+        ...
+
+
+def row_images(config: Config, workdir: epath.PathLike) -> tuple[Config, RowImages]:
+    """What is to be measured, and the config of the job."""
+    if config.eval.images:
+        return config, _FoundImages(open_image_set(config.eval.images, config.data), config.eval.num)
+    config = config_for_job(workdir, config)
+    return config, _ModelImages(config, workdir, checkpoint_steps(workdir, config.eval.checkpoints))
+
+
+class _ModelImages:
+    """Images of a model's checkpoints, drawn."""
+
+    def __init__(self, config: Config, workdir: epath.PathLike, checkpoints: Mapping[int, epath.Path]) -> None:
+        self.name = epath.Path(workdir).absolute().name
+        self.num = config.eval.num
+        self.rows = model_rows(config, checkpoints)
+        self._config = config
+        self._checkpoints = checkpoints
+        self._model = build_model(config)
+        self._like = abstract_state(config, self._model, make_optimizer(config.train, 1))
+        self._batch_size = batch_size_for(config, -(-self.num // parallel.process_count()))
+        self._samplers: dict[Config, ImageSampler] = {}
+        self._loaded: tuple[int, Any] | None = None
+        for row in self.rows:
+            # Settings that cannot be used are refused before the first row is drawn.
+            build_sampler(self._drawing(row))
+
+    def batches(self, row: Row, indices: np.ndarray) -> Iterator[Batch]:
+        """Draws a batch at a time: not ahead, so that its time is that of drawing alone."""
+        variables, sampler = self._variables(row.columns["checkpoint"]), self._sampler(row)
+        sampler.compile(variables)
+        # What fits in memory for one sampler fits for the next.
+        self._batch_size = dataclasses.replace(self._batch_size, size=sampler.batch_size)
+        per_call = sampler.batch_size * len(parallel.local_devices())
+        for start in range(0, len(indices), per_call):
+            chosen = indices[start : start + per_call]
+            started = time.perf_counter()
+            images = sampler.draw(variables, chosen)
+            yield Batch(chosen, images, time.perf_counter() - started)
+
+    def evaluations(self, row: Row) -> int:
+        return build_sampler(self._drawing(row)).evaluations
+
+    def _drawing(self, row: Row) -> Config:
+        assert row.sample is not None, "a row of a model"
+        return dataclasses.replace(self._config, sample=row.sample)
+
+    def _sampler(self, row: Row) -> ImageSampler:
+        """The row's sampler, compiled once for all checkpoints and seeds, which are data to it."""
+        drawing = self._drawing(row)
+        program = dataclasses.replace(drawing, sample=dataclasses.replace(drawing.sample, seed=0))
+        if program not in self._samplers:
+            self._samplers[program] = ImageSampler(program, self._model, self._batch_size)
+        sampler = copy.copy(self._samplers[program])
+        sampler.config = drawing
+        return sampler
+
+    def _variables(self, checkpoint: int) -> Any:
+        """A checkpoint's weights on all devices of this process; those of one checkpoint are kept."""
+        if self._loaded is None or self._loaded[0] != checkpoint:
+            self._loaded = None
+            with Checkpoints(self._checkpoints[checkpoint], read_only=True) as checkpoints:
+                state = checkpoints.restore(checkpoint, self._like)
+            variables = select_weights(state, self._config.sample.ema)
+            self._loaded = (checkpoint, parallel.replicate(variables, parallel.local_devices()))
+        return self._loaded[1]
+
+
+def checkpoint_steps(workdir: epath.PathLike, names: Sequence[str]) -> dict[int, epath.Path]:
+    """The checkpoints that ``eval.checkpoints`` names: by step, oldest first, the folder that holds them.
+
+    Args:
+        workdir: with ``checkpoints/STEP/`` and, where a run kept its best one, ``best/STEP/``.
+        names: ``all``, ``latest``, ``best``, or steps.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    regular = _steps_in(checkpoint_dir(workdir))
+    best = _steps_in(best_dir(workdir)) if "best" in names else []
+    if not regular and not best:
+        raise UserError(f"no checkpoint in workdir {workdir}: train there first, or name another --workdir")
+    chosen: set[int] = set()
+    for name in names:
+        if name == "all":
+            chosen |= set(regular)
+        elif name == "latest":
+            chosen |= set(regular[-1:])
+        elif name == "best":
+            if not best:
+                raise UserError(f"eval.checkpoints: {workdir} keeps no best checkpoint; name latest, all or a step")
+            chosen.add(best[-1])
+        elif int(name) in regular:
+            chosen.add(int(name))
+        else:
+            there = ", ".join(map(str, regular))
+            raise UserError(f"eval.checkpoints: no checkpoint of step {name} in {workdir}; there are: {there}")
+    return {step: checkpoint_dir(workdir) if step in regular else best_dir(workdir) for step in sorted(chosen)}
+
+
+def _steps_in(directory: epath.Path) -> list[int]:
+    if not directory.exists():
+        return []
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        return checkpoints.steps()
+
+
+class _FoundImages:
+    """Images made elsewhere: one row."""
+
+    def __init__(self, images: ImageSet, most: int) -> None:
+        self.name = images.name
+        self.num = min(most, len(images))
+        if self.num < 2:
+            raise UserError(f"eval.images={images.name} holds {len(images)} image; 2 are needed at least")
+        self.rows = [images_row(images.name, images.identity)]
+        self._images = images
+        self._chosen = spread_indices(len(images), self.num)
+
+    def batches(self, row: Row, indices: np.ndarray) -> Iterator[Batch]:
+        del row
+        for loaded in self._images.batches(self._chosen[indices], _READ_AT_ONCE):
+            yield Batch(np.searchsorted(self._chosen, loaded.index), loaded.image, None)
+
+    def evaluations(self, row: Row) -> None:
+        del row

@@ -1,0 +1,104 @@
+"""What has been measured of a table's row, and how it survives a kill."""
+
+import dataclasses
+from typing import Self
+
+import numpy as np
+from etils import epath
+
+from ddim_jax.config import EvalConfig
+from ddim_jax.measuring.extractor import Extractor
+from ddim_jax.measuring.measurement import Measurement
+from ddim_jax.npz import load_arrays, save_arrays
+from ddim_jax.tables.row_images import Batch
+
+# Of each row, in the report.
+_SHOWN_IMAGES = 64
+
+
+@dataclasses.dataclass
+class RowProgress:
+    """What one process has of a row.
+
+    Attributes:
+        measurement: of the images so far.
+        shown_index: indices of images for the report.
+        shown: those images.
+        seconds: time spent, by all jobs that worked on this.
+        batches: drawn.
+        timed_batches: those of them whose time is known.
+        timed_seconds: it.
+    """
+
+    measurement: Measurement
+    shown_index: np.ndarray
+    shown: np.ndarray | None
+    seconds: float = 0.0
+    batches: int = 0
+    timed_batches: int = 0
+    timed_seconds: float = 0.0
+
+    @classmethod
+    def start(cls, extractor: Extractor, settings: EvalConfig, num: int) -> Self:
+        """With no images yet."""
+        return cls(Measurement(extractor, settings, num), np.empty(0, np.int64), None)
+
+    def add(self, batch: Batch) -> None:
+        """Measures a batch."""
+        self.measurement.update(batch.index, batch.image)
+        is_shown = batch.index < _SHOWN_IMAGES
+        if is_shown.any():
+            new = batch.image[is_shown]
+            self.shown = new if self.shown is None else np.concatenate([self.shown, new])
+            self.shown_index = np.concatenate([self.shown_index, batch.index[is_shown]])
+        self.batches += 1
+        if batch.seconds is not None:
+            self.timed_batches += 1
+            self.timed_seconds += batch.seconds
+
+    def merge(self, other: Self) -> None:
+        """Adds what another process has, which worked at the same time."""
+        self.measurement.merge(other.measurement)
+        if other.shown is not None:
+            self.shown = other.shown if self.shown is None else np.concatenate([self.shown, other.shown])
+            self.shown_index = np.concatenate([self.shown_index, other.shown_index])
+        self.seconds = max(self.seconds, other.seconds)
+
+    @property
+    def sampling_seconds(self) -> float | None:
+        """Time of drawing all batches, had they all taken as long as those that were timed; None if none was."""
+        return self.timed_seconds / self.timed_batches * self.batches if self.timed_batches else None
+
+    def first_images(self) -> np.ndarray:
+        """Of the row, in order: uint8 [n, h, w, c]."""
+        assert self.shown is not None, "image 0 is shown"
+        return self.shown[np.argsort(self.shown_index)]
+
+    def save(self, path: epath.Path) -> None:
+        """Writes all of it, whole or not at all."""
+        own = {
+            field.name: np.asarray(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if field.name != "measurement" and getattr(self, field.name) is not None
+        }
+        arrays = {f"measurement.{name}": array for name, array in self.measurement.to_arrays().items()}
+        save_arrays(path, {**own, **arrays})
+
+    @classmethod
+    def load(cls, path: epath.Path, extractor: Extractor, settings: EvalConfig) -> Self:
+        """Reads what :meth:`save` wrote, with the same extractor and settings."""
+        arrays = load_arrays(path)
+        inner = {
+            name.removeprefix("measurement."): array
+            for name, array in arrays.items()
+            if name.startswith("measurement.")
+        }
+        return cls(
+            Measurement.from_arrays(extractor, settings, inner),
+            arrays["shown_index"],
+            arrays.get("shown"),
+            float(arrays["seconds"]),
+            int(arrays["batches"]),
+            int(arrays["timed_batches"]),
+            float(arrays["timed_seconds"]),
+        )

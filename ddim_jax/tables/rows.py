@@ -1,0 +1,198 @@
+"""The rows of a table of measured images: which there are, and what was found.
+
+A row is a checkpoint with settings of a sampler, or a set of images made elsewhere. Each is known by a name that holds
+a hash of all that decides its images, so that a row is never taken for another, and is the same in every job.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+from ddim_jax.config import Config, SampleConfig, with_sample
+from ddim_jax.config.schema import SAMPLERS, SPACINGS
+from ddim_jax.digests import digest_of_facts
+from ddim_jax.errors import UserError
+from ddim_jax.tables.published_figures import PUBLISHED
+
+# These settings say which images are drawn, or how they are computed and stored, not what an image is.
+_NOT_DECIDING = (
+    *("num", "start", "indices", "per_class", "preset", "checkpoint", "batch_size", "format"),
+    *("levels", "eta_per_step"),
+)
+_IN_COLUMNS = ("sampler", "eta", "spacing", "clip", "steps", "seed")
+
+# These would be silently passed over, since a row sets what they replace.
+_REFUSED = {
+    "levels": "eval.steps and eval.spacings",
+    "eta_per_step": "eval.etas",
+    "checkpoint": "eval.checkpoints",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row to be measured.
+
+    Attributes:
+        columns: what the table says of it, by column, but for the seed; rows that differ in the seed alone are put
+            together in one line.
+        seed: of the images; None where they were made elsewhere.
+        sample: how they are drawn; None likewise.
+        identity: what decides the images, as JSON's types.
+    """
+
+    columns: dict[str, Any]
+    seed: int | None
+    sample: SampleConfig | None
+    identity: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of its files, e.g. ``step800-ddim-S10-eta0-quad-seed0-1a2b3c4d``."""
+        digest = digest_of_facts(self.identity)[:8]
+        if self.sample is None:
+            return f"images-{_for_file(self.columns['images'])}-{digest}"
+        sample = self.sample
+        eta = f"-eta{sample.eta:g}" if sample.sampler == "ddim" else ""
+        return (
+            f"step{self.columns['checkpoint']}-{sample.sampler}-S{sample.steps}{eta}-{sample.spacing}-"
+            f"seed{sample.seed}-{digest}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What was found for a row; a file of JSON holds it.
+
+    Attributes:
+        name: the row's.
+        columns: the row's.
+        seed: the row's.
+        num: images measured.
+        figures: by name, e.g. ``fid`` or ``pixels_frechet``.
+        evaluations: network evaluations per image; None for images made elsewhere.
+        sampling_seconds: time that drawing them took, without compilation; None likewise.
+        seconds: time that the row took in all, interruptions left out.
+        device: that did it.
+        versions: of the packages that did it.
+    """
+
+    name: str
+    columns: dict[str, Any]
+    seed: int | None
+    num: int
+    figures: dict[str, float]
+    evaluations: int | None
+    sampling_seconds: float | None
+    seconds: float
+    device: str
+    versions: dict[str, str]
+
+    def to_json(self) -> str:
+        """As JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Reads what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        values = json.loads(text)
+        if not isinstance(values, dict) or values.keys() != {field.name for field in dataclasses.fields(cls)}:
+            raise ValueError("not the result of a row")
+        return cls(**values)
+
+
+def model_rows(config: Config, checkpoints: Iterable[int]) -> list[Row]:
+    """The rows that ``config.eval`` asks for: by checkpoint, sampler, eta, spacing, S, seed.
+
+    Args:
+        config: ``eval`` says which rows, ``sample`` what they have in common.
+        checkpoints: steps.
+
+    Raises:
+        UserError: the model cannot be sampled so, or ``sample`` has settings that rows would pass over.
+    """
+    settings, sample = config.eval, config.sample
+    for key, instead in _REFUSED.items():
+        value = getattr(sample, key)
+        if value not in ((), None):
+            raise UserError(f"sample.{key}={value} says nothing to --mode=evaluate; use {instead}")
+    if settings.preset:
+        samplings = [row[:5] for row in PUBLISHED[settings.preset].rows]
+    else:
+        samplings = [
+            (sampler, eta, spacing, sample.clip, steps)
+            for sampler in settings.samplers
+            for eta in (settings.etas if sampler == "ddim" else (0.0,))
+            for spacing in (settings.spacings or (sample.spacing,))
+            for steps in settings.steps
+        ]
+    rows = []
+    for checkpoint in checkpoints:
+        for sampler, eta, spacing, clip, steps in samplings:
+            if steps > config.diffusion.num_levels:
+                where = f"eval.preset={settings.preset}" if settings.preset else f"eval.steps={settings.steps}"
+                raise UserError(
+                    f"{where}: {steps} steps, but the model has {config.diffusion.num_levels} noise levels; use fewer"
+                )
+            for seed in settings.seeds:
+                drawn = with_sample(
+                    config,
+                    **{"preset": "", "sampler": sampler, "eta": eta, "spacing": spacing, "clip": clip},
+                    **{"steps": steps, "seed": seed},
+                )
+                rows.append(_model_row(checkpoint, drawn.sample))
+    # Asked for twice, measured once.
+    return list({row.name: row for row in rows}.values())
+
+
+def _model_row(checkpoint: int, sample: SampleConfig) -> Row:
+    deciding = {key: value for key, value in dataclasses.asdict(sample).items() if key not in _NOT_DECIDING}
+    plain = dataclasses.asdict(SampleConfig())
+    others = {key: value for key, value in deciding.items() if key not in _IN_COLUMNS and value != plain[key]}
+    columns: dict[str, Any] = {"checkpoint": checkpoint}
+    columns |= {key: deciding[key] for key in _IN_COLUMNS if key != "seed"}
+    columns["eta"] = sample.eta if sample.sampler == "ddim" else None
+    columns["other"] = ", ".join(f"{key} {_in_words(value)}" for key, value in others.items())
+    return Row(columns, sample.seed, sample, {"checkpoint": checkpoint, "sample": deciding})
+
+
+def images_row(name: str, identity: Mapping[str, Any]) -> Row:
+    """The row of images made elsewhere.
+
+    Args:
+        name: of the folder or file.
+        identity: which images they are, as JSON's types.
+    """
+    return Row({"images": name}, None, None, {"images": dict(identity)})
+
+
+def in_table_order(results: Iterable[Result]) -> list[Result]:
+    """Results in the one order that tables have: images made elsewhere, then the order of :func:`model_rows`.
+
+    Samplers and spacings come in the order of the config's lists.
+    """
+
+    def key(result: Result) -> tuple[Any, ...]:
+        columns = result.columns
+        if "images" in columns:
+            return (0, columns["images"], result.name)
+        return (
+            *(1, columns["checkpoint"], SAMPLERS.index(columns["sampler"]), columns["eta"] or 0.0),
+            *(SPACINGS.index(columns["spacing"]), columns["clip"], columns["other"]),
+            *(columns["steps"], result.seed, result.name),
+        )
+
+    return sorted(results, key=key)
+
+
+def _for_file(name: str) -> str:
+    return "".join(character if character.isalnum() or character in "-_." else "_" for character in name)[:60]
+
+
+def _in_words(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,133 @@
+"""Which checkpoint draws best: samples measured while training goes on, and the best state kept."""
+
+import concurrent.futures
+import json
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from ddim_jax import parallel
+from ddim_jax.config import Config
+from ddim_jax.errors import UserError
+from ddim_jax.files import write_whole
+from ddim_jax.measuring.extractors import make_extractor
+from ddim_jax.measuring.measurement import Measurement, figure_name
+from ddim_jax.measuring.reference import reference_for
+from ddim_jax.models import Model
+from ddim_jax.sampling.image_sampler import sampler_for
+from ddim_jax.training.checkpoint import Checkpoints, select_weights
+from ddim_jax.training.state import TrainState
+from ddim_jax.workdir import best_dir, best_record_path
+from ddim_jax.writers import MetricWriter, say
+
+# The figure of each metric that decides, and whether higher is better.
+_DECIDING = {"fid": ("fid", False), "kid": ("kid_mean", False), "is": ("is_mean", True)}
+
+
+class BestCheckpoint:
+    """Measures ``train.measure_num`` samples on a schedule, and keeps the state with the best ``train.measure_metric``.
+
+    The devices are held up for drawing the images and extracting their features alone: the figures, which take the
+    host seconds of linear algebra, are computed beside the next training steps. Process 0 does all of this.
+
+    The state goes to ``WORKDIR/best/STEP/``, what was measured to ``WORKDIR/best.json``.
+    """
+
+    def __init__(self, config: Config, model: Model, workdir: epath.PathLike) -> None:
+        """Gets extractor, reference and sampler ready, which may take a while.
+
+        Raises:
+            UserError: a setting of ``sample`` or ``eval`` that cannot be used, or weights that cannot be had.
+        """
+        train = config.train
+        self._num = train.measure_num
+        self._settings = config.eval
+        self._sampler = sampler_for(config, model, self._num)
+        self._ema = config.sample.ema
+        self._extractor = make_extractor(config)
+        self._reference = reference_for(config, self._extractor)
+        name, self._higher_is_better = _DECIDING[train.measure_metric]
+        self._figure = figure_name(name, self._extractor.prefix)
+        if train.measure_metric == "is" and not self._extractor.num_logits:
+            raise UserError(f"train.measure_metric=is: eval.extractor={config.eval.extractor} has no classes; use fid")
+        if train.measure_metric == "kid" and self._reference.features is None:
+            raise UserError("train.measure_metric=kid: the reference has no features of single images; use fid")
+        self._workdir = workdir
+        self._pool = concurrent.futures.ThreadPoolExecutor(1)
+        self._pending: tuple[int, TrainState, concurrent.futures.Future[dict[str, float]]] | None = None
+        self._checkpoints = Checkpoints(best_dir(workdir), keep_last=1)
+        self._measured = self._measured_before()
+
+    def _measured_before(self) -> dict[str, float]:
+        """The figures of an earlier start of this run, by step; none if they cannot be compared with ours."""
+        path = best_record_path(self._workdir)
+        if not path.exists():
+            return {}
+        record = json.loads(path.read_text())
+        ours = json.loads(json.dumps(self._settings_record()))
+        if any(record.get(key) != value for key, value in ours.items()):
+            say(f"{path} holds figures of other settings; the best checkpoint is looked for anew")
+            return {}
+        return record["measured"] if record["best_step"] in self._checkpoints.steps() else {}
+
+    def _settings_record(self) -> dict[str, Any]:
+        """What figures must share to be compared."""
+        return {
+            "figure": self._figure,
+            "images": self._num,
+            "extractor": self._extractor.provenance,
+            "reference": self._reference.provenance,
+        }
+
+    def measure_if_missing(self, step: int, state: TrainState, writer: MetricWriter) -> None:
+        """Measures this state now, unless it has been."""
+        if str(step) not in self._measured:
+            self.measure(step, state, writer)
+            self.collect(writer, wait=True)
+
+    def measure(self, step: int, state: TrainState, writer: MetricWriter) -> None:
+        """Draws images of this state; its figures follow with :meth:`collect`."""
+        self.collect(writer, wait=True)
+        kept: Any = parallel.host_copy(state)
+        measurement = Measurement(self._extractor, self._settings, self._num)
+        for indices, images in self._sampler.batches(select_weights(kept, self._ema), range(self._num)):
+            measurement.update(indices, images)
+        self._pending = (step, kept, self._pool.submit(measurement.figures, self._reference))
+
+    def collect(self, writer: MetricWriter, wait: bool = False) -> None:
+        """Writes the figures if they are ready, and the state if it is the best.
+
+        Args:
+            writer: where the figures go, as ``sample_FIGURE``.
+            wait: wait for them.
+        """
+        if self._pending is None or not (wait or self._pending[2].done()):
+            return
+        (step, state, future), self._pending = self._pending, None
+        figures = future.result()
+        writer.scalars(step, {f"sample_{name}": value for name, value in figures.items()})
+        value = figures[self._figure]
+        if not np.isfinite(value):
+            say(f"step {step:,}: {self._figure} of the samples is {value}; it counts as not measured")
+            return
+        if not self._measured or self._better(value, self._best_value()):
+            self._checkpoints.save(step, state)
+            self._checkpoints.wait()
+            say(f"step {step:,} has the best {self._figure} of {self._num:,} samples so far: {value:.4g}")
+        self._measured[str(step)] = value
+        best_step = next(int(step) for step, found in self._measured.items() if found == self._best_value())
+        record = {"best_step": best_step, "measured": self._measured, **self._settings_record()}
+        write_whole(best_record_path(self._workdir), json.dumps(record, indent=2) + "\n")
+
+    def close(self) -> None:
+        """Gives up what is still being computed."""
+        self._pool.shutdown(cancel_futures=True)
+        self._checkpoints.close()
+
+    def _best_value(self) -> float:
+        values = list(self._measured.values())
+        return max(values) if self._higher_is_better else min(values)
+
+    def _better(self, value: float, other: float) -> bool:
+        return value > other if self._higher_is_better else value < other

@@ -1,0 +1,73 @@
+"""The pictures that a training run draws on the way and at its end."""
+
+import concurrent.futures
+import dataclasses
+from typing import Any
+
+from etils import epath
+
+from ddim_jax import parallel
+from ddim_jax.config import Config
+from ddim_jax.images import as_rgb, grid, labelled_rows, save_png
+from ddim_jax.models import Model
+from ddim_jax.sampling.image_sampler import sampler_for
+from ddim_jax.training.checkpoint import select_weights
+from ddim_jax.training.state import TrainState
+from ddim_jax.workdir import sample_grid_path
+from ddim_jax.writers import MetricWriter, say
+
+
+class TrainingPictures:
+    """Grids of images drawn from fixed noise, so that successive pictures show the same images improving."""
+
+    def __init__(self, config: Config, model: Model, workdir: epath.Path, total_steps: int) -> None:
+        """Makes the samplers.
+
+        Raises:
+            UserError: settings of ``config.sample`` that cannot be used.
+        """
+        self._config = config
+        self._workdir = workdir
+        self._total_steps = total_steps
+        # Made now, though compiled when first used: a mistake in config.sample must not wait for the first picture.
+        num = config.train.sample_num
+        self._sampler = sampler_for(config, model, num)
+        self._final_samplers = []
+        for steps in config.train.final_sample_steps:
+            settings = {"sampler": "ddim", "steps": steps, "eta_per_step": ()}
+            same = dataclasses.replace(config.sample, **settings) == config.sample  # compiled for earlier pictures
+            self._final_samplers.append(self._sampler if same else sampler_for(config, model, num, **settings))
+
+    def draw(self, step: int, state: TrainState, writer: MetricWriter, suffix: str = "") -> None:
+        """Draws ``samples/step_NNNNNNNN{suffix}.png`` with the settings of ``config.sample``; process 0 alone."""
+        if not parallel.is_main_process():
+            return
+        images = self._sampler.draw(self._weights(state), range(self._config.train.sample_num))
+        picture = grid(images)
+        save_png(sample_grid_path(self._workdir, step, suffix), picture)
+        writer.image(step, "samples", picture)
+
+    def draw_final(self, state: TrainState, writer: MetricWriter) -> None:
+        """Draws one picture with a grid for each of ``train.final_sample_steps``, and says where it is."""
+        path = sample_grid_path(self._workdir, self._total_steps)
+        num = self._config.train.sample_num
+        if self._final_samplers and not path.exists():
+            weights = parallel.replicate(self._weights(state), parallel.local_devices())
+            # Side by side, since compiling keeps but one core busy.
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                list(pool.map(lambda sampler: sampler.compile(weights), self._final_samplers))
+            rows = []
+            for sampler in self._final_samplers:
+                steps = sampler.config.sample.steps
+                images = sampler.draw(weights, range(num))
+                rows.append((f"DDIM, {sampler.evaluations} steps, eta {self._config.sample.eta:g}", images))
+                save_png(sample_grid_path(self._workdir, self._total_steps, f"_ddim_{steps}"), grid(images))
+            picture = labelled_rows(rows, columns=max(1, min(16, num // 2)))
+            save_png(path, picture)
+            writer.image(self._total_steps, "samples", as_rgb(picture))
+        say(f"done: {self._total_steps:,} steps")
+        for picture_path in sorted((self._workdir / "samples").glob(f"step_{self._total_steps:08d}*.png")):
+            say(f"wrote {picture_path}")
+
+    def _weights(self, state: TrainState) -> Any:
+        return select_weights(parallel.host_copy(state), self._config.sample.ema)

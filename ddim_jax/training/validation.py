@@ -1,0 +1,64 @@
+"""The losses on images that training does not see."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddim_jax import parallel
+from ddim_jax.config import Config
+from ddim_jax.data.batches import load_images
+from ddim_jax.data.sources import Source
+from ddim_jax.diffusion import losses
+from ddim_jax.models import Model
+from ddim_jax.random_streams import Stream, fold_in_each, root_key
+from ddim_jax.sampling.image_sampler import batch_size_for
+from ddim_jax.sharded_map import ShardedMap
+from ddim_jax.training.checkpoint import select_weights
+from ddim_jax.training.state import TrainState
+from ddim_jax.training.step import Losses, make_example_losses, shows_image_loss
+
+
+class Validation:
+    """Measures the averaged weights, in the state that samples are drawn in, on all images of ``data.validation``.
+
+    Each image has one noise level and one noise, always the same, so that successive figures can be compared; the
+    levels are spread evenly over the images, or over time where it is continuous.
+    """
+
+    def __init__(self, config: Config, model: Model, source: Source) -> None:
+        """Reads the images.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        self._images = load_images(source, config.data, np.arange(len(source)), progress=True)
+        self._ema = config.sample.ema
+        self._shows_image_loss = shows_image_loss(config)
+        count = len(self._images.image)
+        kind = "continuous" if config.diffusion.time_sampling == "continuous" else "stratified"
+        example_losses = make_example_losses(config)
+
+        def program(variables: Any, items: tuple[jax.Array, jax.Array, jax.Array]) -> Losses:
+            def network(x: jax.Array, time: jax.Array, label: jax.Array | None) -> tuple[Any, None]:
+                return model.apply(variables, x, time, label), None
+
+            image, label, number = items
+            key = root_key(config.seed, Stream.VALIDATION)
+            level = losses.draw_levels(kind, config.diffusion.num_levels, key, number, count)
+            noise_keys = fold_in_each(jax.random.fold_in(key, 1), number)
+            return example_losses(
+                network, image, label if config.model.num_classes else None, level, noise_keys
+            )[0]  # fmt: skip
+
+        self._map = ShardedMap(program, batch_size_for(config, count))
+
+    def measure(self, state: TrainState) -> dict[str, float]:
+        """The mean losses: ``validation_loss`` and ``validation_image_loss``."""
+        weights = select_weights(parallel.host_copy(state), self._ema)
+        numbers = np.arange(len(self._images.image), dtype=np.int32)
+        each = self._map(weights, (self._images.image, self._images.label, numbers))
+        measured = {"validation_loss": float(np.mean(each.loss))}
+        if self._shows_image_loss:
+            measured["validation_image_loss"] = float(np.mean(each.image_loss))
+        return measured

@@ -1,0 +1,150 @@
+"""The typed config: what it accepts, what it refuses, and with which words."""
+
+import dataclasses
+import importlib.util
+import pathlib
+
+import pytest
+
+from ddim_jax import config as config_module
+from ddim_jax.config import Config, ConfigError, default_config, flatten, from_config_dict, from_json, to_json
+from ddim_jax.tables.published_figures import PUBLISHED
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
+
+
+def load_config_file(path, argument=None):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument)
+
+
+def test_defaults_survive_the_way_through_configdict_and_json():
+    assert from_config_dict(default_config()) == Config()
+    assert from_json(to_json(Config())) == Config()
+
+
+@pytest.mark.parametrize("argument", [None, "tiny"])
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_file_is_valid_and_says_how_to_run_it(path, argument):
+    config = from_config_dict(load_config_file(path, argument))
+    assert config.train.steps >= 1
+    assert f"--config=configs/{path.name}" in path.read_text()
+
+
+def test_tiny_keeps_the_structure_and_shrinks_the_size():
+    path = next(path for path in CONFIGS if path.stem == "cifar10")
+    full, tiny = (from_config_dict(load_config_file(path, argument)) for argument in (None, "tiny"))
+    assert len(tiny.model.multipliers) == len(full.model.multipliers)
+    assert len(tiny.model.attention_resolutions) == len(full.model.attention_resolutions)
+    assert tiny.diffusion == full.diffusion
+    assert tiny.data.image_size < full.data.image_size
+    assert tiny.train.steps <= 10
+
+
+def test_variants_combine_and_an_unknown_one_is_named():
+    path = next(path for path in CONFIGS if path.stem == "cifar10")
+    config = from_config_dict(load_config_file(path, "ddim_code,bf16,tiny"))
+    assert (config.diffusion.reduction, config.model.dtype, config.train.batch_size) == ("sum", "bfloat16", 8)
+    with pytest.raises(ConfigError, match=r"variant 'tinny' does not exist; choose from: bf16, cond, .*tiny"):
+        load_config_file(path, "tinny")
+
+
+def replaced(**changes):
+    config = Config()
+    for dotted, value in changes.items():
+        group, _, key = dotted.partition("__")
+        if key:
+            config = dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{key: value})})
+        else:
+            config = dataclasses.replace(config, **{group: value})
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__image_size": 20}, r"data.image_size=20: must be divisible by 8"),
+        ({"data__source": "tfds"}, r"data.name='': name the TFDS data set"),
+        ({"data__channels": 2}, r"data.channels=2: must be 1"),
+        ({"data__mean": (0.5, 0.5)}, r"data.mean=\(0.5, 0.5\): needs 1 or 3 values"),
+        ({"data__std": (0.0,)}, r"data.std"),
+        ({"model__channels": 48}, r"model.channels=48: must be a multiple of model.num_groups=32"),
+        ({"model__channels": 32}, r"model.channels=32: .*twice that or more"),
+        ({"model__multipliers": ()}, r"model.multipliers"),
+        ({"model__attention_resolutions": (5,)}, r"no resolution 5; it has \[32, 16, 8, 4\]"),
+        ({"model__dropout": 1.0}, r"model.dropout"),
+        ({"diffusion__schedule": "jsd"}, r"jsd schedule ends at alpha_bar = 0.*use x0 or v"),
+        ({"diffusion__beta_end": 1.0}, r"diffusion.beta_end"),
+        ({"train__batch_size": 0}, r"train.batch_size=0: must be at least 1"),
+        ({"train__accumulate": 3}, r"train.accumulate=3: must divide train.batch_size=128"),
+        ({"train__weight_decay": 0.1}, r"only train.optimizer=adamw"),
+        ({"train__ema_decay": 1.0}, r"train.ema_decay"),
+        ({"train__final_sample_steps": (10, 1001)}, r"train.final_sample_steps=1001: must lie in 1 \.\.\. 1000"),
+        ({"sample__steps": 1001}, r"sample.steps=1001: must lie in 1 \.\.\. 1000, the levels of diffusion.num_levels"),
+        ({"sample__eta": -0.5}, r"sample.eta"),
+        ({"sample__label": 3}, r"sample.label=3: must lie below model.num_classes=0"),
+        ({"sample__num": 0}, r"sample.num"),
+        ({"seed": -1}, r"seed=-1"),
+    ],
+)
+def test_values_that_cannot_be_used(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        config_module.check(replaced(**changes))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"train": {"stepz": 3}}', r"'train.stepz' does not exist; did you mean 'train.steps'\?"),
+        ('{"trian": {}}', r"'trian' does not exist"),
+        ('{"train": 3}', r"train: expected a group of keys"),
+        ('{"train": {"steps": "many"}}', r"train.steps: expected int, got 'many'"),
+        ('{"train": {"steps": 1.5}}', r"train.steps: expected int"),
+        ('{"data": {"flip": 1}}', r"data.flip: expected bool"),
+        ('{"train": {"learning_rate": NaN}}', r"train.learning_rate: nan is not a finite number"),
+        ('{"model": {"multipliers": [1, "2"]}}', r"model.multipliers\[1\]: expected int"),
+        ('{"sample": {"sampler": "dimm"}}', r"sample.sampler: 'dimm' is not one of ddim, "),
+        ("{", r"not a JSON config"),
+    ],
+)
+def test_texts_that_are_not_a_config(text, message):
+    with pytest.raises(ConfigError, match=message):
+        from_json(text)
+
+
+def test_an_integer_serves_as_a_float():
+    assert from_json('{"sample": {"eta": 1}}').sample.eta == 1.0
+
+
+def test_differences_name_the_keys():
+    old, new = Config(), replaced(model__channels=64, seed=3)
+    assert config_module.differences(old, new) == {"model.channels": (128, 64), "seed": (0, 3)}
+    assert config_module.differences(old, new, ("model",)) == {"model.channels": (128, 64)}
+
+
+def test_every_key_is_documented():
+    for group in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(group.type):
+            for field in dataclasses.fields(group.type):
+                assert f"\n        {field.name}: " in group.type.__doc__, f"{group.name}.{field.name}"
+    assert len(flatten(Config())) > 50
+
+
+@pytest.mark.parametrize(
+    ("asked", "data_name", "found"),
+    [
+        ("ddim-table1", "cifar10", "ddim-table1-cifar10"),
+        ("ddim-table1", "celeb_a", "ddim-table1-celeba"),
+        ("ddim-table1", "", "ddim-table1-cifar10"),
+        ("ddim-table3", "lsun/church_outdoor", "ddim-table3-church"),
+        ("ddim-table1-celeba", "cifar10", "ddim-table1-celeba"),
+        ("step-times", "cifar10", "step-times"),
+    ],
+)
+def test_a_published_table_is_the_part_about_the_data(asked, data_name, found):
+    config = default_config()
+    config.eval.preset, config.data.name = asked, data_name
+    assert from_config_dict(config).eval.preset == found
+    assert found in PUBLISHED

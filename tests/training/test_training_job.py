@@ -1,0 +1,88 @@
+"""What a training run does between steps: groups of steps, averages on the host, batches that do not fit."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from small import changed, metrics, plain_digits
+
+from ddim_jax import memory
+from ddim_jax.errors import UserError
+from ddim_jax.jobs.train import train
+from ddim_jax.training.checkpoint import Checkpoints
+from ddim_jax.training.program import TrainProgram
+from ddim_jax.workdir import checkpoint_dir
+
+
+def changed_digits(**changes):
+    return changed(plain_digits(), **changes)
+
+
+def saved_steps(workdir):
+    return sorted(int(path.name) for path in checkpoint_dir(workdir).iterdir() if path.name.isdecimal())
+
+
+def leaves(workdir, step):
+    with Checkpoints(checkpoint_dir(workdir), read_only=True) as checkpoints:
+        return jax.tree.leaves(checkpoints._manager.restore(step))
+
+
+SHORT = {"train__final_sample_steps": (), "train__log_every": 1, "train__tensorboard": False}
+
+
+def test_what_is_due_inside_a_group_comes_at_its_end(tmp_path):
+    train(
+        changed_digits(
+            train__steps=7, train__steps_per_call=3, train__checkpoint_every=2, train__keep_last=9,
+            train__sample_every=4, train__sample_num=1, sample__steps=1, **SHORT,
+        ),
+        tmp_path,
+    )  # fmt: skip
+    assert saved_steps(tmp_path) == [3, 6, 7]
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step_00000006.png"]
+    assert [line["step"] for line in metrics(tmp_path) if "loss" in line] == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.slow
+def test_a_resumed_run_with_its_average_on_the_host_and_images_on_the_device(tmp_path):
+    settings = {"train__ema_on_host": True, "data__cache": "device", **SHORT}
+    train(changed_digits(train__steps=4, train__checkpoint_every=2, **settings), tmp_path / "whole")
+    train(changed_digits(train__steps=2, **settings), tmp_path / "resumed")
+    train(changed_digits(train__steps=4, **settings), tmp_path / "resumed")
+    for one, other in zip(leaves(tmp_path / "whole", 4), leaves(tmp_path / "resumed", 4), strict=True):
+        np.testing.assert_array_equal(one, other)
+    # The average is whole in the checkpoint, and goes on where it was.
+    train(changed_digits(train__steps=4, **SHORT), tmp_path / "on_device")
+    for one, other in zip(leaves(tmp_path / "whole", 4), leaves(tmp_path / "on_device", 4), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_a_batch_that_cannot_fit_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    def compile_and_need(self, *_):
+        return memory.ProgramMemory(arguments=10 * 2**20, temporary=80 * 2**20, results=0)
+
+    monkeypatch.setattr(TrainProgram, "compile", compile_and_need)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 60 * 2**20)
+    with pytest.raises(
+        UserError, match=r"^train.batch_size=16 .*needs 90 MiB .*, 60 MiB are free; train.batch_size=8 fits"
+    ):
+        train(changed_digits(train__batch_size=16, **SHORT), tmp_path)
+    assert saved_steps(tmp_path) == []
+
+
+def test_running_out_of_memory_names_a_smaller_batch(tmp_path, monkeypatch):
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 byte")
+
+    monkeypatch.setattr(TrainProgram, "__call__", fail)
+    with pytest.raises(UserError, match=r"^train.batch_size=16 .*needs \d+ MiB per device.*train.batch_size=8 fits"):
+        train(changed_digits(train__batch_size=16, **SHORT), tmp_path)
+
+
+@pytest.mark.slow
+def test_lines_of_the_log_follow_their_steps(tmp_path):
+    train(changed_digits(train__steps=20, train__validate_every=5, data__validation="train[:16]", **SHORT), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+    assert all(line["steps_per_second"] > 0 for line in lines if "loss" in line)

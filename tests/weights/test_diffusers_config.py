@@ -1,0 +1,159 @@
+"""diffusers' settings in terms of our config and back."""
+
+import pytest
+from weight_files import small_config
+
+from ddim_jax.config import flatten
+from ddim_jax.errors import UserError
+from ddim_jax.weights.diffusers_config import scheduler_config, stated_by_scheduler, stated_by_unet, unet_config
+from ddim_jax.weights.published_networks import published_networks
+
+# The settings of google/ddpm-cifar10-32 as published in 2022; what is not in them takes diffusers' defaults.
+DDPM_CIFAR10 = {
+    "_class_name": "UNet2DModel",
+    "_diffusers_version": "0.0.4",
+    "act_fn": "silu",
+    "attention_head_dim": None,
+    "block_out_channels": [128, 256, 256, 256],
+    "center_input_sample": False,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "in_channels": 3,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-06,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 32,
+    "time_embedding_type": "positional",
+    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+}
+
+
+def test_the_published_settings_are_the_published_network():
+    stated = stated_by_unet(DDPM_CIFAR10, "config.json", image_size=99)
+    published = flatten(published_networks()[0].config)
+    assert stated == {key: published[key] for key in stated}
+    assert stated["model.multipliers"] == (1, 2, 2, 2)
+    assert stated["model.attention_resolutions"] == (16,)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("norm_eps", 1e-5),
+        ("downsample_padding", 1),
+        ("flip_sin_to_cos", True),
+        ("freq_shift", 0),
+        ("attention_head_dim", 8),
+        ("act_fn", "gelu"),
+        ("center_input_sample", True),
+        ("add_attention", False),
+        ("time_embedding_type", "fourier"),
+        ("time_embedding_dim", 100),
+        ("class_embed_type", "timestep"),
+        ("resnet_time_scale_shift", "scale_shift"),
+        ("mid_block_type", None),
+        ("mid_block_scale_factor", 2),
+        ("downsample_type", "resnet"),
+        ("attn_norm_num_groups", 8),
+        ("out_channels", 6),
+        ("sample_size", [32, 64]),
+        ("block_out_channels", [128, 200, 256, 256]),
+        ("block_out_channels", [128, 256]),
+        ("down_block_types", ["SkipDownBlock2D"] * 4),
+        ("up_block_types", ["UpBlock2D"] * 4),
+        ("norm_num_groups", 48),
+        ("a_setting_of_tomorrow", 1),
+    ],
+)
+def test_a_setting_that_our_network_has_not_is_named_with_its_value(key, value):
+    with pytest.raises(UserError) as refused:
+        stated_by_unet({**DDPM_CIFAR10, key: value}, "unet/config.json", 32)
+    shown = "SkipDownBlock2D" if key == "down_block_types" else value
+    assert str(refused.value).startswith(f"unet/config.json: {key}={shown!r} ")
+
+
+@pytest.mark.parametrize("key", ["norm_eps", "downsample_padding", "flip_sin_to_cos", "freq_shift"])
+def test_a_setting_left_out_is_diffusers_default_and_not_ours(key):
+    settings = {name: value for name, value in DDPM_CIFAR10.items() if name != key}
+    with pytest.raises(UserError, match=f"config.json: {key}="):
+        stated_by_unet(settings, "config.json", 32)
+
+
+def test_one_head_may_be_given_by_its_width():
+    # The blocks of level 1 attend over 256 channels, as the middle does.
+    assert stated_by_unet({**DDPM_CIFAR10, "attention_head_dim": 256}, "", 32) == stated_by_unet(DDPM_CIFAR10, "", 32)
+
+
+def test_another_class_is_refused():
+    with pytest.raises(UserError, match="_class_name='UNet2DConditionModel': only UNet2DModel is read"):
+        stated_by_unet({**DDPM_CIFAR10, "_class_name": "UNet2DConditionModel"}, "config.json", 32)
+
+
+def test_the_size_of_the_images_may_be_the_configs_to_say():
+    assert stated_by_unet({**DDPM_CIFAR10, "sample_size": None}, "", 64)["model.attention_resolutions"] == (32,)
+    assert stated_by_unet({**DDPM_CIFAR10, "sample_size": [32, 32]}, "", 64)["data.image_size"] == 32
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"model__num_classes": 5, "data__channels": 1},
+        {"model__attention_resolutions": (8, 4), "model__dropout": 0.0},
+        {"diffusion__schedule": "quad", "diffusion__num_levels": 500, "diffusion__objective": "x0"},
+        {"diffusion__schedule": "cosine", "diffusion__zero_terminal_snr": True, "diffusion__objective": "v"},
+    ],
+)
+def test_what_is_exported_states_what_it_was_exported_from(changes):
+    config = small_config(**changes)
+    stated = stated_by_unet(unet_config(config), "", 0) | stated_by_scheduler(scheduler_config(config), "")
+    ours = flatten(config)
+    assert stated == {key: ours[key] for key in stated}
+    # A cosine has no betas at its ends.
+    assert ("diffusion.beta_start" in stated) == (config.diffusion.schedule != "cosine")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"_class_name": "ScoreSdeVeScheduler"}, "_class_name='ScoreSdeVeScheduler'"),
+        ({"trained_betas": [0.1, 0.2]}, "trained_betas is a list"),
+        ({"beta_schedule": "laplace"}, "beta_schedule='laplace'"),
+        ({"prediction_type": "flow_prediction"}, "prediction_type='flow_prediction'"),
+    ],
+)
+def test_schedules_that_we_have_not_are_refused(changes, reason):
+    with pytest.raises(UserError, match=reason):
+        stated_by_scheduler({"_class_name": "DDIMScheduler", **changes}, "scheduler_config.json")
+
+
+def test_a_scheduler_left_to_its_defaults_is_the_published_one():
+    published = flatten(published_networks()[0].config)
+    stated = stated_by_scheduler({"_class_name": "DDPMScheduler"}, "")
+    assert stated == {key: published[key] for key in stated}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"data__mean": (0.4,)}, "images in \\[-1, 1\\] only"),
+        ({"diffusion__schedule": "sigmoid"}, "diffusion.schedule=sigmoid: diffusers' DDIMScheduler has only linear"),
+        (
+            {
+                "model__name": "residual_unet",
+                "model__attention_resolutions": (),
+                "model__dropout": 0.0,
+                "diffusion__schedule": "offset_cosine",
+            },
+            "model.name=residual_unet: diffusers has no such network",
+        ),
+    ],
+)
+def test_what_diffusers_cannot_express_is_refused(changes, reason):
+    config = small_config(**changes)
+    with pytest.raises(UserError, match=reason):
+        unet_config(config) and scheduler_config(config)
