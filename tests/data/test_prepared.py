@@ -261,7 +261,7 @@ def watched(module, attribute, before=lambda *_: None):
     setattr(module, attribute, function)
 
 if name == "created":
-    watched(pathlib.Path, "rename")
+    watched(os, "rename")
 elif name == "read":
     watched(prepared, "prepare_image")
 elif name == "flushed":
