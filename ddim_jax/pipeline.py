@@ -6,7 +6,6 @@
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from ddim_jax.config import Config, from_json
+from ddim_jax.config import Config, with_sample
 from ddim_jax.configured import build_encoder, build_sampler
 from ddim_jax.diffusion.interpolation import slerp_grid, slerp_path
 from ddim_jax.errors import UserError
@@ -343,10 +342,7 @@ class Pipeline:
         for name in settings:
             if name in _DECIDED_ELSEWHERE:
                 raise UserError(f"sample.{name} means nothing here: {_DECIDED_ELSEWHERE[name]}")
-        values = dataclasses.asdict(self.config)
-        values["sample"] |= settings
-        # By way of JSON, so that lists, integers and NumPy's numbers become what the types of the keys ask for.
-        return from_json(json.dumps(values, default=lambda value: value.tolist()))
+        return with_sample(self.config, **settings)
 
     def _items(self, config: Config, count: int, labels: np.ndarray | None) -> programs.Items:
         items = image_items(config, np.arange(config.sample.start, config.sample.start + count))

@@ -23,6 +23,7 @@ from ddim_jax.config.convert import (
     from_json,
     to_json,
     with_sample,
+    with_values,
 )
 from ddim_jax.config.schema import (
     Config,
@@ -71,4 +72,5 @@ __all__ = [
     "recipes",
     "to_json",
     "with_sample",
+    "with_values",
 ]

@@ -6,6 +6,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from ddim_jax.config.checks import check
@@ -119,13 +120,36 @@ def _convert(annotation: Any, value: Any, key: str) -> Any:
     return value
 
 
-def with_sample(config: Config, **settings: Any) -> Config:
-    """The config with other values in its ``sample`` group, checked.
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """The config with other values, converted and checked like those that users write.
+
+    Args:
+        config: the rest.
+        values: by dotted key, e.g. ``{"sample.steps": 20}``; lists, tuples and NumPy's numbers are understood.
 
     Raises:
-        ConfigError: a value that cannot be used.
+        ConfigError: a key that does not exist, or a value that cannot be used.
     """
-    return _finish(dataclasses.replace(config, sample=dataclasses.replace(config.sample, **settings)))
+    for key, value in values.items():
+        check_key(key)
+        group, _, name = key.rpartition(".")
+        holder = getattr(config, group) if group else config
+        annotation = next(field.type for field in dataclasses.fields(holder) if field.name == name)
+        holder = dataclasses.replace(holder, **{name: _convert(annotation, _plain(value), key)})
+        config = dataclasses.replace(config, **{group: holder}) if group else holder
+    return _finish(config)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays as Python's."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(element) for element in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def with_sample(config: Config, **settings: Any) -> Config:
+    """The config with other values in its ``sample`` group, see :func:`with_values`."""
+    return with_values(config, {f"sample.{name}": value for name, value in settings.items()})
 
 
 def _finish(config: Config) -> Config:
