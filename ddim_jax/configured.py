@@ -10,7 +10,7 @@ import numpy as np
 
 from ddim_jax.config import Config
 from ddim_jax.diffusion.guidance import guided
-from ddim_jax.diffusion.inversion import Encoder, make_encoder
+from ddim_jax.diffusion.inversion import make_encoder
 from ddim_jax.diffusion.prediction import Predict, make_predict
 from ddim_jax.diffusion.samplers import Sampler, make_sampler
 from ddim_jax.diffusion.schedule import Schedule, make_schedule
@@ -58,7 +58,7 @@ def build_sampler(config: Config, start_level: int | None = None) -> Sampler:
     return make_sampler(sample.sampler, build_schedule(config), level_pairs(levels), eta)
 
 
-def build_encoder(config: Config, iterations: int = 0) -> Encoder:
+def build_encoder(config: Config, iterations: int = 0) -> Sampler:
     """The encoder whose noise the sampler of ``config.sample`` decodes; by DDIM, or by Heun for Heun.
 
     Raises:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.integrate import solve_ivp
 
-from ddim_jax.diffusion.ddim import StepTable
-from ddim_jax.diffusion.prediction import Prediction
+from ddim_jax.diffusion.prediction import Prediction, Question
+from ddim_jax.diffusion.table import SamplerTable
 
 
 class Gaussian(NamedTuple):
@@ -26,7 +26,7 @@ class Gaussian(NamedTuple):
         """Mean and variance of a pixel at a noise level."""
         return alpha_bar**0.5 * self.mean, alpha_bar * self.deviation**2 + 1 - alpha_bar
 
-    def predict(self, x: Any, row: StepTable) -> Prediction:
+    def predict(self, x: Any, row: Question) -> Prediction:
         """E[x_0 | x] and E[eps | x]."""
         mean, variance = self.marginal(row.alpha_bar)
         eps = (1 - row.alpha_bar) ** 0.5 * (x - mean) / variance
@@ -37,14 +37,13 @@ class Gaussian(NamedTuple):
         (mean, variance), (mean_next, variance_next) = self.marginal(alpha_bar), self.marginal(alpha_bar_next)
         return mean_next + (variance_next / variance) ** 0.5 * (x - mean)
 
-    def sampler_moments(self, table: StepTable) -> tuple[np.ndarray, np.ndarray]:
+    def sampler_moments(self, table: SamplerTable) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance [S] of a pixel after each step, started at N(0, 1), by the sampler's linear recursion.
 
         The denoiser is linear in x, so a sampler's pixels stay Gaussian.
         """
         mean, variance, moments = 0.0, 1.0, []
-        for row in zip(*table, strict=True):
-            _, alpha_bar, _, a, b, c = row
+        for alpha_bar, a, b, c in zip(table.alpha_bar, table.of_x0, table.of_eps, table.noise, strict=True):
             level_mean, level_variance = self.marginal(alpha_bar)
             # x̂0 = mean + x0_slope (x - level_mean),    ε̂ = eps_slope (x - level_mean)
             x0_slope = alpha_bar**0.5 * self.deviation**2 / level_variance
@@ -73,7 +72,7 @@ class GaussianMixture(NamedTuple):
         """Log density of noisy images [n] at a noise level, up to a constant."""
         return jax.nn.logsumexp(self._component_logits(x, alpha_bar), axis=1)
 
-    def predict(self, x: jax.Array, row: StepTable) -> Prediction:
+    def predict(self, x: jax.Array, row: Question) -> Prediction:
         """E[x_0 | x] and E[eps | x]: each component's, weighted by how probable x makes it."""
         alpha_bar = row.alpha_bar
         responsibility = jax.nn.softmax(self._component_logits(x, alpha_bar), axis=1)

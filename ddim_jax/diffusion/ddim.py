@@ -1,4 +1,4 @@
-"""First-order samplers as tables of coefficients, computed once in float64.
+"""DDIM at any eta, and DDPM with both variances, as tables of coefficients, computed once in float64.
 
 A step from noise level t to a cleaner level t' (alpha_bar and alpha_bar' for short) first asks the network which clean
 image x̂0 and which noise ε̂ the current image is made of, and then mixes a new one (Song et al. 2021, "DDIM", eq. 12):
@@ -10,62 +10,20 @@ If x̂0 and ε̂ were right, x' would be distributed exactly as images of level 
 its noise has variance b² + c² = 1 - alpha_bar', and it is free to choose which part is kept and which is drawn anew.
 That choice is all that tells DDIM and DDPM apart. The exception is σ̂ (:func:`ddpm_large_table`), whose c is larger than
 its b leaves room for: images keep some noise too much, the more the fewer the steps.
-"""
 
-from typing import Any, NamedTuple
+In the form of ``table.py`` a and b are the factors of x̂0 and ε̂ in q, which is the next image but for its noise; c is
+the factor of z.
+"""
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ddim_jax.diffusion.schedule import Schedule
+from ddim_jax.diffusion.table import SamplerTable
 from ddim_jax.errors import UserError
 
-# In a table a NumPy array, float64 [S]; in the row that a scan hands to each step a jax scalar.
-Column = Any
 
-
-class StepTable(NamedTuple):
-    """A sampler: one row per step, noisiest first. Inside a ``lax.scan`` the same tuple, of scalars, is one row.
-
-    Attributes:
-        time: what the network is told, ``Schedule.time_input`` of the level where the step starts.
-        alpha_bar: there.
-        alpha_bar_next: where the step ends; 1 at the clean image.
-        a: factor of the predicted clean image.
-        b: factor of the predicted noise.
-        c: factor of fresh noise; 0 in deterministic steps.
-    """
-
-    time: Column
-    alpha_bar: Column
-    alpha_bar_next: Column
-    a: Column
-    b: Column
-    c: Column
-
-
-def make_table(sampler: str, schedule: Schedule, pairs: np.ndarray, eta: ArrayLike = 0.0) -> StepTable:
-    """Builds the table of a sampler by name.
-
-    Args:
-        sampler: ``ddim``, ``ddpm_small`` or ``ddpm_large``.
-        schedule: the noise levels.
-        pairs: [S, 2], see :func:`~ddim_jax.diffusion.spacing.level_pairs`.
-        eta: of ``ddim``, a number or one per step; the DDPM samplers have none.
-
-    Raises:
-        UserError: an unknown sampler, or an eta that cannot be used.
-    """
-    if sampler == "ddim":
-        return ddim_table(schedule, pairs, eta)
-    if sampler == "ddpm_small":
-        return ddpm_small_table(schedule, pairs)
-    if sampler == "ddpm_large":
-        return ddpm_large_table(schedule, pairs)
-    raise UserError(f"sampler '{sampler}' does not exist; choose from: ddim, ddpm_small, ddpm_large")
-
-
-def ddim_table(schedule: Schedule, pairs: np.ndarray, eta: ArrayLike = 0.0) -> StepTable:
+def ddim_table(schedule: Schedule, pairs: np.ndarray, eta: ArrayLike = 0.0) -> SamplerTable:
     """DDIM at any eta: eq. 12 with the noise of eq. 16.
 
         sigma = eta sqrt((1 - alpha_bar') / (1 - alpha_bar)) sqrt(1 - alpha_bar / alpha_bar').
@@ -75,13 +33,19 @@ def ddim_table(schedule: Schedule, pairs: np.ndarray, eta: ArrayLike = 0.0) -> S
 
     A pair (level, level), as the published lists contain, gives the identity: sigma = 0, x' = x.
 
+    >>> from ddim_jax.diffusion import level_pairs, make_schedule
+    >>> schedule = make_schedule("linear")
+    >>> table = ddim_table(schedule, level_pairs(np.array([1000, 500])), eta=[1.0, 0.0])
+    >>> bool(np.allclose(table.of_eps**2 + table.noise**2, 1 - table.alpha_bar_next))
+    True
+
     Args:
         schedule: the noise levels.
         pairs: int [S, 2]: each step's level (1 ... T) and the one it leads to, which is not noisier.
         eta: a number, or [S] numbers, first step first; not negative.
 
     Returns:
-        float64 columns [S].
+        The table, with S rows.
 
     Raises:
         UserError: eta is negative, too large for a step, or not one per step.
@@ -103,17 +67,23 @@ def ddim_table(schedule: Schedule, pairs: np.ndarray, eta: ArrayLike = 0.0) -> S
             f"eta={np.broadcast_to(eta, len(pairs))[step]:g} is too large for step {step + 1} of {len(pairs)} "
             f"(level {pairs[step, 0]} to {pairs[step, 1]}): use at most {largest:.4g} there"
         )
-    return StepTable(
+    zeros, steps = np.zeros(len(pairs)), np.arange(len(pairs), dtype=np.float64)
+    return SamplerTable(
+        step=steps,
         time=time,
         alpha_bar=alpha_bar,
         alpha_bar_next=alpha_bar_next,
-        a=np.sqrt(alpha_bar_next),
-        b=np.sqrt(np.maximum(kept, 0)),
-        c=np.sqrt(variance),
+        of_x=zeros,
+        of_x0=np.sqrt(alpha_bar_next),
+        of_eps=np.sqrt(np.maximum(kept, 0)),
+        correction=np.zeros((len(pairs), 0)),
+        keep=zeros,
+        weights=np.ones((len(pairs), 1)),
+        noise=np.sqrt(variance),
     )
 
 
-def ddpm_small_table(schedule: Schedule, pairs: np.ndarray) -> StepTable:
+def ddpm_small_table(schedule: Schedule, pairs: np.ndarray) -> SamplerTable:
     """DDPM with the variance of the posterior q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq. 7): DDIM with eta = 1.
 
     On all T levels this is ancestral sampling with "fixed small" variance; on a subsequence it is what the DDIM
@@ -122,7 +92,7 @@ def ddpm_small_table(schedule: Schedule, pairs: np.ndarray) -> StepTable:
     return ddim_table(schedule, pairs, eta=1.0)
 
 
-def ddpm_large_table(schedule: Schedule, pairs: np.ndarray) -> StepTable:
+def ddpm_large_table(schedule: Schedule, pairs: np.ndarray) -> SamplerTable:
     """DDPM with the variance of the forward step, beta_t: "fixed large", and the DDIM paper's σ̂ on a subsequence.
 
     The mean is that of eta = 1, the noise sqrt(1 - alpha_bar / alpha_bar') (DDIM, section 5 and appendix D.3). The
@@ -132,7 +102,7 @@ def ddpm_large_table(schedule: Schedule, pairs: np.ndarray) -> StepTable:
     """
     table = ddpm_small_table(schedule, pairs)
     forward_deviation = np.sqrt(_forward_variance(table.alpha_bar, table.alpha_bar_next))
-    return table._replace(c=np.where(pairs[:, 1] == 0, 0.0, forward_deviation))
+    return table._replace(noise=np.where(pairs[:, 1] == 0, 0.0, forward_deviation))
 
 
 def _levels(schedule: Schedule, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

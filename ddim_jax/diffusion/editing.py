@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddim_jax.diffusion.ddim import Column, StepTable
 from ddim_jax.diffusion.losses import diffuse
 from ddim_jax.diffusion.prediction import Predict
-from ddim_jax.diffusion.samplers import initial_noise, step
+from ddim_jax.diffusion.samplers import initial_noise
 from ddim_jax.diffusion.schedule import Schedule
+from ddim_jax.diffusion.table import Column, Mover, SamplerTable, as_rows, step
 from ddim_jax.errors import UserError
 from ddim_jax.random_streams import normal_each
 
@@ -48,12 +48,12 @@ class InpaintTable(NamedTuple):
         again_noise: ... fresh noise times this is added, to be at a noisier level again; (1, 0) to stay.
     """
 
-    step: StepTable
+    step: SamplerTable
     again_keep: Column
     again_noise: Column
 
 
-def inpaint_table(table: StepTable, resamplings: int = 10, jump: int = 1) -> InpaintTable:
+def inpaint_table(table: SamplerTable, resamplings: int = 10, jump: int = 1) -> InpaintTable:
     """Repeats parts of a sampler, with noise added in between (RePaint, algorithm 1).
 
     A step knows of the known part only what x shows of it, so the unknown part does not go with it at first. Going up
@@ -69,8 +69,10 @@ def inpaint_table(table: StepTable, resamplings: int = 10, jump: int = 1) -> Inp
         jump: steps in a block.
 
     Raises:
-        UserError: either is below 1.
+        UserError: either is below 1, or the sampler remembers earlier predictions, which jumps would make wrong.
     """
+    if not table.is_first_order:
+        raise UserError("inpainting needs a sampler of first order; choose ddim, ddpm_small or ddpm_large")
     if resamplings < 1 or jump < 1:
         raise UserError(f"resamplings={resamplings}, jump={jump}: both must be 1 or more")
     num_steps = len(table.time)
@@ -85,7 +87,7 @@ def inpaint_table(table: StepTable, resamplings: int = 10, jump: int = 1) -> Inp
             again_keep += [1.0] * (len(block) - 1) + [np.sqrt(back)]
             again_noise += [0.0] * (len(block) - 1) + [np.sqrt(1 - back)]
     return InpaintTable(
-        StepTable(*(column[np.array(order)] for column in table)), np.array(again_keep), np.array(again_noise)
+        SamplerTable(*(column[np.array(order)] for column in table)), np.array(again_keep), np.array(again_noise)
     )
 
 
@@ -124,15 +126,16 @@ def inpaint(
     if not fits:
         raise UserError(f"the mask has shape {mask.shape}, the pictures {x.shape}; resize the mask")
     mask = mask.astype(x.dtype)
+    mover = Mover(table.step)
 
     def body(x: jax.Array, row_and_draw: tuple[InpaintTable, jax.Array]) -> tuple[jax.Array, None]:
         row, draw = row_and_draw
         z1, z2, z3 = (normal_each(keys, draw + i, x.shape[1:], x.dtype) for i in range(3))
-        x = step(predict, x, row.step, z1)
+        x = step(predict, x, row.step, z1, mover)
         x = mask * diffuse(known, z2, row.step.alpha_bar_next) + (1 - mask) * x
         return row.again_keep * x + row.again_noise * z3, None
 
-    rows = jax.tree.map(lambda column: jnp.asarray(column, x.dtype), table)
+    rows = InpaintTable(as_rows(table.step, x.dtype), *(jnp.asarray(column, x.dtype) for column in table[1:]))
     draws = 1 + 3 * jnp.arange(len(table.again_keep), dtype=jnp.int32)
     x, _ = jax.lax.scan(body, x, (rows, draws))
     return x

@@ -14,48 +14,28 @@ asks about the level where it ends, ε̂(x, t'). The implicit encoding solves th
 takes exactly the same way back.
 """
 
-import dataclasses
+from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ddim_jax.diffusion import solvers
-from ddim_jax.diffusion.prediction import Predict
+from ddim_jax.diffusion.samplers import Sampler
 from ddim_jax.diffusion.schedule import Schedule
 from ddim_jax.diffusion.spacing import rising_pairs
+from ddim_jax.diffusion.table import SamplerTable
 from ddim_jax.errors import UserError
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Encoder:
-    """From images to noise.
-
-    Attributes:
-        table: rows from the clean image up.
-        iterations: of the equation of each step; 0 for an explicit encoder.
-    """
-
-    table: solvers.SolverTable
-    iterations: int
-
-    @property
-    def evaluations(self) -> int:
-        """Network evaluations per image."""
-        return len(self.table.time) * max(1, self.iterations)
-
-    def run(self, predict: Predict, x: jax.Array) -> jax.Array:
-        """Encodes clean images, [n, h, w, c], to images like x at the noisiest of the levels.
-
-        ``predict`` should not clip: clipping loses what decoding would need.
-        """
-        if self.iterations == 0:
-            return solvers.solve(predict, x, self.table)
-        return _solve_implicitly(predict, x, self.table, self.iterations)
+# From the schedule and the rising pairs of levels to the table of explicit encoding.
+ENCODERS: dict[str, Callable[[Schedule, np.ndarray], SamplerTable]] = {
+    "ddim": solvers.ddim_solver_table,
+    "heun": solvers.heun_table,
+}
 
 
-def make_encoder(solver: str, schedule: Schedule, levels: np.ndarray, iterations: int = 0) -> Encoder:
-    """Builds an encoder by name.
+def make_encoder(solver: str, schedule: Schedule, levels: np.ndarray, iterations: int = 0) -> Sampler:
+    """Builds an encoder by name: a sampler that takes clean images, [n, h, w, c], to the noisiest of the levels.
+
+    The ``predict`` that it is run with should not clip: clipping loses what decoding would need.
 
     Args:
         solver: ``ddim``, or ``heun`` with two evaluations a step. Images that Heun encodes and decodes come back with
@@ -74,24 +54,9 @@ def make_encoder(solver: str, schedule: Schedule, levels: np.ndarray, iterations
         raise UserError(f"iterations={iterations}: must be 0 (explicit encoding) or more")
     if iterations and solver != "ddim":
         raise UserError(f"iterations={iterations}: solver '{solver}' has no implicit encoding; set 0, or choose ddim")
+    if solver not in ENCODERS:
+        raise UserError(f"solver '{solver}' cannot encode; choose from: {', '.join(ENCODERS)}")
     pairs = rising_pairs(levels)
     if iterations:
-        return Encoder(solvers.implicit_ddim_table(schedule, pairs), iterations)
-    if solver == "ddim":
-        return Encoder(solvers.ddim_solver_table(schedule, pairs), 0)
-    if solver == "heun":
-        return Encoder(solvers.heun_table(schedule, pairs), 0)
-    raise UserError(f"solver '{solver}' cannot encode; choose from: ddim, heun")
-
-
-def _solve_implicitly(predict: Predict, x: jax.Array, table: solvers.SolverTable, iterations: int) -> jax.Array:
-    def body(x: jax.Array, row: solvers.SolverTable) -> tuple[jax.Array, None]:
-        def improve(_: int, guess: jax.Array) -> jax.Array:
-            eps = row.of_x * guess + row.of_x0 * predict(guess, row).x0
-            return row.keep * x + row.weights[0] * eps
-
-        return jax.lax.fori_loop(0, iterations, improve, x), None
-
-    rows = jax.tree.map(lambda column: jnp.asarray(column, x.dtype), table)
-    x, _ = jax.lax.scan(body, x, rows)
-    return x
+        return Sampler(solver, solvers.implicit_ddim_table(schedule, pairs, iterations))
+    return Sampler(solver, ENCODERS[solver](schedule, pairs))

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import log_ndtr
 
-from ddim_jax.diffusion.ddim import Column
 from ddim_jax.diffusion.losses import diffuse
 from ddim_jax.diffusion.prediction import Predict, Question
 from ddim_jax.diffusion.schedule import Schedule
+from ddim_jax.diffusion.table import Column
 from ddim_jax.errors import UserError
 from ddim_jax.pixels import Normalization, to_float
 from ddim_jax.random_streams import fold_in_each, normal_each

@@ -16,121 +16,23 @@ they put for the integrand between the points where the network was asked:
 - DPM-Solver++ 2M (:func:`dpm_solver_pp_2m_table`), UniPC (:func:`unipc_table`): polynomials through earlier predictions
   of x̂0, in lambda = log(alpha / sigma), in which predictions change evenly.
 
-All of them are linear in the predictions. **A linear solver is a table too**, with a row for each network evaluation,
-which :func:`solve` runs.
+All of them are linear in the predictions, and so they are tables (``table.py``) like the rest, whose q is the quantity
+that the solver interpolates. That is x̂0, or the noise (x - alpha x̂0) / sigma that follows from it: the network's own ε̂
+is not used, so that clipping x̂0 always takes effect, and ``keep_eps`` does here what ``rederive_eps`` does.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ddim_jax.diffusion.ddim import Column
-from ddim_jax.diffusion.prediction import Predict
 from ddim_jax.diffusion.schedule import Schedule
-from ddim_jax.diffusion.trajectory import Trajectory, check_kept_steps, scan_keeping
+from ddim_jax.diffusion.table import SamplerTable
 from ddim_jax.errors import UserError
-
-
-class SolverTable(NamedTuple):
-    """A deterministic solver: one row per network evaluation, R in all. Inside a scan the same tuple is one row.
-
-    A row asks the network once and notes q, the quantity that the solver interpolates (x̂0 or ε̂). With q_0 the new one,
-    q_1 that of the row before and so on, it moves x by ::
-
-        x = x + sum(correction[j] * q[j] for j in range(K))
-        x = keep * x + sum(weights[j] * q[j] for j in range(K))
-
-    Attributes:
-        step: number of the step that the row is part of, from 0; Heun's steps have two rows.
-        time: what the network is told.
-        alpha_bar: of the level that the network is asked about.
-        alpha_bar_next: of the level where the row ends.
-        of_x: q = of_x x + of_x0 x̂0.
-        of_x0: see there. (0, 1) makes q the clean image, (1, -alpha) / sigma the noise.
-        correction: [R, K], what the new prediction changes about x as it stands; [R, 0] in solvers without.
-        keep: factor of x.
-        weights: [R, K], factors of q.
-    """
-
-    step: Column
-    time: Column
-    alpha_bar: Column
-    alpha_bar_next: Column
-    of_x: Column
-    of_x0: Column
-    correction: Column
-    keep: Column
-    weights: Column
-
-
-def solve(predict: Predict, x: jax.Array, table: SolverTable) -> jax.Array:
-    """Runs a deterministic solver.
-
-    This loop as one ``lax.scan``::
-
-        q = K images of zeros
-        for row in table:
-            x0 = predict(x, row).x0
-            q = [row.of_x * x + row.of_x0 * x0, *q[:-1]]
-            x = x + sum(row.correction[j] * q[j] for j in range(K))
-            x = row.keep * x + sum(row.weights[j] * q[j] for j in range(K))
-        return x
-
-    The network's ε̂ is not used but derived from x and x̂0, so that clipping x̂0 always takes effect: ``keep_eps`` does
-    here what ``rederive_eps`` does.
-
-    Args:
-        predict: see ``prediction.py``.
-        x: [n, h, w, c], at the level where the table begins.
-        table: R rows; K, the length of its memory, is the width of its weights.
-
-    Returns:
-        Images like x, at the level where the table ends; not clipped.
-    """
-    return _solve(predict, x, table, np.zeros(0, np.int64))[0]
-
-
-def solve_keeping(
-    predict: Predict, x: jax.Array, table: SolverTable, steps: Sequence[int] | np.ndarray
-) -> tuple[jax.Array, Trajectory]:
-    """:func:`solve`, which also returns x and the predicted x0 at the beginning of some steps, numbered from 0.
-
-    Raises:
-        UserError: there is no such step, or one is named twice.
-    """
-    _, first_rows = np.unique(np.asarray(table.step), return_index=True)
-    return _solve(predict, x, table, first_rows[check_kept_steps(steps, len(first_rows))])
-
-
-def _solve(predict: Predict, x: jax.Array, table: SolverTable, keep: np.ndarray) -> tuple[jax.Array, Trajectory]:
-    def advance(
-        state: tuple[jax.Array, list[jax.Array]], row: SolverTable
-    ) -> tuple[tuple[jax.Array, list[jax.Array]], Trajectory]:
-        x, quantities = state
-        x0 = predict(x, row).x0
-        quantities = [row.of_x * x + row.of_x0 * x0, *quantities[:-1]]
-        x = _add(x, row.correction, quantities)
-        return (_add(row.keep * x, row.weights, quantities), quantities), Trajectory(x, x0)
-
-    rows = jax.tree.map(lambda column: jnp.asarray(column, x.dtype), table)
-    memory = [jnp.zeros_like(x)] * table.weights.shape[1]
-    (x, _), kept = scan_keeping(advance, (x, memory), rows, keep, x)
-    return x, kept
-
-
-def _add(x: jax.Array, factors: jax.Array, quantities: list[jax.Array]) -> jax.Array:
-    for j in range(len(factors)):
-        x = x + factors[j] * quantities[j]
-    return x
-
 
 # --- solvers that interpolate the noise ---------------------------------------------------------
 
 
-def ddim_solver_table(schedule: Schedule, pairs: np.ndarray) -> SolverTable:
+def ddim_solver_table(schedule: Schedule, pairs: np.ndarray) -> SamplerTable:
     """DDIM with eta = 0 (eq. 13), the solver of order 1, for pairs that rise as well as for pairs that fall.
 
     Args:
@@ -142,22 +44,28 @@ def ddim_solver_table(schedule: Schedule, pairs: np.ndarray) -> SolverTable:
     return adams_bashforth_table(schedule, pairs, order=1)
 
 
-def implicit_ddim_table(schedule: Schedule, pairs: np.ndarray) -> SolverTable:
-    """DDIM's steps with the noise at their end: an equation for x', which ``inversion.py`` solves.
+def implicit_ddim_table(schedule: Schedule, pairs: np.ndarray, iterations: int) -> SamplerTable:
+    """DDIM's steps with the noise at their end, x' = keep x + weight ε̂(x', t'): equations that rows solve by iteration.
+
+    The first row of a step puts x for x'. Each further one replaces the noise of the row before by that found at the
+    newer guess: x' + weight (ε̂(x', t') - ε̂_{before}).
 
     Args:
         schedule: the noise levels.
         pairs: [S, 2], rising.
+        iterations: rows of each step, 1 or more.
     """
     rows = []
     for step, (level, level_next) in enumerate(_check(schedule, pairs, "ddim")):
         row = _noise_row(schedule, step, level, level_next, [1.0])
         at_end = _asking_noise(schedule, step, level_next)
         rows.append(at_end._replace(keep=row.keep, weights=row.weights))
+        for _ in range(iterations - 1):
+            rows.append(at_end._replace(weights=np.concatenate([row.weights, -row.weights])))
     return _stack(rows)
 
 
-def heun_table(schedule: Schedule, pairs: np.ndarray) -> SolverTable:
+def heun_table(schedule: Schedule, pairs: np.ndarray) -> SamplerTable:
     """Heun's method, order 2: the mean of ε̂ at both ends of the step (Karras et al. 2022, algorithm 1, without noise).
 
     A step is two rows: a DDIM step as a trial, then a correction by the prediction there. The last step, if it ends at
@@ -175,7 +83,7 @@ def heun_table(schedule: Schedule, pairs: np.ndarray) -> SolverTable:
     return _stack(rows)
 
 
-def adams_bashforth_table(schedule: Schedule, pairs: np.ndarray, order: int) -> SolverTable:
+def adams_bashforth_table(schedule: Schedule, pairs: np.ndarray, order: int) -> SamplerTable:
     """Adams-Bashforth on ε̂: the polynomial in sigma / alpha through the last ``order`` predictions, integrated exactly.
 
     Each step has its own coefficients, right for steps of any size; this is Zhang and Chen's (2023) DEIS of the rho-AB
@@ -208,7 +116,7 @@ def adams_bashforth_table(schedule: Schedule, pairs: np.ndarray, order: int) -> 
 _EQUAL_STEPS = ([1.0], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24])
 
 
-def plms_table(schedule: Schedule, pairs: np.ndarray) -> SolverTable:
+def plms_table(schedule: Schedule, pairs: np.ndarray) -> SamplerTable:
     """PLMS as published (Liu et al. 2022, PNDM, in the form of latent diffusion): S + 1 evaluations, order 2.
 
     It mixes the last four ε̂ by Adams and Bashforth's coefficients for equal steps, (55, -59, 37, -9) / 24, and puts the
@@ -238,7 +146,7 @@ def plms_table(schedule: Schedule, pairs: np.ndarray) -> SolverTable:
 
 def _noise_row(
     schedule: Schedule, step: int, level: int, level_next: int, weights: Sequence[float] | np.ndarray
-) -> SolverTable:
+) -> SamplerTable:
     """A row from one level to the next whose ε̂ is an average, with these weights, of known ones."""
     (alpha, sigma), (alpha_next, sigma_next) = _rates(schedule, level), _rates(schedule, level_next)
     asked = level if level > 0 else level_next
@@ -249,13 +157,13 @@ def _noise_row(
     )
 
 
-def _trapezoid_row(schedule: Schedule, step: int, level: int, level_next: int) -> SolverTable:
+def _trapezoid_row(schedule: Schedule, step: int, level: int, level_next: int) -> SamplerTable:
     """After a step with the ε̂ of its beginning: replaces that by the mean with the ε̂ found at its end."""
     half = _noise_row(schedule, step, level, level_next, [1.0]).weights / 2
     return _asking_noise(schedule, step, level_next)._replace(correction=np.concatenate([half, -half]))
 
 
-def _asking_noise(schedule: Schedule, step: int, level: int) -> SolverTable:
+def _asking_noise(schedule: Schedule, step: int, level: int) -> SamplerTable:
     """A row that asks for the noise at a level and leaves x as it is."""
     alpha, sigma = _rates(schedule, level)
     return _asking_image(schedule, step, level)._replace(of_x=1 / sigma, of_x0=-alpha / sigma)
@@ -264,7 +172,7 @@ def _asking_noise(schedule: Schedule, step: int, level: int) -> SolverTable:
 # --- solvers that interpolate the clean image ---------------------------------------------------
 
 
-def dpm_solver_pp_2m_table(schedule: Schedule, pairs: np.ndarray) -> SolverTable:
+def dpm_solver_pp_2m_table(schedule: Schedule, pairs: np.ndarray) -> SamplerTable:
     """DPM-Solver++ 2M, order 2: x̂0 taken on to the middle of the step in lambda (Lu et al. 2022, algorithm 2).
 
     With h the length of a step in lambda and r = h_{previous} / h, the step is DDIM's with
@@ -278,7 +186,7 @@ def dpm_solver_pp_2m_table(schedule: Schedule, pairs: np.ndarray) -> SolverTable
     return _image_solver(schedule, pairs, 2, corrected=False, name="dpmpp_2m")
 
 
-def unipc_table(schedule: Schedule, pairs: np.ndarray, order: int = 2) -> SolverTable:
+def unipc_table(schedule: Schedule, pairs: np.ndarray, order: int = 2) -> SamplerTable:
     """UniPC (Zhao et al. 2023, algorithms 5 to 8, data prediction, B(h) = e^h - 1 or "bh2"): a corrector for free.
 
     Each step of a multistep predictor is corrected as soon as the network has been asked at its end, for the next step
@@ -302,8 +210,8 @@ def unipc_table(schedule: Schedule, pairs: np.ndarray, order: int = 2) -> Solver
     return _image_solver(schedule, pairs, order, corrected=True, name=f"unipc{order}")
 
 
-def _image_solver(schedule: Schedule, pairs: np.ndarray, order: int, corrected: bool, name: str) -> SolverTable:
-    pairs = _check(schedule, pairs, name)
+def _image_solver(schedule: Schedule, pairs: np.ndarray, order: int, corrected: bool, name: str) -> SamplerTable:
+    pairs = _check(schedule, pairs, name, through_images=True)
     level_lambda = schedule.log_snr / 2
     rows = []
     correction = np.zeros(0)
@@ -348,19 +256,21 @@ def _image_weights(nodes: np.ndarray, end: float) -> np.ndarray:
     return _integrated_lagrange(nodes, nodes[0], end, density) / -np.expm1(nodes[0] - end)
 
 
-def _asking_image(schedule: Schedule, step: int, level: int) -> SolverTable:
+def _asking_image(schedule: Schedule, step: int, level: int) -> SamplerTable:
     """A row that asks for the clean image at a level and leaves x as it is."""
     alpha_bar = schedule.alpha_bar[level]
-    return SolverTable(
+    return SamplerTable(
         step=step,
         time=schedule.time_input(level),
         alpha_bar=alpha_bar,
         alpha_bar_next=alpha_bar,
         of_x=0.0,
         of_x0=1.0,
+        of_eps=0.0,
         correction=np.zeros(0),
         keep=1.0,
         weights=np.zeros(0),
+        noise=0.0,
     )
 
 
@@ -390,7 +300,7 @@ def _rates(schedule: Schedule, level: int) -> tuple[float, float]:
     return np.sqrt(schedule.alpha_bar[level]), np.sqrt(1 - schedule.alpha_bar[level])
 
 
-def _check(schedule: Schedule, pairs: np.ndarray, solver: str) -> np.ndarray:
+def _check(schedule: Schedule, pairs: np.ndarray, solver: str, through_images: bool = False) -> np.ndarray:
     pairs = np.asarray(pairs)
     if not (np.all(pairs >= 0) and np.all(pairs <= schedule.num_levels) and np.all(pairs[1:, 0] == pairs[:-1, 1])):
         raise ValueError(f"steps must form a chain of levels in 0 ... {schedule.num_levels}")
@@ -402,7 +312,6 @@ def _check(schedule: Schedule, pairs: np.ndarray, solver: str) -> np.ndarray:
         )
     if len(set(rise)) != 1:
         raise ValueError("steps must all lead to less noise, or all to more")
-    through_images = solver.startswith(("dpmpp", "unipc"))
     if through_images and rise[0] > 0:
         raise UserError(f"sampler '{solver}' cannot encode; choose from: ddim, heun")
     if not through_images and np.any(schedule.alpha_bar[pairs[:, 0]] == 0):
@@ -413,7 +322,7 @@ def _check(schedule: Schedule, pairs: np.ndarray, solver: str) -> np.ndarray:
     return pairs
 
 
-def _stack(rows: Sequence[SolverTable]) -> SolverTable:
+def _stack(rows: Sequence[SamplerTable]) -> SamplerTable:
     """Rows to columns; weights and corrections are filled up with zeros to the longest."""
     width = max(max(len(row.weights), len(row.correction)) for row in rows)
     correction_width = width if any(len(row.correction) for row in rows) else 0
@@ -425,4 +334,4 @@ def _stack(rows: Sequence[SolverTable]) -> SolverTable:
         row._replace(weights=fill(row.weights, width), correction=fill(row.correction, correction_width))
         for row in rows
     ]
-    return SolverTable(*(np.array(column, np.float64) for column in zip(*rows, strict=True)))
+    return SamplerTable(*(np.array(column, np.float64) for column in zip(*rows, strict=True)))

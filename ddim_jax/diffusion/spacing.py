@@ -5,17 +5,16 @@ together at low noise), which it uses for CIFAR-10; its tables name S, but its c
 each of these spacings exists twice: as it was meant, and as it was published. Others came later.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from ddim_jax.diffusion.schedule import Schedule
 from ddim_jax.errors import UserError
+from ddim_jax.names import lookup
 
-SPACINGS = (
-    *("uniform", "quad", "uniform_published", "quad_published"),
-    *("trailing", "linspace", "logsnr", "karras"),
-)
+# From T, S and the schedule of the levels (None where it is not known) to the levels to visit, noisiest first.
+SpacingFunction = Callable[[int, int, Schedule | None], np.ndarray]
 
 
 def sampling_levels(spacing: str, num_levels: int, steps: int, schedule: Schedule | None = None) -> np.ndarray:
@@ -45,8 +44,11 @@ def sampling_levels(spacing: str, num_levels: int, steps: int, schedule: Schedul
     pure noise for an almost clean image. One step has to start at the top: at 0.8 T for ``quad``, where all its other
     lists start, and at level T for all others.
 
+    >>> sampling_levels("uniform", 1000, 5).tolist(), sampling_levels("trailing", 1000, 5).tolist()
+    ([801, 601, 401, 201, 1], [1000, 800, 600, 400, 200])
+
     Args:
-        spacing: one of these names.
+        spacing: a row of ``SPACINGS``.
         num_levels: T.
         steps: S, from 1 to T.
         schedule: with these T levels; ``logsnr`` and ``karras`` need it.
@@ -56,52 +58,106 @@ def sampling_levels(spacing: str, num_levels: int, steps: int, schedule: Schedul
     """
     if not 1 <= steps <= num_levels:
         raise UserError(f"steps={steps}: choose from 1 to {num_levels}, the number of noise levels")
-    if spacing in ("logsnr", "karras"):
-        if schedule is None or schedule.num_levels != num_levels:
-            raise ValueError(f"spacing '{spacing}' needs the schedule of the {num_levels} levels")
-        return _levels_by_noise(spacing, schedule, steps)
-    times = _times(spacing, num_levels, steps)
+    return lookup(SPACINGS, spacing, "spacing")(num_levels, steps, schedule)
+
+
+def uniform(num_levels: int, steps: int, schedule: Schedule | None = None) -> np.ndarray:
+    """See :func:`sampling_levels`."""
+    if steps == 1:
+        return np.array([num_levels])
+    return _noisiest_first(np.arange(steps) * num_levels // steps)
+
+
+def quad(num_levels: int, steps: int, schedule: Schedule | None = None) -> np.ndarray:
+    """See :func:`sampling_levels`."""
+    if steps == 1:
+        return _noisiest_first(_quadratic(num_levels, 2)[-1:])
+    # The largest t with t_i >= t_{i-1} + 1 for all i, as a running maximum of t_i - i.
+    order = np.arange(steps)
+    return _noisiest_first(np.maximum.accumulate(_quadratic(num_levels, steps) - order) + order)
+
+
+def uniform_published(num_levels: int, steps: int, schedule: Schedule | None = None) -> np.ndarray:
+    """See :func:`sampling_levels`."""
+    return _noisiest_first(np.arange(0, num_levels, num_levels // steps))
+
+
+def quad_published(num_levels: int, steps: int, schedule: Schedule | None = None) -> np.ndarray:
+    """See :func:`sampling_levels`."""
+    return _noisiest_first(_quadratic(num_levels, steps))
+
+
+def trailing(num_levels: int, steps: int, schedule: Schedule | None = None) -> np.ndarray:
+    """See :func:`sampling_levels`."""
+    return _noisiest_first(np.round(np.arange(1, steps + 1) * num_levels / steps).astype(np.int64) - 1)
+
+
+def linspace(num_levels: int, steps: int, schedule: Schedule | None = None) -> np.ndarray:
+    """See :func:`sampling_levels`."""
+    if steps == 1:
+        return np.array([num_levels])
+    return _noisiest_first(np.round(np.linspace(0, num_levels - 1, steps)).astype(np.int64))
+
+
+def logsnr(num_levels: int, steps: int, schedule: Schedule | None = None) -> np.ndarray:
+    """See :func:`sampling_levels`."""
+    schedule = _known(schedule, num_levels)
+    log_snr = _finite_log_snr(schedule)
+    return _nearest_levels(schedule, np.linspace(log_snr[-1], log_snr[0], steps))
+
+
+def karras(num_levels: int, steps: int, schedule: Schedule | None = None) -> np.ndarray:
+    """See :func:`sampling_levels`."""
+    if steps == 1:
+        return logsnr(num_levels, steps, schedule)
+    schedule = _known(schedule, num_levels)
+    log_snr = _finite_log_snr(schedule)
+    # log SNR = -2 log sigma
+    wanted = -14 * np.log(np.linspace(np.exp(-log_snr[-1] / 14), np.exp(-log_snr[0] / 14), steps))
+    return _nearest_levels(schedule, wanted)
+
+
+SPACINGS: dict[str, SpacingFunction] = {
+    "uniform": uniform,
+    "quad": quad,
+    "uniform_published": uniform_published,
+    "quad_published": quad_published,
+    "trailing": trailing,
+    "linspace": linspace,
+    "logsnr": logsnr,
+    "karras": karras,
+}
+
+
+def _noisiest_first(times: np.ndarray) -> np.ndarray:
+    """Levels, from ascending times: levels less one, as the DDIM paper's code counts them."""
     return times[::-1] + 1
-
-
-def _times(spacing: str, num_levels: int, steps: int) -> np.ndarray:
-    """Levels less one, ascending."""
-    if spacing == "uniform_published":
-        return np.arange(0, num_levels, num_levels // steps)
-    if spacing == "quad_published":
-        return _quadratic(num_levels, steps)
-    if spacing == "trailing":
-        return np.round(np.arange(1, steps + 1) * num_levels / steps).astype(np.int64) - 1
-    if spacing == "linspace" and steps > 1:
-        return np.round(np.linspace(0, num_levels - 1, steps)).astype(np.int64)
-    if spacing in ("uniform", "linspace"):
-        return np.arange(steps) * num_levels // steps if steps > 1 else np.array([num_levels - 1])
-    if spacing == "quad":
-        if steps == 1:
-            return _quadratic(num_levels, 2)[-1:]
-        # The largest t with t_i >= t_{i-1} + 1 for all i, as a running maximum of t_i - i.
-        order = np.arange(steps)
-        return np.maximum.accumulate(_quadratic(num_levels, steps) - order) + order
-    raise UserError(f"spacing '{spacing}' does not exist; choose from: {', '.join(SPACINGS)}")
 
 
 def _quadratic(num_levels: int, steps: int) -> np.ndarray:
     return (np.linspace(0, np.sqrt(num_levels * 0.8), steps) ** 2).astype(np.int64)
 
 
-def _levels_by_noise(spacing: str, schedule: Schedule, steps: int) -> np.ndarray:
-    log_snr = schedule.log_snr[np.isfinite(schedule.log_snr)]  # of levels 1, 2 ...; it falls
-    if spacing == "logsnr" or steps == 1:
-        wanted = np.linspace(log_snr[-1], log_snr[0], steps)
-    else:
-        # log SNR = -2 log sigma
-        wanted = -14 * np.log(np.linspace(np.exp(-log_snr[-1] / 14), np.exp(-log_snr[0] / 14), steps))
+def _known(schedule: Schedule | None, num_levels: int) -> Schedule:
+    if schedule is None or schedule.num_levels != num_levels:
+        raise ValueError(f"this spacing needs the schedule of the {num_levels} levels")
+    return schedule
+
+
+def _finite_log_snr(schedule: Schedule) -> np.ndarray:
+    """Of levels 1, 2 ... but those of pure noise; it falls."""
+    return schedule.log_snr[np.isfinite(schedule.log_snr)]
+
+
+def _nearest_levels(schedule: Schedule, wanted: np.ndarray) -> np.ndarray:
+    """The levels nearest to rising log SNRs, each once; noisiest first."""
+    log_snr = _finite_log_snr(schedule)
     midpoints = (log_snr[1:] + log_snr[:-1]) / 2
     nearest = 1 + np.searchsorted(-midpoints, -wanted[::-1])
     # Up to the next free one, as in "quad"; and down again where the top is crowded.
-    order = np.arange(steps)
+    order = np.arange(len(wanted))
     free = np.maximum.accumulate(nearest - order) + order
-    return np.minimum(free, schedule.num_levels - steps + 1 + order)[::-1]
+    return np.minimum(free, schedule.num_levels - len(wanted) + 1 + order)[::-1]
 
 
 def explicit_levels(levels: Sequence[int] | np.ndarray, num_levels: int) -> np.ndarray:
@@ -146,6 +202,9 @@ def level_pairs(levels: np.ndarray) -> np.ndarray:
 
     Steps are explicit pairs, so that no sampler computes "the previous timestep" by itself, a common source of
     errors when S does not divide T.
+
+    >>> level_pairs(np.array([801, 401, 1])).tolist()
+    [[801, 401], [401, 1], [1, 0]]
     """
     return np.stack([levels, np.append(levels[1:], 0)], axis=1)
 

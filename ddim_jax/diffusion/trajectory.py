@@ -10,8 +10,8 @@ import numpy as np
 from ddim_jax.errors import UserError
 
 
-class Trajectory(NamedTuple):
-    """Images on the way from noise, at K chosen steps.
+class KeptStates(NamedTuple):
+    """What a sampler passed at K chosen steps.
 
     Attributes:
         x: [K, n, h, w, c], where each of the steps begins.
@@ -23,12 +23,12 @@ class Trajectory(NamedTuple):
 
 
 def scan_keeping(
-    advance: Callable[[Any, Any], tuple[Any, Trajectory]],
+    advance: Callable[[Any, Any], tuple[Any, KeptStates]],
     carry: Any,
     rows: Any,
     keep: np.ndarray,
     like: jax.Array,
-) -> tuple[Any, Trajectory]:
+) -> tuple[Any, KeptStates]:
     """A ``lax.scan`` that stores what it passes at some rows only.
 
     The K places for it are part of the scan's carry and are written in turn, so memory grows with K and not with the
@@ -48,7 +48,7 @@ def scan_keeping(
     slots = np.full(num_rows, len(keep), np.int32)  # this number is beyond the places, and writing there does nothing
     slots[keep] = np.arange(len(keep))
 
-    def body(state: tuple[Any, Trajectory], row_and_slot: tuple[Any, jax.Array]) -> tuple[Any, None]:
+    def body(state: tuple[Any, KeptStates], row_and_slot: tuple[Any, jax.Array]) -> tuple[Any, None]:
         (carry, kept), (row, slot) = state, row_and_slot
         carry, seen = advance(carry, row)
         if len(keep):
@@ -56,7 +56,7 @@ def scan_keeping(
         return (carry, kept), None
 
     empty = jnp.zeros((len(keep), *like.shape), like.dtype)
-    (carry, kept), _ = jax.lax.scan(body, (carry, Trajectory(empty, empty)), (rows, jnp.asarray(slots)))
+    (carry, kept), _ = jax.lax.scan(body, (carry, KeptStates(empty, empty)), (rows, jnp.asarray(slots)))
     return carry, kept
 
 

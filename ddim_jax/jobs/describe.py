@@ -15,7 +15,6 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from ddim_jax import memory, parallel
 from ddim_jax.config import Config, flatten
 from ddim_jax.configured import build_sampler
-from ddim_jax.diffusion.ddim import StepTable
 from ddim_jax.diffusion.samplers import Sampler
 from ddim_jax.memory import ProgramMemory
 from ddim_jax.models import build_model, parameter_count
@@ -121,16 +120,17 @@ def _shape(variable: Any) -> tuple[int, ...]:
 def _print_table(sampler: Sampler) -> None:
     """A row per network evaluation; the coefficients of first-order samplers too."""
     table = sampler.table
-    names = ("time", "alpha_bar", "alpha_bar_next", *(("a", "b", "c") if isinstance(table, StepTable) else ()))
-    if isinstance(table, StepTable):
+    columns = {"time": table.time, "alpha_bar": table.alpha_bar, "alpha_bar_next": table.alpha_bar_next}
+    if table.is_first_order:
+        columns |= {"a": table.of_x0, "b": table.of_eps, "c": table.noise}
         print("x' = a x0 + b eps + c z")
-    print("row " + "".join(f"{name:>15}" for name in names))
+    print("row " + "".join(f"{name:>15}" for name in columns))
     for row in range(sampler.evaluations):
         if sampler.evaluations > _MOST_ROWS and _MOST_ROWS // 2 <= row < sampler.evaluations - _MOST_ROWS // 2:
             if row == _MOST_ROWS // 2:
                 print(f"... {sampler.evaluations - _MOST_ROWS} rows ...")
             continue
-        print(f"{row + 1:4d}" + "".join(f"{getattr(table, name)[row]:15.6g}" for name in names))
+        print(f"{row + 1:4d}" + "".join(f"{column[row]:15.6g}" for column in columns.values()))
 
 
 def _heading(title: str) -> None:

@@ -11,7 +11,6 @@ from etils import epath
 from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.configured import build_sampler
-from ddim_jax.diffusion.ddim import StepTable
 from ddim_jax.images import grid, load_png, save_png
 from ddim_jax.model_job import ModelJob, sampler_name
 from ddim_jax.npz import NpzInParts
@@ -108,7 +107,7 @@ def _announce(config: Config, sampler: ImageSampler, step: int, num: int, presen
     settings, table = config.sample, sampler.sampler.table
     levels = "levels given" if settings.levels else settings.spacing.replace("_", " as ")
     repeated = sampler.sampler.steps - len(set(table.time.tolist()))
-    if isinstance(table, StepTable) and repeated:
+    if table.is_first_order and repeated:
         levels += f", {repeated} of them repeated"
     say(
         f"{num:,} images from the checkpoint of step {step:,} on {parallel.device_description()}: {settings.sampler}, "

@@ -16,8 +16,6 @@ import numpy as np
 from ddim_jax.config import Config
 from ddim_jax.configured import build_normalization, build_predict, build_sampler, build_schedule
 from ddim_jax.diffusion import editing, samplers
-from ddim_jax.diffusion.ddim import StepTable
-from ddim_jax.diffusion.inversion import Encoder
 from ddim_jax.diffusion.samplers import Sampler
 from ddim_jax.errors import UserError
 from ddim_jax.models import Model
@@ -99,7 +97,7 @@ def noise_program(config: Config) -> Program:
     return program
 
 
-def encode_program(config: Config, model: Model, encoder: Encoder) -> Program:
+def encode_program(config: Config, model: Model, encoder: Sampler) -> Program:
     """Encodes images: (uint8 [n, h, w, c], :class:`Items`) → noise float32 [n, h, w, c]. Never clips."""
 
     def program(variables: Any, images_and_items: tuple[jax.Array, Items]) -> jax.Array:
@@ -175,8 +173,9 @@ def inpaint_program(config: Config, model: Model, sampler: Sampler, resamplings:
     Raises:
         UserError: a sampler that is not of first order, or numbers below 1.
     """
-    if not isinstance(sampler.table, StepTable):
-        raise UserError(f"sampler '{sampler.name}' cannot inpaint; choose from: ddim, ddpm_small, ddpm_large")
+    if not sampler.table.is_first_order:
+        first_order = ", ".join(name for name, rule in samplers.SAMPLERS.items() if rule.eta != "zero")
+        raise UserError(f"sampler '{sampler.name}' cannot inpaint; choose from: {first_order}")
     table = editing.inpaint_table(sampler.table, resamplings, jump)
 
     def program(variables: Any, images_mask_items: tuple[jax.Array, jax.Array, Items]) -> jax.Array:

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from ddim_jax.diffusion.ddim import ddim_table, ddpm_large_table, ddpm_small_table, make_table
+from ddim_jax.diffusion.ddim import ddim_table, ddpm_large_table, ddpm_small_table
+from ddim_jax.diffusion.samplers import make_sampler
 from ddim_jax.diffusion.schedule import make_schedule
 from ddim_jax.diffusion.spacing import level_pairs, sampling_levels
 from ddim_jax.errors import UserError
@@ -13,6 +14,10 @@ def pairs_of(steps, spacing="uniform", num_levels=1000):
     return level_pairs(sampling_levels(spacing, num_levels, steps))
 
 
+def table_of(sampler, schedule, pairs, eta=0.0):
+    return make_sampler(sampler, schedule, pairs, eta).table
+
+
 @pytest.mark.parametrize("spacing", ["uniform", "quad"])
 @pytest.mark.parametrize("name", ["linear", "cosine", "jsd"])
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
@@ -22,10 +27,10 @@ def test_a_perfect_prediction_lands_exactly_on_the_next_level(name, spacing, eta
     pairs = pairs_of(37, spacing)
     table = ddim_table(schedule, pairs, eta)
     np.testing.assert_array_equal(table.alpha_bar_next, schedule.alpha_bar[pairs[:, 1]])
-    np.testing.assert_allclose(table.a**2, table.alpha_bar_next, rtol=1e-14)
-    np.testing.assert_allclose(table.b**2 + table.c**2, 1 - table.alpha_bar_next, rtol=1e-13)
+    np.testing.assert_allclose(table.of_x0**2, table.alpha_bar_next, rtol=1e-14)
+    np.testing.assert_allclose(table.of_eps**2 + table.noise**2, 1 - table.alpha_bar_next, rtol=1e-13)
     np.testing.assert_array_equal(table.time, pairs[:, 0] - 1)
-    assert all(column.dtype == np.float64 and column.shape == (37,) for column in table)
+    assert all(column.dtype == np.float64 and len(column) == 37 for column in table)
 
 
 @pytest.mark.parametrize("name", ["linear", "quad", "sigmoid", "const", "cosine"])
@@ -38,50 +43,52 @@ def test_eta_1_on_all_levels_is_the_ddpm_posterior(name):
     of_x0 = np.sqrt(previous) * beta / (1 - alpha_bar)
     of_x = np.sqrt(1 - beta) * (1 - previous) / (1 - alpha_bar)
     # With eps = (x - sqrt(alpha_bar) x0) / sqrt(1 - alpha_bar) put into a x0 + b eps:
-    np.testing.assert_allclose(table.a - table.b * np.sqrt(alpha_bar / (1 - alpha_bar)), of_x0, rtol=1e-6, atol=1e-12)
-    np.testing.assert_allclose(table.b / np.sqrt(1 - alpha_bar), of_x, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(table.c**2, (1 - previous) / (1 - alpha_bar) * beta, rtol=1e-12)
+    np.testing.assert_allclose(
+        table.of_x0 - table.of_eps * np.sqrt(alpha_bar / (1 - alpha_bar)), of_x0, rtol=1e-6, atol=1e-12
+    )
+    np.testing.assert_allclose(table.of_eps / np.sqrt(1 - alpha_bar), of_x, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(table.noise**2, (1 - previous) / (1 - alpha_bar) * beta, rtol=1e-12)
 
 
 def test_fixed_large_differs_from_fixed_small_in_the_noise_alone():
     small, large = ddpm_small_table(LINEAR, pairs_of(50)), ddpm_large_table(LINEAR, pairs_of(50))
     for name in ("time", "alpha_bar", "alpha_bar_next", "a", "b"):
         np.testing.assert_array_equal(getattr(small, name), getattr(large, name))
-    np.testing.assert_allclose(large.c[:-1] ** 2, 1 - large.alpha_bar[:-1] / large.alpha_bar_next[:-1], rtol=1e-12)
-    assert large.c[-1] == small.c[-1] == 0
-    assert np.all(large.c[:-1] > small.c[:-1])
+    np.testing.assert_allclose(large.noise[:-1] ** 2, 1 - large.alpha_bar[:-1] / large.alpha_bar_next[:-1], rtol=1e-12)
+    assert large.noise[-1] == small.noise[-1] == 0
+    assert np.all(large.noise[:-1] > small.noise[:-1])
 
 
 def test_fixed_large_on_all_levels_adds_noise_of_variance_beta():
     table = ddpm_large_table(LINEAR, pairs_of(1000))
-    np.testing.assert_allclose(table.c[:-1] ** 2, np.linspace(0.02, 1e-4, 1000)[:-1], rtol=1e-9)
+    np.testing.assert_allclose(table.noise[:-1] ** 2, np.linspace(0.02, 1e-4, 1000)[:-1], rtol=1e-9)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm_small", "ddpm_large"])
 @pytest.mark.parametrize("spacing", ["uniform", "quad"])
 def test_the_last_step_returns_the_predicted_clean_image(sampler, spacing):
-    table = make_table(sampler, LINEAR, pairs_of(20, spacing), eta=0.7)
-    assert (table.alpha_bar_next[-1], table.a[-1], table.b[-1], table.c[-1]) == (1, 1, 0, 0)
+    table = table_of(sampler, LINEAR, pairs_of(20, spacing), eta=0.7)
+    assert (table.alpha_bar_next[-1], table.of_x0[-1], table.of_eps[-1], table.noise[-1]) == (1, 1, 0, 0)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm_small", "ddpm_large"])
 def test_a_step_to_the_same_level_is_the_identity(sampler):
     pairs = pairs_of(1000, "quad_published")
-    table = make_table(sampler, LINEAR, pairs, eta=0.5)
+    table = table_of(sampler, LINEAR, pairs, eta=0.5)
     same = pairs[:, 0] == pairs[:, 1]
     assert same.sum() == 312
-    np.testing.assert_allclose(table.a[same], np.sqrt(table.alpha_bar[same]), rtol=1e-14)
-    np.testing.assert_allclose(table.b[same], np.sqrt(1 - table.alpha_bar[same]), rtol=1e-14)
-    np.testing.assert_array_equal(table.c[same], 0)
+    np.testing.assert_allclose(table.of_x0[same], np.sqrt(table.alpha_bar[same]), rtol=1e-14)
+    np.testing.assert_allclose(table.of_eps[same], np.sqrt(1 - table.alpha_bar[same]), rtol=1e-14)
+    np.testing.assert_array_equal(table.noise[same], 0)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm_small", "ddpm_large"])
 def test_starting_from_nothing_but_noise_is_finite(sampler):
     pairs = np.array([[1000, 1000], [1000, 600], [600, 0]])
-    table = make_table(sampler, make_schedule("jsd"), pairs, eta=1.0)
+    table = table_of(sampler, make_schedule("jsd"), pairs, eta=1.0)
     assert table.alpha_bar[0] == 0
-    assert np.isfinite(np.stack(table)).all()
-    np.testing.assert_array_equal([table.a[0], table.b[0], table.c[0]], [0, 1, 0])
+    assert all(np.isfinite(column).all() for column in table)
+    np.testing.assert_array_equal([table.of_x0[0], table.of_eps[0], table.noise[0]], [0, 1, 0])
 
 
 def test_eta_per_step():
@@ -89,7 +96,7 @@ def test_eta_per_step():
     mixed = ddim_table(LINEAR, pairs, [0.0, 0.5, 1.0, 0.0])
     for step, eta in enumerate([0.0, 0.5, 1.0, 0.0]):
         whole = ddim_table(LINEAR, pairs, eta)
-        assert (mixed.b[step], mixed.c[step]) == (whole.b[step], whole.c[step])
+        assert (mixed.of_eps[step], mixed.noise[step]) == (whole.of_eps[step], whole.noise[step])
 
 
 def test_the_largest_eta_named_in_the_error_is_usable_and_a_little_more_is_not():
@@ -98,7 +105,7 @@ def test_the_largest_eta_named_in_the_error_is_usable_and_a_little_more_is_not()
         ddim_table(LINEAR, pairs, 50.0)
     assert "\n" not in str(caught.value)
     largest = float(str(caught.value).split("at most ")[1].split()[0])
-    assert np.all(np.isfinite(ddim_table(LINEAR, pairs, [largest * 0.999, 0, 0]).b))
+    assert np.all(np.isfinite(ddim_table(LINEAR, pairs, [largest * 0.999, 0, 0]).of_eps))
     with pytest.raises(UserError, match="step 1 of 3"):
         ddim_table(LINEAR, pairs, [largest * 1.001, 0, 0])
 
@@ -111,7 +118,7 @@ def test_unusable_etas_are_refused(eta):
 
 def test_unknown_sampler():
     with pytest.raises(UserError, match="choose from: ddim"):
-        make_table("ddimm", LINEAR, pairs_of(10))
+        table_of("ddimm", LINEAR, pairs_of(10))
 
 
 @pytest.mark.parametrize("pair", [[0, 0], [5, 6], [1001, 0], [5, -1]])

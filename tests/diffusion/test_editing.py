@@ -3,7 +3,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddim_jax.diffusion.ddim import make_table
 from ddim_jax.diffusion.editing import InpaintTable, inpaint, inpaint_table, noise_to_level
 from ddim_jax.diffusion.prediction import Prediction, make_predict
 from ddim_jax.diffusion.samplers import initial_noise, make_sampler
@@ -35,7 +34,7 @@ def toy_network(x, time):
 
 
 def table_of(steps, sampler="ddpm_small"):
-    return make_table(sampler, LINEAR, level_pairs(sampling_levels("uniform", 1000, steps)))
+    return make_sampler(sampler, LINEAR, level_pairs(sampling_levels("uniform", 1000, steps))).table
 
 
 # --- noise up to a level ------------------------------------------------------------------------

@@ -1,10 +1,11 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import Gaussian, GaussianMixture
 
-from ddim_jax.diffusion.ddim import StepTable
 from ddim_jax.diffusion.losses import diffuse, training_target
 from ddim_jax.diffusion.prediction import Prediction, clipped, make_predict, per_image, to_prediction
 from ddim_jax.diffusion.schedule import make_schedule
@@ -19,8 +20,8 @@ def float64():
         yield
 
 
-def row(alpha_bar, time=0.0):
-    return StepTable(*(jnp.float64(value) for value in (time, alpha_bar, 1.0, 1.0, 0.0, 0.0)))
+def row(alpha_bar, time=0.0, dtype=jnp.float64):
+    return SimpleNamespace(time=dtype(time), alpha_bar=dtype(alpha_bar))
 
 
 def images(seed, n=5):
@@ -128,7 +129,7 @@ def test_the_network_is_told_the_same_time_for_every_image_in_the_dtype_of_x():
         return x.astype(jnp.bfloat16)
 
     x = images(7, n=3).astype(jnp.float32)
-    prediction = make_predict(network, "eps")(x, jax.tree.map(lambda v: v.astype(jnp.float32), row(0.5, time=999.0)))
+    prediction = make_predict(network, "eps")(x, row(0.5, time=999.0, dtype=jnp.float32))
     assert told[0].dtype == jnp.float32
     np.testing.assert_array_equal(told[0], [999.0] * 3)
     assert prediction.x0.dtype == prediction.eps.dtype == jnp.float32

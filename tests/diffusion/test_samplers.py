@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from oracles import Gaussian, GaussianMixture
 
-from ddim_jax.diffusion.ddim import ddim_table, make_table
+from ddim_jax.diffusion.ddim import ddim_table
 from ddim_jax.diffusion.prediction import make_predict
-from ddim_jax.diffusion.samplers import initial_noise, sample
+from ddim_jax.diffusion.samplers import initial_noise, make_sampler
 from ddim_jax.diffusion.schedule import make_schedule
 from ddim_jax.diffusion.spacing import level_pairs, sampling_levels
+from ddim_jax.diffusion.table import sample
 from ddim_jax.random_streams import image_keys, normal_each
 
 LINEAR = make_schedule("linear")
@@ -28,7 +29,7 @@ def float64():
 
 def table_of(sampler="ddim", steps=12, eta=0.0, spacing="uniform", schedule=LINEAR):
     pairs = level_pairs(sampling_levels(spacing, schedule.num_levels, steps))
-    return make_table(sampler, schedule, pairs, eta)
+    return make_sampler(sampler, schedule, pairs, eta).table
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -109,7 +109,7 @@ def test_diffusers_definitions(steps):
 
 
 @hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
-@hypothesis.given(levels_and_steps(), st.sampled_from(SPACINGS), st.sampled_from(["linear", "cosine", "jsd"]))
+@hypothesis.given(levels_and_steps(), st.sampled_from(list(SPACINGS)), st.sampled_from(["linear", "cosine", "jsd"]))
 @hypothesis.example((1000, 1000), "karras", "linear")
 @hypothesis.example((1000, 999), "logsnr", "cosine")
 @hypothesis.example((1, 1), "logsnr", "jsd")

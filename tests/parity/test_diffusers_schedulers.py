@@ -24,12 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddim_jax.diffusion.ddim import StepTable, make_table
 from ddim_jax.diffusion.inversion import make_encoder
 from ddim_jax.diffusion.prediction import clipped, make_predict, to_prediction
-from ddim_jax.diffusion.samplers import make_sampler, step
+from ddim_jax.diffusion.samplers import make_sampler
 from ddim_jax.diffusion.schedule import make_schedule
 from ddim_jax.diffusion.spacing import level_pairs, sampling_levels
+from ddim_jax.diffusion.table import SamplerTable, step
 
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():
@@ -66,8 +66,8 @@ def with_our_alpha_bar(scheduler, steps):
 
 
 def rows(sampler, steps, eta=0.0):
-    table = make_table(sampler, LINEAR, level_pairs(sampling_levels("uniform", 1000, steps)), eta)
-    return [StepTable(*(jnp.asarray(value) for value in row)) for row in zip(*table, strict=True)]
+    table = make_sampler(sampler, LINEAR, level_pairs(sampling_levels("uniform", 1000, steps)), eta).table
+    return [SamplerTable(*(jnp.asarray(value) for value in row)) for row in zip(*table, strict=True)]
 
 
 def normal(seed):

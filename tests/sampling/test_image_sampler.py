@@ -91,7 +91,7 @@ def test_every_sampler_draws(model_and_variables, sampler):
 
 
 def test_an_eta_for_each_step():
-    np.testing.assert_allclose(build_sampler(with_sample(eta_per_step=(0.0, 1.0, 1.0, 0.0))).table.c[[0, 3]], 0)
+    np.testing.assert_allclose(build_sampler(with_sample(eta_per_step=(0.0, 1.0, 1.0, 0.0))).table.noise[[0, 3]], 0)
     with pytest.raises(UserError, match=r"eta has 2 values for 4 steps"):
         build_sampler(with_sample(eta_per_step=(0.0, 1.0)))
 
