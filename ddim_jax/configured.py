@@ -3,6 +3,7 @@
 Training, sampling, likelihood and measuring take these from here, and nobody else builds them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,18 +14,46 @@ from ddim_jax.diffusion.guidance import guided
 from ddim_jax.diffusion.inversion import make_encoder
 from ddim_jax.diffusion.prediction import Predict, make_predict
 from ddim_jax.diffusion.samplers import Sampler, make_sampler
-from ddim_jax.diffusion.schedule import Schedule, make_schedule
+from ddim_jax.diffusion.schedule import SCHEDULES, Schedule, ScheduleRule, make_schedule, noise_variance
 from ddim_jax.diffusion.spacing import explicit_levels, level_pairs, levels_from, sampling_levels
+from ddim_jax.errors import ConfigError
 from ddim_jax.models import Model
 from ddim_jax.pixels import Normalization
 
 
 def build_schedule(config: Config) -> Schedule:
-    """The noise schedule of ``config.diffusion``."""
+    """The noise schedule of ``config.diffusion``.
+
+    Raises:
+        ConfigError: the objective, the drawing of noise levels or the network does not go with it.
+    """
     diffusion = config.diffusion
-    return make_schedule(
+    schedule = make_schedule(
         diffusion.schedule, diffusion.num_levels, diffusion.beta_start, diffusion.beta_end, diffusion.zero_terminal_snr
     )
+    if schedule.ends_in_noise and diffusion.objective == "eps":
+        what = "diffusion.zero_terminal_snr" if diffusion.zero_terminal_snr else f"the {schedule.name} schedule"
+        raise ConfigError(
+            f"diffusion.objective=eps: {what} ends at alpha_bar = 0, where the noise says nothing about the image; "
+            "use x0 or v"
+        )
+    if diffusion.time_sampling == "continuous" and not schedule.is_continuous:
+        raise ConfigError(
+            "diffusion.time_sampling=continuous: only diffusion.schedule="
+            f"{_schedules(lambda rule: rule.continuous is not None)} has a continuous time; use antithetic, uniform or "
+            "stratified"
+        )
+    if config.model.name == "residual_unet" and not schedule.tells_variance:
+        raise ConfigError(
+            f"diffusion.schedule={schedule.name}: model.name=residual_unet is told the variance of the noise, which "
+            f"{_schedules(lambda rule: rule.told is noise_variance)} alone tells; use that"
+        )
+    return schedule
+
+
+def _schedules(suits: Callable[[ScheduleRule], bool]) -> str:
+    """The names of the schedules that suit."""
+    return " or ".join(name for name, rule in SCHEDULES.items() if suits(rule))
 
 
 def build_levels(config: Config) -> np.ndarray:

@@ -8,12 +8,13 @@ from typing import Any, Self
 from etils import epath
 
 from ddim_jax import parallel, pipeline
-from ddim_jax.config import Config, SampleConfig
+from ddim_jax.config import Config, Role, SampleConfig, keys_with
+from ddim_jax.diffusion.samplers import takes_eta
 from ddim_jax.pipeline import Pipeline
 from ddim_jax.workdir import config_for_job, job_dir, write_run_record
 
-# These settings say which images, or how they are computed and stored, not what an image is.
-_NOT_DECIDING = ("batch_size", "format", "checkpoint")
+# What decides the images of a job, beside the step of the checkpoint.
+_DECIDING = keys_with(SampleConfig, Role.PIXELS, Role.SELECTION)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +53,9 @@ class ModelJob:
             name: the settings in short.
             settings: the job's own group of the config; with ``config.sample`` and the step it decides the results.
         """
-        sample = dataclasses.asdict(self.config.sample)
         decides = {
             "checkpoint_step": self.pipe.step,
-            "sample": {key: value for key, value in sample.items() if key not in _NOT_DECIDING},
+            "sample": {key: getattr(self.config.sample, key) for key in _DECIDING},
             "settings": None if settings is None else dataclasses.asdict(settings),
         }
         return job_dir(self.workdir, mode, f"step{self.pipe.step}-{name}", decides)
@@ -82,5 +82,5 @@ class ModelJob:
 def sampler_name(sample: SampleConfig) -> str:
     """The sampler in short, for names of folders: e.g. ``ddim-S50-eta0``."""
     steps = len(sample.levels) or sample.steps
-    noise = f"-eta{sample.eta:g}" if sample.sampler == "ddim" and not sample.eta_per_step else ""
+    noise = f"-eta{sample.eta:g}" if takes_eta(sample.sampler) and not sample.eta_per_step else ""
     return f"{sample.sampler}-S{steps}{noise}"

@@ -22,7 +22,7 @@ from ddim_jax.diffusion.interpolation import slerp_grid, slerp_path
 from ddim_jax.errors import UserError
 from ddim_jax.models import Model, build_model
 from ddim_jax.sampling import programs
-from ddim_jax.sampling.image_sampler import batch_size_for, image_indices, image_items
+from ddim_jax.sampling.image_sampler import batch_size_for, image_indices, image_items, program_settings
 from ddim_jax.sharded_map import ShardedMap
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
 from ddim_jax.training.state import abstract_state, make_optimizer
@@ -357,9 +357,7 @@ class Pipeline:
         """Runs a program on items; it is made and compiled once for each set of settings that matter to it."""
         count = len(jax.tree.leaves(items)[0])
         batch_size = batch_size_for(config, count)
-        # Which images are drawn is not part of the program.
-        which = {"num": 1, "start": 0, "indices": (), "per_class": 0, "seed": 0, "label": None}
-        settings = dataclasses.replace(config.sample, **which, batch_size=batch_size.size)
+        settings = dataclasses.replace(program_settings(config.sample), batch_size=batch_size.size)
         key = (*what, settings)
         if key not in self._compiled:
             if len(self._compiled) == _PROGRAMS_KEPT:

@@ -20,26 +20,24 @@ from typing import Any
 
 from etils import epath
 
-from ddim_jax.config import Config, ConfigError, differences, flatten, from_json, to_json
+from ddim_jax.config import (
+    TRAINED_GROUPS,
+    Config,
+    ConfigError,
+    Role,
+    differences,
+    flatten,
+    from_json,
+    keys_with,
+    to_json,
+)
 from ddim_jax.digests import digest_of_facts
 from ddim_jax.errors import UserError
 from ddim_jax.files import write_whole
 from ddim_jax.version import __version__
 
-# Keys that say where, how fast or how often, not what: they may change when a run resumes, and
-# differ between training and sampling.
-_FREE_DATA = {
-    f"data.{name}"
-    for name in ("dir", "path", "cache", "cache_limit_gib", "cache_dir", "threads", "prefetch", "validation")
-}
-_FREE_TRAIN = {
-    f"train.{name}"
-    for name in (
-        *("steps", "epochs", "checkpoint_every", "keep_last", "keep_every", "log_every", "sample_every"),
-        *("sample_every_epochs", "validate_every", "sample_num", "final_sample_steps", "tensorboard", "overwrite"),
-        *("measure_every", "measure_num", "measure_metric", "ema_on_host", "cpu_devices", "compilation_cache"),
-    )
-}
+# What a run is resumed with, and what a job must not contradict.
+_BINDING = set(keys_with(Config, Role.NETWORK, Role.TRAINING))
 
 
 def config_path(workdir: epath.PathLike) -> epath.Path:
@@ -97,13 +95,7 @@ def prepare_for_training(workdir: epath.PathLike, config: Config, write: bool = 
     """
     workdir = epath.Path(workdir)
     if config_path(workdir).exists():
-        changed = {
-            key: values
-            for key, values in differences(
-                read_config(workdir), config, ("data", "model", "diffusion", "train", "seed")
-            ).items()
-            if key not in _FREE_DATA | _FREE_TRAIN
-        }
+        changed = _binding_differences(read_config(workdir), config, TRAINED_GROUPS)
         if changed and not config.train.overwrite:
             raise UserError(
                 f"workdir {workdir} holds a run of another config: {_list_changes(changed, 'there', 'now')}; "
@@ -127,7 +119,7 @@ def measured_statistics(workdir: epath.PathLike, config: Config) -> tuple[tuple[
     if not config_path(workdir).exists():
         return None
     trained = read_config(workdir)
-    changed = differences(trained, config, ("data",)).keys() - _FREE_DATA - set(_STATISTICS)
+    changed = _binding_differences(trained, config, ("data",)).keys() - set(_STATISTICS)
     return None if changed else (trained.data.mean, trained.data.std)
 
 
@@ -143,16 +135,20 @@ def config_for_job(workdir: epath.PathLike, config: Config) -> Config:
     trained = read_config(workdir)
     changed = {
         key: values
-        for key, values in differences(trained, config, ("data", "model", "diffusion")).items()
-        if key not in _FREE_DATA and not (key in _STATISTICS and not config.data.mean)
+        for key, values in _binding_differences(trained, config, ("data", "model", "diffusion")).items()
+        if not (key in _STATISTICS and not config.data.mean)
     }
     if changed:
         raise UserError(
             f"--config contradicts what workdir {workdir} was trained with: "
             f"{_list_changes(changed, 'trained', 'command line')}; pass the config of the training run"
         )
-    training = {group: getattr(trained, group) for group in ("data", "model", "diffusion", "train", "seed")}
-    return dataclasses.replace(config, **training)
+    return dataclasses.replace(config, **{group: getattr(trained, group) for group in TRAINED_GROUPS})
+
+
+def _binding_differences(trained: Config, config: Config, groups: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+    """Keys of some groups that must not differ, but do, as ``{key: (trained, config's)}``."""
+    return {key: values for key, values in differences(trained, config, groups).items() if key in _BINDING}
 
 
 def _list_changes(changed: Mapping[str, tuple[Any, Any]], old_name: str, new_name: str) -> str:

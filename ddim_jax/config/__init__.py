@@ -5,8 +5,8 @@ dataclasses of ``schema.py``, changes what it needs and returns it. :func:`from_
 frozen :class:`Config` that all other code uses. A mistake raises :class:`~ddim_jax.errors.ConfigError`, whose one line
 names the key and the remedy.
 
-- ``schema``: what every key means, and its default.
-- ``checks``: which values can be used.
+- ``schema``: what every key means, its default, what it decides and its range; ``keys``: how that is stated and asked.
+- ``checks``: which values can be used together.
 - ``presets``: sampler settings of papers and projects by name.
 - ``recipes``: what several config files share.
 - ``tree``: the ConfigDict that users write, and variants such as ``tiny``.
@@ -18,14 +18,15 @@ from ddim_jax.config.checks import check
 from ddim_jax.config.convert import (
     check_key,
     differences,
-    flatten,
     from_config_dict,
     from_json,
     to_json,
     with_sample,
     with_values,
 )
+from ddim_jax.config.keys import Role, flatten, keys_of, keys_with
 from ddim_jax.config.schema import (
+    TRAINED_GROUPS,
     Config,
     DataConfig,
     DiffusionConfig,
@@ -45,6 +46,7 @@ from ddim_jax.config.tree import ConfigTree, apply_variants, default_config
 from ddim_jax.errors import ConfigError
 
 __all__ = [
+    "TRAINED_GROUPS",
     "Config",
     "ConfigError",
     "ConfigTree",
@@ -56,6 +58,7 @@ __all__ = [
     "LikelihoodConfig",
     "ModelConfig",
     "ReconstructConfig",
+    "Role",
     "SampleConfig",
     "SweepConfig",
     "TrainConfig",
@@ -69,6 +72,8 @@ __all__ = [
     "flatten",
     "from_config_dict",
     "from_json",
+    "keys_of",
+    "keys_with",
     "recipes",
     "to_json",
     "with_sample",

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ddim_jax.config.checks import check
+from ddim_jax.config.keys import flatten
 from ddim_jax.config.presets import preset, table_for
 from ddim_jax.config.schema import Config, without_none
 from ddim_jax.config.tree import ConfigTree
 from ddim_jax.errors import ConfigError
+from ddim_jax.names import choices
 
 
 def from_config_dict(config: ConfigTree) -> Config:
@@ -38,20 +40,6 @@ def from_json(text: str) -> Config:
 def to_json(config: Config) -> str:
     """The resolved config as indented JSON."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-
-
-def flatten(config: Config) -> dict[str, Any]:
-    """All values by dotted key, e.g. ``{"data.source": "digits", ...}``."""
-    flat = {}
-    for field in dataclasses.fields(config):
-        group = getattr(config, field.name)
-        if dataclasses.is_dataclass(group):
-            flat.update(
-                {f"{field.name}.{inner.name}": getattr(group, inner.name) for inner in dataclasses.fields(group)}
-            )
-        else:
-            flat[field.name] = group
-    return flat
 
 
 def check_key(key: str) -> None:
@@ -96,16 +84,18 @@ def _build(cls: Any, values: Any, prefix: str) -> Any:
 
 
 def _convert(annotation: Any, value: Any, key: str) -> Any:
+    named = _choices(annotation)
+    if named:
+        if value not in named:
+            close = difflib.get_close_matches(str(value), named, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            known = ", ".join(choice or "''" for choice in named)
+            raise ConfigError(f"{key}: {value!r} is not one of {known}{hint}")
+        return value
     if typing.get_origin(annotation) is types.UnionType:
         if value is None:
             return None
         return _convert(without_none(annotation), value, key)
-    if typing.get_origin(annotation) is Literal:
-        choices = typing.get_args(annotation)
-        if value not in choices:
-            known = ", ".join(choice or "''" for choice in choices)
-            raise ConfigError(f"{key}: {value!r} is not one of {known}")
-        return value
     if typing.get_origin(annotation) is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{key}: expected a list, got {value!r}")
@@ -118,6 +108,16 @@ def _convert(annotation: Any, value: Any, key: str) -> Any:
     if annotation is float and not math.isfinite(value):
         raise ConfigError(f"{key}: {value} is not a finite number")
     return value
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    """The names that a key may have; none where it has no list of names."""
+    if typing.get_origin(annotation) is Literal:
+        return choices(annotation)
+    arms = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Union and all(typing.get_origin(arm) is Literal for arm in arms):
+        return tuple(name for arm in arms for name in choices(arm))
+    return ()
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:

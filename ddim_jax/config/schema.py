@@ -1,18 +1,47 @@
-"""What every key means, and its default."""
+"""What every key means, its default, what it decides and which values it can have."""
 
 import dataclasses
 import types
 import typing
 from typing import Any, Literal
 
-Sampler = Literal[
-    "ddim", "ddpm_small", "ddpm_large", "heun", "ab2", "ab3", "ab4", "plms", "dpmpp_2m", "unipc2", "unipc3"
-]
-Spacing = Literal["uniform", "quad", "uniform_published", "quad_published", "trailing", "linspace", "logsnr", "karras"]
-
-SAMPLERS: tuple[str, ...] = typing.get_args(Sampler)
-SPACINGS: tuple[str, ...] = typing.get_args(Spacing)
-METRICS = ("fid", "is", "kid", "precision_recall")
+from ddim_jax.config.keys import LARGEST_INDEX, Role, key
+from ddim_jax.names import (
+    ActivationDtype,
+    Clip,
+    Crop,
+    DataSource,
+    Divergence,
+    EditTask,
+    ExtractorName,
+    ImageCache,
+    ImageFormat,
+    Initialization,
+    LearningRateSchedule,
+    LikelihoodMethod,
+    Loss,
+    Metric,
+    NetworkName,
+    Norm,
+    Objective,
+    OnError,
+    Optimizer,
+    Precision,
+    PresetName,
+    Reduction,
+    ResizeFilter,
+    ResizeProtocol,
+    SamplerName,
+    ScheduleName,
+    Spacing,
+    StatisticsFormat,
+    StoredDtype,
+    Structure,
+    TableName,
+    TimeSampling,
+    Variance,
+    WeightsFormat,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,25 +79,25 @@ class DataConfig:
             readable one in its place.
     """
 
-    source: Literal["digits", "folder", "tfds"] = "digits"
-    name: str = ""
-    split: str = "train"
-    validation: str = ""
-    dir: str = ""
-    path: str = ""
-    image_size: int = 32
-    channels: int = 3
-    crop: Literal["none", "center", "celeba"] = "none"
-    resize: Literal["none", "bilinear", "bicubic", "lanczos", "box"] = "none"
-    flip: bool = False
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
-    cache: Literal["auto", "device", "host", "disk", "none"] = "auto"
-    cache_limit_gib: float = 2.0
-    cache_dir: str = ""
-    threads: int = 4
-    prefetch: int = 4
-    on_error: Literal["fail", "skip"] = "fail"
+    source: DataSource = key("digits", Role.TRAINING)
+    name: str = key("", Role.TRAINING)
+    split: str = key("train", Role.TRAINING)
+    validation: str = key("", Role.PROGRESS)
+    dir: str = key("", Role.MACHINE, is_path=True)
+    path: str = key("", Role.MACHINE, is_path=True)
+    image_size: int = key(32, Role.NETWORK, at_least=1)
+    channels: int = key(3, Role.NETWORK)
+    crop: Crop = key("none", Role.TRAINING)
+    resize: ResizeFilter = key("none", Role.TRAINING)
+    flip: bool = key(False, Role.TRAINING)
+    mean: tuple[float, ...] = key((0.5,), Role.NETWORK)
+    std: tuple[float, ...] = key((0.5,), Role.NETWORK, above=0)
+    cache: ImageCache = key("auto", Role.MACHINE)
+    cache_limit_gib: float = key(2.0, Role.MACHINE, at_least=0)
+    cache_dir: str = key("", Role.MACHINE, is_path=True)
+    threads: int = key(4, Role.MACHINE, at_least=1)
+    prefetch: int = key(4, Role.MACHINE, at_least=1)
+    on_error: OnError = key("fail", Role.TRAINING)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -100,19 +129,19 @@ class ModelConfig:
         remat: recompute activations of each block in the backward pass to save memory.
     """
 
-    name: Literal["unet", "residual_unet"] = "unet"
-    structure: Literal["keras", "ddim"] = "keras"
-    norm: Literal["batch", "group"] = "batch"
-    channels: int = 128
-    multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    num_blocks: int = 2
-    attention_resolutions: tuple[int, ...] = (16,)
-    dropout: float = 0.1
-    num_groups: int = 32
-    num_classes: int = 0
-    init: Literal["ddpm", "torch"] = "ddpm"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
+    name: NetworkName = key("unet", Role.NETWORK)
+    structure: Structure = key("keras", Role.NETWORK)
+    norm: Norm = key("batch", Role.NETWORK)
+    channels: int = key(128, Role.NETWORK)
+    multipliers: tuple[int, ...] = key((1, 2, 2, 2), Role.NETWORK, at_least=1, is_filled=True)
+    num_blocks: int = key(2, Role.NETWORK, at_least=1)
+    attention_resolutions: tuple[int, ...] = key((16,), Role.NETWORK)
+    dropout: float = key(0.1, Role.TRAINING, at_least=0, below=1)
+    num_groups: int = key(32, Role.NETWORK, at_least=1)
+    num_classes: int = key(0, Role.NETWORK, at_least=0)
+    init: Initialization = key("ddpm", Role.TRAINING)
+    dtype: ActivationDtype = key("float32", Role.TRAINING)
+    remat: bool = key(False, Role.TRAINING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,16 +162,16 @@ class DiffusionConfig:
         min_snr_gamma: weight losses by min(SNR, gamma) (Hang et al. 2023, who use 5); 0 weights none.
     """
 
-    schedule: Literal["linear", "quad", "const", "jsd", "sigmoid", "cosine", "offset_cosine"] = "linear"
-    num_levels: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    zero_terminal_snr: bool = False
-    objective: Literal["eps", "x0", "v"] = "eps"
-    loss: Literal["mse", "mae"] = "mse"
-    reduction: Literal["mean", "sum"] = "mean"
-    time_sampling: Literal["antithetic", "uniform", "stratified", "continuous"] = "antithetic"
-    min_snr_gamma: float = 0.0
+    schedule: ScheduleName = key("linear", Role.NETWORK)
+    num_levels: int = key(1000, Role.NETWORK, at_least=1)
+    beta_start: float = key(1e-4, Role.NETWORK, above=0, below=1)
+    beta_end: float = key(0.02, Role.NETWORK, above=0, below=1)
+    zero_terminal_snr: bool = key(False, Role.NETWORK)
+    objective: Objective = key("eps", Role.NETWORK)
+    loss: Loss = key("mse", Role.TRAINING)
+    reduction: Reduction = key("mean", Role.TRAINING)
+    time_sampling: TimeSampling = key("antithetic", Role.TRAINING)
+    min_snr_gamma: float = key(0.0, Role.TRAINING, at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,41 +224,41 @@ class TrainConfig:
         overwrite: set another run's files in the workdir aside and start anew.
     """
 
-    batch_size: int = 128
-    steps: int = 800_000
-    epochs: float = 0.0
-    steps_per_call: int = 1
-    accumulate: int = 1
-    optimizer: Literal["adam", "adamw"] = "adam"
-    learning_rate: float = 2e-4
-    warmup_steps: int = 0
-    lr_schedule: Literal["constant", "cosine"] = "constant"
-    adam_b1: float = 0.9
-    adam_b2: float = 0.999
-    adam_eps: float = 1e-8
-    weight_decay: float = 0.0
-    grad_clip: float = 1.0
-    label_dropout: float = 0.0
-    ema_decay: float = 0.9999
-    ema_warmup: bool = False
-    ema_on_host: bool = False
-    checkpoint_every: int = 5000
-    keep_last: int = 2
-    keep_every: int = 0
-    log_every: int = 100
-    sample_every: int = 5000
-    sample_every_epochs: float = 0.0
-    validate_every: int = 0
-    measure_every: int = 0
-    measure_num: int = 5000
-    measure_metric: Literal["fid", "kid", "is"] = "fid"
-    sample_num: int = 64
-    final_sample_steps: tuple[int, ...] = (10, 20, 50)
-    tensorboard: bool = True
-    deterministic: bool = False
-    cpu_devices: int = 0
-    compilation_cache: str = "auto"
-    overwrite: bool = False
+    batch_size: int = key(128, Role.TRAINING, at_least=1)
+    steps: int = key(800_000, Role.PROGRESS, at_least=1)
+    epochs: float = key(0.0, Role.PROGRESS, at_least=0)
+    steps_per_call: int = key(1, Role.TRAINING, at_least=1)
+    accumulate: int = key(1, Role.TRAINING, at_least=1)
+    optimizer: Optimizer = key("adam", Role.TRAINING)
+    learning_rate: float = key(2e-4, Role.TRAINING, above=0)
+    warmup_steps: int = key(0, Role.TRAINING, at_least=0)
+    lr_schedule: LearningRateSchedule = key("constant", Role.TRAINING)
+    adam_b1: float = key(0.9, Role.TRAINING, at_least=0, below=1)
+    adam_b2: float = key(0.999, Role.TRAINING, at_least=0, below=1)
+    adam_eps: float = key(1e-8, Role.TRAINING, above=0)
+    weight_decay: float = key(0.0, Role.TRAINING, at_least=0)
+    grad_clip: float = key(1.0, Role.TRAINING, at_least=0)
+    label_dropout: float = key(0.0, Role.TRAINING, at_least=0, below=1)
+    ema_decay: float = key(0.9999, Role.TRAINING, at_least=0, below=1)
+    ema_warmup: bool = key(False, Role.TRAINING)
+    ema_on_host: bool = key(False, Role.MACHINE)
+    checkpoint_every: int = key(5000, Role.PROGRESS, at_least=1)
+    keep_last: int = key(2, Role.PROGRESS, at_least=1)
+    keep_every: int = key(0, Role.PROGRESS, at_least=0)
+    log_every: int = key(100, Role.PROGRESS, at_least=1)
+    sample_every: int = key(5000, Role.PROGRESS, at_least=0)
+    sample_every_epochs: float = key(0.0, Role.PROGRESS, at_least=0)
+    validate_every: int = key(0, Role.PROGRESS, at_least=0)
+    measure_every: int = key(0, Role.PROGRESS, at_least=0)
+    measure_num: int = key(5000, Role.PROGRESS, at_least=2)
+    measure_metric: Metric = key("fid", Role.PROGRESS)
+    sample_num: int = key(64, Role.PROGRESS, at_least=1)
+    final_sample_steps: tuple[int, ...] = key((10, 20, 50), Role.PROGRESS)
+    tensorboard: bool = key(True, Role.PROGRESS)
+    deterministic: bool = key(False, Role.TRAINING)
+    cpu_devices: int = key(0, Role.MACHINE, at_least=0)
+    compilation_cache: str = key("auto", Role.MACHINE, is_path=True)
+    overwrite: bool = key(False, Role.PROGRESS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,29 +295,29 @@ class SampleConfig:
             at ``highest`` images do not depend on the batch size and the number of devices there either.
     """
 
-    num: int = 64
-    start: int = 0
-    indices: tuple[int, ...] = ()
-    per_class: int = 0
-    seed: int = 0
-    preset: Literal["", "ddim-paper-cifar10", "ddim-paper-celeba", "ddpm", "openai", "diffusers", "keras"] = ""
-    sampler: Sampler = "ddim"
-    steps: int = 50
-    eta: float = 0.0
-    eta_per_step: tuple[float, ...] = ()
-    spacing: Spacing = "uniform"
-    levels: tuple[int, ...] = ()
-    clip: Literal["none", "keep_eps", "rederive_eps", "dynamic_threshold"] = "none"
-    threshold_percentile: float = 99.5
-    threshold_limit: float = 1e6
-    label: int | None = None
-    guidance_scale: float = 1.0
-    guidance_levels: tuple[int, ...] = ()
-    ema: bool = True
-    checkpoint: int | None = None
-    batch_size: int = 0
-    format: Literal["png", "npz"] = "png"
-    precision: Literal["default", "high", "highest"] = "default"
+    num: int = key(64, Role.SELECTION, at_least=1)
+    start: int = key(0, Role.SELECTION, at_least=0, at_most=LARGEST_INDEX)
+    indices: tuple[int, ...] = key((), Role.SELECTION, at_least=0, at_most=LARGEST_INDEX)
+    per_class: int = key(0, Role.SELECTION, at_least=0)
+    seed: int = key(0, Role.PIXELS, at_least=0, at_most=LARGEST_INDEX, is_traced=True)
+    preset: Literal[""] | PresetName = key("", Role.PIXELS)
+    sampler: SamplerName = key("ddim", Role.PIXELS)
+    steps: int = key(50, Role.PIXELS, at_least=1)
+    eta: float = key(0.0, Role.PIXELS, at_least=0)
+    eta_per_step: tuple[float, ...] = key((), Role.PIXELS, at_least=0)
+    spacing: Spacing = key("uniform", Role.PIXELS)
+    levels: tuple[int, ...] = key((), Role.PIXELS)
+    clip: Clip = key("none", Role.PIXELS)
+    threshold_percentile: float = key(99.5, Role.PIXELS)
+    threshold_limit: float = key(1e6, Role.PIXELS)
+    label: int | None = key(None, Role.PIXELS, at_least=0, is_traced=True)
+    guidance_scale: float = key(1.0, Role.PIXELS)
+    guidance_levels: tuple[int, ...] = key((), Role.PIXELS)
+    ema: bool = key(True, Role.PIXELS)
+    checkpoint: int | None = key(None, Role.WEIGHTS)
+    batch_size: int = key(0, Role.MACHINE, at_least=0)
+    format: ImageFormat = key("png", Role.STORAGE)
+    precision: Precision = key("default", Role.PIXELS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,9 +330,9 @@ class TrajectoryConfig:
         frame_ms: time of a frame of the animation, in milliseconds.
     """
 
-    num: int = 8
-    moments: int = 10
-    frame_ms: int = 200
+    num: int = key(8, Role.RESULT, at_least=1)
+    moments: int = key(10, Role.RESULT, at_least=1)
+    frame_ms: int = key(200, Role.RESULT, at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,11 +348,11 @@ class InterpolateConfig:
         side: images along a side of that grid.
     """
 
-    first: tuple[int, ...] = (0, 2, 4, 6)
-    second: tuple[int, ...] = (1, 3, 5, 7)
-    points: int = 11
-    corners: tuple[int, ...] = (0, 1, 2, 3)
-    side: int = 8
+    first: tuple[int, ...] = key((0, 2, 4, 6), Role.RESULT, at_least=0, at_most=LARGEST_INDEX, is_filled=True)
+    second: tuple[int, ...] = key((1, 3, 5, 7), Role.RESULT, at_least=0, at_most=LARGEST_INDEX)
+    points: int = key(11, Role.RESULT, at_least=2)
+    corners: tuple[int, ...] = key((0, 1, 2, 3), Role.RESULT, at_least=0, at_most=LARGEST_INDEX)
+    side: int = key(8, Role.RESULT, at_least=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,12 +368,12 @@ class ReconstructConfig:
         shown: images in the picture.
     """
 
-    num: int = 64
-    split: str = ""
-    path: str = ""
-    steps: tuple[int, ...] = (10, 20, 50, 100, 200, 500, 1000)
-    iterations: int = 0
-    shown: int = 8
+    num: int = key(64, Role.RESULT, at_least=1)
+    split: str = key("", Role.RESULT)
+    path: str = key("", Role.RESULT, is_path=True)
+    steps: tuple[int, ...] = key((10, 20, 50, 100, 200, 500, 1000), Role.RESULT, at_least=1, is_filled=True)
+    iterations: int = key(0, Role.RESULT, at_least=0)
+    shown: int = key(8, Role.RESULT, at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,14 +392,14 @@ class EditConfig:
         jump: steps of such a stretch.
     """
 
-    task: Literal["recover", "inpaint"] = "recover"
-    level: int = 100
-    num: int = 8
-    split: str = ""
-    path: str = ""
-    mask: str = ""
-    resamplings: int = 10
-    jump: int = 10
+    task: EditTask = key("recover", Role.RESULT)
+    level: int = key(100, Role.RESULT, at_least=1)
+    num: int = key(8, Role.RESULT, at_least=1)
+    split: str = key("", Role.RESULT)
+    path: str = key("", Role.RESULT, is_path=True)
+    mask: str = key("", Role.RESULT, is_path=True)
+    resamplings: int = key(10, Role.RESULT, at_least=1)
+    jump: int = key(10, Role.RESULT, at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -384,10 +413,10 @@ class SweepConfig:
         num: images in each cell.
     """
 
-    etas: tuple[float, ...] = (0.0, 0.2, 0.5, 1.0)
-    samplers: tuple[Sampler, ...] = ()
-    steps: tuple[int, ...] = (10, 20, 50, 100, 1000)
-    num: int = 4
+    etas: tuple[float, ...] = key((0.0, 0.2, 0.5, 1.0), Role.RESULT, at_least=0, is_filled=True)
+    samplers: tuple[SamplerName, ...] = key((), Role.RESULT)
+    steps: tuple[int, ...] = key((10, 20, 50, 100, 1000), Role.RESULT, at_least=1, is_filled=True)
+    num: int = key(4, Role.RESULT, at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -406,15 +435,15 @@ class LikelihoodConfig:
         levels_per_image: levels at which ``bound`` is evaluated for each image, an unbiased estimate; 0 for all.
     """
 
-    method: Literal["bound", "ode"] = "bound"
-    num: int = 0
-    split: str = ""
-    path: str = ""
-    steps: int = 100
-    probes: int = 1
-    divergence: Literal["hutchinson", "exact"] = "hutchinson"
-    variance: Literal["small", "large"] = "small"
-    levels_per_image: int = 0
+    method: LikelihoodMethod = key("bound", Role.RESULT)
+    num: int = key(0, Role.RESULT, at_least=0)
+    split: str = key("", Role.RESULT)
+    path: str = key("", Role.RESULT, is_path=True)
+    steps: int = key(100, Role.RESULT, at_least=1)
+    probes: int = key(1, Role.RESULT, at_least=1)
+    divergence: Divergence = key("hutchinson", Role.RESULT)
+    variance: Variance = key("small", Role.RESULT)
+    levels_per_image: int = key(0, Role.RESULT, at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -458,35 +487,32 @@ class EvalConfig:
         format: of that file: ``ddim_jax`` (also read by pytorch-fid and EDM), or ``adm`` (guided-diffusion's).
     """
 
-    preset: Literal[
-        "", "ddim-table1", "ddim-table1-cifar10", "ddim-table1-celeba", "ddim-table3", "ddim-table3-bedroom",
-        "ddim-table3-church", "ddpm-ddim", "step-times",
-    ] = ""  # fmt: skip
-    num: int = 50_000
-    checkpoints: tuple[str, ...] = ("latest",)
-    samplers: tuple[str, ...] = ("ddim",)
-    etas: tuple[float, ...] = (0.0,)
-    spacings: tuple[str, ...] = ()
-    steps: tuple[int, ...] = (10, 20, 50, 100)
-    seeds: tuple[int, ...] = (0,)
-    images: str = ""
-    reference: str = ""
-    reference_split: str = ""
-    reference_num: int = 0
-    extractor: Literal["inception", "pixels", "pixels_pca", "classifier"] = "inception"
-    inception_path: str = ""
-    resize: Literal["tf1", "pytorch", "clean"] = "tf1"
-    metrics: tuple[str, ...] = ("fid", "is", "kid", "precision_recall")
-    is_splits: int = 10
-    kid_subsets: int = 100
-    kid_subset_size: int = 1000
-    neighbours: int = 3
-    features_kept: int = 10_000
-    components: int = 64
-    keep_images: bool = False
-    batch_size: int = 64
-    out: str = ""
-    format: Literal["ddim_jax", "adm"] = "ddim_jax"
+    preset: Literal[""] | TableName = key("", Role.SELECTION)
+    num: int = key(50_000, Role.RESULT, at_least=2)
+    checkpoints: tuple[str, ...] = key(("latest",), Role.SELECTION, is_filled=True)
+    samplers: tuple[SamplerName, ...] = key(("ddim",), Role.SELECTION, is_filled=True)
+    etas: tuple[float, ...] = key((0.0,), Role.SELECTION, at_least=0, is_filled=True)
+    spacings: tuple[Spacing, ...] = key((), Role.SELECTION)
+    steps: tuple[int, ...] = key((10, 20, 50, 100), Role.SELECTION, at_least=1, is_filled=True)
+    seeds: tuple[int, ...] = key((0,), Role.SELECTION, at_least=0, at_most=LARGEST_INDEX, is_filled=True)
+    images: str = key("", Role.RESULT, is_path=True)
+    reference: str = key("", Role.RESULT, is_path=True)
+    reference_split: str = key("", Role.RESULT)
+    reference_num: int = key(0, Role.RESULT, at_least=0)
+    extractor: ExtractorName = key("inception", Role.RESULT)
+    inception_path: str = key("", Role.RESULT, is_path=True)
+    resize: ResizeProtocol = key("tf1", Role.RESULT)
+    metrics: tuple[Metric, ...] = key(("fid", "is", "kid", "precision_recall"), Role.RESULT, is_filled=True)
+    is_splits: int = key(10, Role.RESULT, at_least=1)
+    kid_subsets: int = key(100, Role.RESULT, at_least=1)
+    kid_subset_size: int = key(1000, Role.RESULT, at_least=2)
+    neighbours: int = key(3, Role.RESULT, at_least=1)
+    features_kept: int = key(10_000, Role.RESULT, at_least=2)
+    components: int = key(64, Role.RESULT, at_least=1)
+    keep_images: bool = key(False, Role.STORAGE)
+    batch_size: int = key(64, Role.MACHINE, at_least=1)
+    out: str = key("", Role.STORAGE, is_path=True)
+    format: StatisticsFormat = key("ddim_jax", Role.STORAGE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -501,11 +527,11 @@ class WeightsConfig:
         out: folder or file to export to; in the workdir when empty.
     """
 
-    path: str = ""
-    ema: bool = True
-    format: Literal["diffusers", "npz", "safetensors"] = "diffusers"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    out: str = ""
+    path: str = key("", Role.RESULT, is_path=True)
+    ema: bool = key(True, Role.WEIGHTS)
+    format: WeightsFormat = key("diffusers", Role.STORAGE)
+    dtype: StoredDtype = key("float32", Role.STORAGE)
+    out: str = key("", Role.STORAGE, is_path=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -525,11 +551,14 @@ class Config:
     likelihood: LikelihoodConfig = LikelihoodConfig()
     eval: EvalConfig = EvalConfig()
     weights: WeightsConfig = WeightsConfig()
-    seed: int = 0
+    seed: int = key(0, Role.TRAINING, at_least=0, at_most=LARGEST_INDEX)
+
+
+# The groups of what a model is and how it was trained; all others say what a job is to do.
+TRAINED_GROUPS = ("data", "model", "diffusion", "train", "seed")
 
 
 def without_none(annotation: Any) -> Any:
     """The type T of a key annotated ``T`` or ``T | None``."""
-    if typing.get_origin(annotation) is types.UnionType:
-        return next(arm for arm in typing.get_args(annotation) if arm is not types.NoneType)
-    return annotation
+    arms = [arm for arm in typing.get_args(annotation) if arm is not types.NoneType]
+    return arms[0] if typing.get_origin(annotation) is types.UnionType and len(arms) == 1 else annotation

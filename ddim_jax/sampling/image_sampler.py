@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ddim_jax import parallel
-from ddim_jax.config import Config
+from ddim_jax.config import Config, Role, SampleConfig, keys_of
 from ddim_jax.configured import build_sampler
 from ddim_jax.memory import power_of_two_below
 from ddim_jax.models import Model
@@ -41,6 +41,13 @@ def image_items(config: Config, indices: Sequence[int] | np.ndarray) -> Items:
     if config.sample.label is not None:
         return Items(seeds, indices, np.full(len(indices), config.sample.label, np.int32))
     return Items(seeds, indices, (indices % max(1, config.model.num_classes)).astype(np.int32))
+
+
+def program_settings(sample: SampleConfig) -> SampleConfig:
+    """The settings that a compiled program depends on; which images it draws is data to it, and is left out."""
+    defaults = SampleConfig()
+    which = [key for key, known in keys_of(sample) if known.role is Role.SELECTION or known.is_traced]
+    return dataclasses.replace(sample, **{key: getattr(defaults, key) for key in which})
 
 
 def batch_size_for(config: Config, num: int) -> BatchSize:

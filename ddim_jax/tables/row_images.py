@@ -15,7 +15,7 @@ from ddim_jax.configured import build_sampler
 from ddim_jax.errors import UserError
 from ddim_jax.measuring.image_sets import ImageSet, open_image_set, spread_indices
 from ddim_jax.models import build_model
-from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for
+from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for, program_settings
 from ddim_jax.tables.rows import Row, images_row, model_rows
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
 from ddim_jax.training.state import abstract_state, make_optimizer
@@ -110,7 +110,7 @@ class _ModelImages:
     def _sampler(self, row: Row) -> ImageSampler:
         """The row's sampler, compiled once for all checkpoints and seeds, which are data to it."""
         drawing = self._drawing(row)
-        program = dataclasses.replace(drawing, sample=dataclasses.replace(drawing.sample, seed=0))
+        program = dataclasses.replace(drawing, sample=program_settings(drawing.sample))
         if program not in self._samplers:
             self._samplers[program] = ImageSampler(program, self._model, self._batch_size)
         sampler = copy.copy(self._samplers[program])

@@ -9,17 +9,13 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-from ddim_jax.config import Config, SampleConfig, with_sample
-from ddim_jax.config.schema import SAMPLERS, SPACINGS
+from ddim_jax.config import Config, Role, SampleConfig, keys_with, with_sample
+from ddim_jax.diffusion.samplers import takes_eta
 from ddim_jax.digests import digest_of_facts
 from ddim_jax.errors import UserError
+from ddim_jax.names import SamplerName, Spacing, choices
 from ddim_jax.tables.published_figures import PUBLISHED
 
-# These settings say which images are drawn, or how they are computed and stored, not what an image is.
-_NOT_DECIDING = (
-    *("num", "start", "indices", "per_class", "preset", "checkpoint", "batch_size", "format"),
-    *("levels", "eta_per_step"),
-)
 _IN_COLUMNS = ("sampler", "eta", "spacing", "clip", "steps", "seed")
 
 # These would be silently passed over, since a row sets what they replace.
@@ -28,6 +24,10 @@ _REFUSED = {
     "eta_per_step": "eval.etas",
     "checkpoint": "eval.checkpoints",
 }
+
+
+# What decides the images of a row; a preset and those refused are replaced by what the row sets.
+_DECIDING = tuple(key for key in keys_with(SampleConfig, Role.PIXELS) if key not in ("preset", *_REFUSED))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Row:
         if self.sample is None:
             return f"images-{_for_file(self.columns['images'])}-{digest}"
         sample = self.sample
-        eta = f"-eta{sample.eta:g}" if sample.sampler == "ddim" else ""
+        eta = f"-eta{sample.eta:g}" if takes_eta(sample.sampler) else ""
         return (
             f"step{self.columns['checkpoint']}-{sample.sampler}-S{sample.steps}{eta}-{sample.spacing}-"
             f"seed{sample.seed}-{digest}"
@@ -127,7 +127,7 @@ def model_rows(config: Config, checkpoints: Iterable[int]) -> list[Row]:
         samplings = [
             (sampler, eta, spacing, sample.clip, steps)
             for sampler in settings.samplers
-            for eta in (settings.etas if sampler == "ddim" else (0.0,))
+            for eta in (settings.etas if takes_eta(sampler) else (0.0,))
             for spacing in (settings.spacings or (sample.spacing,))
             for steps in settings.steps
         ]
@@ -151,12 +151,12 @@ def model_rows(config: Config, checkpoints: Iterable[int]) -> list[Row]:
 
 
 def _model_row(checkpoint: int, sample: SampleConfig) -> Row:
-    deciding = {key: value for key, value in dataclasses.asdict(sample).items() if key not in _NOT_DECIDING}
+    deciding = {key: getattr(sample, key) for key in _DECIDING}
     plain = dataclasses.asdict(SampleConfig())
     others = {key: value for key, value in deciding.items() if key not in _IN_COLUMNS and value != plain[key]}
     columns: dict[str, Any] = {"checkpoint": checkpoint}
     columns |= {key: deciding[key] for key in _IN_COLUMNS if key != "seed"}
-    columns["eta"] = sample.eta if sample.sampler == "ddim" else None
+    columns["eta"] = sample.eta if takes_eta(sample.sampler) else None
     columns["other"] = ", ".join(f"{key} {_in_words(value)}" for key, value in others.items())
     return Row(columns, sample.seed, sample, {"checkpoint": checkpoint, "sample": deciding})
 
@@ -182,8 +182,8 @@ def in_table_order(results: Iterable[Result]) -> list[Result]:
         if "images" in columns:
             return (0, columns["images"], result.name)
         return (
-            *(1, columns["checkpoint"], SAMPLERS.index(columns["sampler"]), columns["eta"] or 0.0),
-            *(SPACINGS.index(columns["spacing"]), columns["clip"], columns["other"]),
+            *(1, columns["checkpoint"], choices(SamplerName).index(columns["sampler"]), columns["eta"] or 0.0),
+            *(choices(Spacing).index(columns["spacing"]), columns["clip"], columns["other"]),
             *(columns["steps"], result.seed, result.name),
         )
 

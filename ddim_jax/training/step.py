@@ -33,10 +33,10 @@ class Losses(NamedTuple):
 def shows_image_loss(config: Config) -> bool:
     """Whether the image loss tells anything.
 
-    An image is implied by a predicted noise divided by sqrt(alpha_bar): where that almost vanishes, as on all schedules
-    but Keras', the few noisiest levels drown the others.
+    An image is implied by a predicted noise divided by sqrt(alpha_bar): where that almost vanishes, as on most
+    schedules, the few noisiest levels drown the others.
     """
-    return config.diffusion.objective != "eps" or config.diffusion.schedule == "offset_cosine"
+    return config.diffusion.objective != "eps" or build_schedule(config).rule.noise_shows_image
 
 
 class StepMetrics(NamedTuple):

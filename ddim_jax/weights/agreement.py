@@ -10,23 +10,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ddim_jax.config import Config, flatten, from_json
+from ddim_jax.config import Config, Role, flatten, from_json, keys_with
 from ddim_jax.errors import UserError
-
-# The keys that decide what function of image and noise level the weights are, and what its output means.
-DECIDING = (
-    *("data.image_size", "data.channels", "data.mean", "data.std"),
-    *("model.name", "model.structure", "model.norm", "model.channels", "model.multipliers", "model.num_blocks"),
-    *("model.attention_resolutions", "model.num_groups", "model.num_classes"),
-    *("diffusion.schedule", "diffusion.num_levels", "diffusion.beta_start", "diffusion.beta_end"),
-    *("diffusion.zero_terminal_snr", "diffusion.objective"),
-)
 
 
 def deciding_values(config: Config) -> dict[str, Any]:
-    """The values of ``DECIDING``."""
+    """The values that decide which function the weights are, and what its output means, by dotted key."""
     flat = flatten(config)
-    return {key: flat[key] for key in DECIDING}
+    return {key: flat[key] for key in keys_with(config, Role.NETWORK)}
 
 
 def agreed_config(config: Config | None, stated: Mapping[str, Any], source: str, base: Config | None = None) -> Config:

@@ -5,7 +5,7 @@ import json
 import pathlib
 from typing import Literal, NamedTuple
 
-from ddim_jax.config import Config, from_json
+from ddim_jax.config import TRAINED_GROUPS, Config, flatten, from_json, keys_of, with_values
 from ddim_jax.errors import ConfigError, UserError
 
 # The name under which files keep it.
@@ -58,6 +58,7 @@ class Description(NamedTuple):
 
 def shared_config(config: Config) -> Config:
     """The config without what only the machine knows that it was made on, or that was asked of one job there."""
-    data = dataclasses.replace(config.data, dir="", cache_dir="", path=pathlib.Path(config.data.path).name)
-    kept = {group: getattr(config, group) for group in ("model", "diffusion", "train", "sample", "seed")}
-    return Config(data=data, **kept)
+    kept = {group: getattr(config, group) for group in (*TRAINED_GROUPS, "sample")}
+    defaults = flatten(Config())
+    paths = {key: defaults[key] for key, known in keys_of(config) if known.is_path}
+    return with_values(Config(**kept), {**paths, "data.path": pathlib.Path(config.data.path).name})

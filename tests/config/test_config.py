@@ -75,7 +75,6 @@ def replaced(**changes):
         ({"model__multipliers": ()}, r"model.multipliers"),
         ({"model__attention_resolutions": (5,)}, r"no resolution 5; it has \[32, 16, 8, 4\]"),
         ({"model__dropout": 1.0}, r"model.dropout"),
-        ({"diffusion__schedule": "jsd"}, r"jsd schedule ends at alpha_bar = 0.*use x0 or v"),
         ({"diffusion__beta_end": 1.0}, r"diffusion.beta_end"),
         ({"train__batch_size": 0}, r"train.batch_size=0: must be at least 1"),
         ({"train__accumulate": 3}, r"train.accumulate=3: must divide train.batch_size=128"),

@@ -52,7 +52,7 @@ def test_eta_1_on_all_levels_is_the_ddpm_posterior(name):
 
 def test_fixed_large_differs_from_fixed_small_in_the_noise_alone():
     small, large = ddpm_small_table(LINEAR, pairs_of(50)), ddpm_large_table(LINEAR, pairs_of(50))
-    for name in ("time", "alpha_bar", "alpha_bar_next", "a", "b"):
+    for name in ("time", "alpha_bar", "alpha_bar_next", "of_x0", "of_eps", "keep", "weights"):
         np.testing.assert_array_equal(getattr(small, name), getattr(large, name))
     np.testing.assert_allclose(large.noise[:-1] ** 2, 1 - large.alpha_bar[:-1] / large.alpha_bar_next[:-1], rtol=1e-12)
     assert large.noise[-1] == small.noise[-1] == 0

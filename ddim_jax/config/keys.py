@@ -1,0 +1,169 @@
+"""What a key of the config is for, and which values it can have: stated beside its default, in ``schema.py``.
+
+Everything that has to know keys by their purpose asks here: what a resumed run may change, which keys name the folder
+of a job, what exported weights say of themselves, which settings a compiled program depends on.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from ddim_jax.errors import ConfigError
+
+# The largest seed and image index.
+LARGEST_INDEX = 2**31 - 1
+
+
+class Role(enum.Enum):
+    """What a key decides.
+
+    - ``NETWORK``: which function of image and noise level the weights are, and what its output means. Imported weights
+      must agree with it, as must every job on a trained model.
+    - ``TRAINING``: what training makes of the data. A run is resumed with the same values only.
+    - ``PROGRESS``: how long a run goes on, and what it writes on the way. A resumed run may change it.
+    - ``MACHINE``: where files lie, how fast things go and in how much memory; never what comes out, but for rounding.
+    - ``PIXELS``: what the image of a given index looks like. It is part of the names of folders.
+    - ``SELECTION``: which images a job draws or takes.
+    - ``WEIGHTS``: which of the weights at hand are used; names of folders have the step of the checkpoint instead.
+    - ``STORAGE``: what is written and in which form; never what was found.
+    - ``RESULT``: anything else that decides the result of the group's own job.
+    """
+
+    NETWORK = enum.auto()
+    TRAINING = enum.auto()
+    PROGRESS = enum.auto()
+    MACHINE = enum.auto()
+    PIXELS = enum.auto()
+    SELECTION = enum.auto()
+    WEIGHTS = enum.auto()
+    STORAGE = enum.auto()
+    RESULT = enum.auto()
+
+
+class Range(NamedTuple):
+    """The numbers that a key may have, each of them if it is a list; None where there is no bound.
+
+    Attributes:
+        at_least: the smallest.
+        at_most: the largest.
+        above: a bound that is not reached.
+        below: a bound that is not reached.
+    """
+
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is in the range."""
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        """What the number must be, in words.
+
+        >>> print(Range(at_least=0)), print(Range(at_least=0, below=1)), print(Range(above=0))
+        must not be negative
+        must lie in [0, 1)
+        must be positive
+        (None, None, None)
+        """
+        match self:
+            case Range(at_least=0, at_most=None, below=None):
+                return "must not be negative"
+            case Range(above=0, below=None):
+                return "must be positive"
+            case Range(above=None, at_most=None, below=None):
+                return f"must be at least {self.at_least}"
+            case Range(above=None, below=None):
+                most = "2^31 - 1" if self.at_most == LARGEST_INDEX else self.at_most
+                return f"must lie in {self.at_least} ... {most}"
+            case Range(at_least=None):
+                return f"must lie strictly between {self.above} and {self.below}"
+        return f"must lie in [{self.at_least}, {self.below})"
+
+
+class Key(NamedTuple):
+    """What is known of a key beside its name, type and default.
+
+    Attributes:
+        role: what it decides.
+        range: the numbers that it may have; None where any will do, or where it is no number.
+        is_path: whether it names a file or folder of this machine.
+        is_traced: whether it is data to compiled programs, so that another value compiles nothing.
+        is_filled: whether it is a list that must not be empty.
+    """
+
+    role: Role
+    range: Range | None = None
+    is_path: bool = False
+    is_traced: bool = False
+    is_filled: bool = False
+
+
+def key(
+    default: Any,
+    role: Role,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    is_path: bool = False,
+    is_traced: bool = False,
+    is_filled: bool = False,
+) -> Any:
+    """A key of the schema: its default, and what :class:`Key` and :class:`Range` know."""
+    bounds = Range(at_least, at_most, above, below)
+    known = Key(role, None if bounds == Range() else bounds, is_path, is_traced, is_filled)
+    return dataclasses.field(default=default, metadata={"key": known})
+
+
+def keys_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Key]]:
+    """Yields (dotted name, :class:`Key`) of all keys of a config, a group of it, or their classes."""
+    for field in dataclasses.fields(config):
+        if dataclasses.is_dataclass(field.type):
+            yield from keys_of(field.type, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", field.metadata["key"]
+
+
+def keys_with(config: Any, *roles: Role) -> tuple[str, ...]:
+    """The dotted names of all keys with one of these roles, in the order of the schema."""
+    return tuple(name for name, known in keys_of(config) if known.role in roles)
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """All values by dotted key, e.g. ``{"data.source": "digits", ...}``."""
+    flat = {}
+    for field in dataclasses.fields(config):
+        group = getattr(config, field.name)
+        if dataclasses.is_dataclass(group):
+            flat.update(
+                {f"{field.name}.{inner.name}": getattr(group, inner.name) for inner in dataclasses.fields(group)}
+            )
+        else:
+            flat[field.name] = group
+    return flat
+
+
+def check_ranges(config: Any) -> None:
+    """Checks each value by itself.
+
+    Raises:
+        ConfigError: the first value out of its range, or a list that is empty and should not be.
+    """
+    flat = flatten(config)
+    for name, known in keys_of(config):
+        value = flat[name]
+        values = value if isinstance(value, tuple) else () if value is None else (value,)
+        if known.range is not None and not all(map(known.range.holds, values)):
+            raise ConfigError(f"{name}={value}: {known.range}")
+        if known.is_filled and not value:
+            raise ConfigError(f"{name}={value}: name at least one")

@@ -1,0 +1,59 @@
+"""What a config is made into, and configs whose parts do not go together."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from ddim_jax.config import Config, DiffusionConfig, ModelConfig
+from ddim_jax.configured import build_sampler, build_schedule
+from ddim_jax.errors import ConfigError, UserError
+from ddim_jax.names import SamplerName, choices
+
+
+def config_with(**groups):
+    return dataclasses.replace(Config(), **groups)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (
+            {"diffusion": DiffusionConfig(schedule="jsd")},
+            r"diffusion.objective=eps: the jsd schedule ends at alpha_bar = 0.*use x0 or v",
+        ),
+        (
+            {"diffusion": DiffusionConfig(zero_terminal_snr=True)},
+            r"diffusion.objective=eps: diffusion.zero_terminal_snr ends at alpha_bar = 0.*use x0 or v",
+        ),
+        (
+            {"diffusion": DiffusionConfig(time_sampling="continuous")},
+            r"diffusion.time_sampling=continuous: only diffusion.schedule=offset_cosine has a continuous time",
+        ),
+        (
+            {"model": ModelConfig(name="residual_unet")},
+            r"diffusion.schedule=linear: model.name=residual_unet is told .* which offset_cosine alone tells; use that",
+        ),
+    ],
+)
+def test_a_schedule_that_does_not_go_with_the_rest_is_one_line(groups, message):
+    with pytest.raises(ConfigError, match=message):
+        build_schedule(config_with(**groups))
+
+
+@pytest.mark.parametrize("objective", ["x0", "v"])
+def test_other_objectives_can_use_schedules_that_end_in_noise(objective):
+    schedule = build_schedule(config_with(diffusion=DiffusionConfig(schedule="jsd", objective=objective)))
+    assert schedule.ends_in_noise
+    assert schedule.alpha_bar[-1] == 0
+
+
+@pytest.mark.parametrize("name", choices(SamplerName))
+def test_eta_is_an_error_where_it_would_be_passed_over(name):
+    sample = dataclasses.replace(Config().sample, sampler=name, steps=5, eta=0.5)
+    if name in ("ddim", "ddpm_small", "ddpm_large"):
+        sampler = build_sampler(config_with(sample=sample))
+        assert np.count_nonzero(sampler.table.noise) == 4
+    else:
+        with pytest.raises(UserError, match=rf"eta=0.5: sampler '{name}' adds no noise; set eta=0, or choose ddim"):
+            build_sampler(config_with(sample=sample))
