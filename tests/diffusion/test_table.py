@@ -1,0 +1,91 @@
+"""The one form that all samplers have, run by one loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddim_jax.diffusion import make_encoder, make_predict, make_sampler, make_schedule
+from ddim_jax.diffusion.spacing import level_pairs, sampling_levels
+from ddim_jax.diffusion.table import SamplerTable, sample
+from ddim_jax.names import SamplerName, choices
+from ddim_jax.random_streams import image_keys, normal_each
+
+LINEAR = make_schedule("linear")
+LEVELS = sampling_levels("uniform", 1000, 6)
+SHAPE = (4, 4, 2)
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def toy_network(x, time):
+    return 0.8 * x - 0.3 * x**3 / (1 + x**2) + time.reshape(-1, 1, 1, 1) / 4000
+
+
+PREDICT = make_predict(toy_network, "eps", "keep_eps")
+
+
+def start(num=2):
+    keys = image_keys(3, jnp.arange(num))
+    return keys, normal_each(keys, 0, SHAPE, jnp.float64)
+
+
+def plain_loop(x, table, keys):
+    """The loop of the docstring, with every term, in Python."""
+    memory = []
+    for r in range(len(table.time)):
+        row = SamplerTable(*(column[r] for column in table))
+        x0, eps = PREDICT(x, row)
+        memory = [row.of_x * x + row.of_x0 * x0 + row.of_eps * eps, *memory][: table.weights.shape[1]]
+        x = x + sum(c * q for c, q in zip(row.correction, memory, strict=False))
+        x = row.keep * x + sum(w * q for w, q in zip(row.weights, memory, strict=False))
+        x = x + row.noise * normal_each(keys, r + 1, SHAPE, jnp.float64)
+    return x
+
+
+TABLES = {name: make_sampler(name, LINEAR, level_pairs(LEVELS)).table for name in choices(SamplerName)}
+TABLES["ddim, eta 0.7"] = make_sampler("ddim", LINEAR, level_pairs(LEVELS), 0.7).table
+TABLES["encoding"] = make_encoder("ddim", LINEAR, LEVELS).table
+TABLES["encoding by heun"] = make_encoder("heun", LINEAR, LEVELS).table
+TABLES["implicit encoding"] = make_encoder("ddim", LINEAR, LEVELS, iterations=3).table
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_loop_is_the_one_of_its_docstring(name):
+    keys, x = start()
+    np.testing.assert_allclose(sample(PREDICT, x, TABLES[name], keys), plain_loop(x, TABLES[name], keys), rtol=1e-11)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_may_be_data_of_a_compiled_program(name):
+    keys, x = start()
+    result = jax.jit(lambda table: sample(PREDICT, x, table, keys))(TABLES[name])
+    np.testing.assert_allclose(result, sample(PREDICT, x, TABLES[name], keys), rtol=1e-11)
+
+
+def carried(name):
+    """Arrays of images that the scan hands from row to row."""
+    keys, x = start()
+    jaxpr = jax.make_jaxpr(lambda x: sample(PREDICT, x, TABLES[name], keys))(x)
+    (scan,) = (equation for equation in jaxpr.eqns if equation.primitive.name == "scan")
+    places = scan.invars[scan.params["num_consts"] :][: scan.params["num_carry"]]
+    return sum(place.aval.shape == x.shape for place in places)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("ddim", 1), ("ddim, eta 0.7", 1), ("ddpm_large", 1), ("encoding", 1), ("heun", 2), ("ab4", 4), ("unipc3", 4)],
+)
+def test_no_more_is_carried_than_is_remembered(name, expected):
+    assert carried(name) == expected
+
+
+def test_the_table_says_of_itself_what_it_is():
+    first_order = {name for name, table in TABLES.items() if table.is_first_order}
+    assert first_order == {"ddim", "ddim, eta 0.7", "ddpm_small", "ddpm_large", "encoding"}
+    stochastic = {name for name, table in TABLES.items() if table.is_stochastic}
+    assert stochastic == {"ddim, eta 0.7", "ddpm_small", "ddpm_large"}
