@@ -1,10 +1,10 @@
 """Devices and processes: the only file that knows ``pmap``, process indices and collectives.
 
-The work is data parallel. A step function takes ``(replicated, sharded)`` arguments: the first is
-the same on all devices (parameters, optimiser state), the second is split along its leading axis
-(images, labels, keys). :func:`pmap_step` compiles it for all devices of all processes. Replicated
-values have no device axis outside, so the rest of the program handles ordinary arrays and never
-sees how many devices there are.
+The work is data parallel, in two ways. :func:`step_over_batch` is for training: all devices of all processes share a
+batch, and what comes out, averaged, is the same on all. :func:`map_over_batch` is for everything else: each device of a
+process handles its part of a batch by itself. Both take values that are the same on all devices (parameters, optimiser
+state), put there by :func:`replicate`, and a batch cut by :func:`split_batch`. Values that are the same have no device
+axis outside, so the rest of the program handles ordinary arrays and never sees how many devices there are.
 """
 
 import collections
@@ -12,7 +12,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -228,9 +228,9 @@ def value_of_main_process(value: int) -> int:
         return value
     # One device of each process: process 0's share of the mean is all of it.
     devices = training_devices(process_count())
-    run = pmap_step(lambda nothing, x: (nothing, mean_over_devices(x)), devices)
+    run = step_over_batch(lambda nothing, x: (nothing, mean_over_devices(x)), devices)
     mine = value * process_count() if is_main_process() else 0
-    _, found = run(replicate(np.float32(0), devices), shard(np.full(1, mine, np.float32), 1))
+    _, found = run(replicate(np.float32(0), devices), split_batch(np.full(1, mine, np.float32), 1))
     return round(float(np.ravel(host_copy(found))[0]))
 
 
@@ -240,11 +240,11 @@ def local_devices() -> Devices:
 
 
 def mean_over_devices(tree: Any) -> Any:
-    """Averages each leaf over all devices; only inside a function given to :func:`pmap_step`."""
+    """Averages each leaf over all devices; only inside a function given to :func:`step_over_batch`."""
     return jax.lax.pmean(tree, _AXIS)
 
 
-def pmap_step(
+def step_over_batch(
     function: Callable[..., Any], devices: Devices, *, donate: bool = False, constants: int = 0
 ) -> Callable[..., Any]:
     """Compiles ``function(replicated, sharded, *constants) -> (replicated, replicated)`` for all devices.
@@ -258,7 +258,7 @@ def pmap_step(
 
     Returns:
         A function of the replicated value, of this process's part of the sharded one, cut by
-        :func:`shard`, and of the constants.
+        :func:`split_batch`, and of the constants.
     """
     return jax.pmap(
         function,
@@ -270,19 +270,42 @@ def pmap_step(
     )
 
 
-def pmap_map(function: Callable[..., Any], devices: Devices) -> Callable[..., Any]:
+def map_over_batch(function: Callable[..., Any], devices: Devices) -> Callable[..., Any]:
     """Compiles ``function(replicated, sharded) -> sharded`` for the given devices of one process."""
     return jax.pmap(function, axis_name=_AXIS, in_axes=(None, 0), out_axes=0, devices=devices)
 
 
-def shard(tree: Any, device_count: int) -> Any:
-    """Cuts the leading axis into one part per device: [n, ...] → [device_count, n / device_count, ...]."""
+def split_batch(tree: Any, device_count: int) -> Any:
+    """Cuts a batch into one part per device: [n, ...] → [device_count, n / device_count, ...]."""
     return jax.tree.map(lambda x: x.reshape(device_count, -1, *x.shape[1:]), tree)
 
 
-def unshard(tree: Any) -> Any:
-    """Fetches a sharded result of one process: [devices, n, ...] → NumPy [devices * n, ...]."""
+def join_batch(tree: Any) -> Any:
+    """Fetches the parts of a result, made by :func:`map_over_batch`, as one batch: NumPy [devices * n, ...]."""
     return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
+
+
+def split_group(batches: Sequence[Any], device_count: int) -> Any:
+    """Cuts batches of K steps that run in one dispatch: K times [n, ...] → [device_count, K, n / device_count, ...]."""
+    return jax.tree.map(
+        lambda *parts: np.stack(parts, axis=1), *(split_batch(batch, device_count) for batch in batches)
+    )
+
+
+def empty_batch(like: Any, device_count: int, per_device: int) -> Any:
+    """Zeros in the form of a batch that was cut, to compile for before there is one.
+
+    Args:
+        like: items [n, ...] of the same shapes and dtypes, of any number.
+        device_count: devices that share the batch.
+        per_device: items of each.
+    """
+
+    def zeros(x: Any) -> np.ndarray:
+        shape = (device_count, per_device, *np.shape(x)[1:])
+        return np.zeros(shape, jax.dtypes.canonicalize_dtype(np.asarray(x).dtype))
+
+    return jax.tree.map(zeros, like)
 
 
 class StepsInFlight:

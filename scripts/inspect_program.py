@@ -248,11 +248,11 @@ def compile_program(config: Config, program: str, devices: parallel.Devices, bat
     optimizer = make_optimizer(config.train, max(1, config.train.steps))
     state = abstract_state(config, model, optimizer)
     if program == "sample":
-        sampler: Any = parallel.pmap_map(image_program(config, model, build_sampler(config)), devices)
+        sampler: Any = parallel.map_over_batch(image_program(config, model, build_sampler(config)), devices)
         variables = {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
-        items = parallel.shard(image_items(config, np.arange(num)), len(devices))
+        items = parallel.split_batch(image_items(config, np.arange(num)), len(devices))
         return sampler.lower(variables, items).compile()
-    step: Any = parallel.pmap_step(
+    step: Any = parallel.step_over_batch(
         make_train_step(config, model, optimizer, parallel.mean_over_devices), devices, donate=True
     )
     shape = (len(devices), batch)

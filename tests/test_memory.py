@@ -149,7 +149,9 @@ def heavy(_, x):
 
 
 def beside_arguments(size):
-    compiled = parallel.pmap_map(heavy, parallel.local_devices()).lower((), np.zeros((8, size), np.float32)).compile()
+    compiled = (
+        parallel.map_over_batch(heavy, parallel.local_devices()).lower((), np.zeros((8, size), np.float32)).compile()
+    )
     return memory.program_memory(compiled).beside_arguments
 
 
@@ -193,7 +195,7 @@ def test_a_batch_that_was_asked_for_is_refused(allow):
 def failing(monkeypatch, too_many, when="run"):
     """Devices without memory for this many items, as a GPU tells it."""
     error = JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes.")
-    real = parallel.pmap_map
+    real = parallel.map_over_batch
 
     class Failing:
         def __init__(self, function, devices):
@@ -217,7 +219,7 @@ def failing(monkeypatch, too_many, when="run"):
                 raise error
             return self._lowered.compile()(variables, items)
 
-    monkeypatch.setattr(parallel, "pmap_map", Failing)
+    monkeypatch.setattr(parallel, "map_over_batch", Failing)
 
 
 @pytest.mark.parametrize("when", ["run", "compile"])

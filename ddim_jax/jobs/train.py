@@ -3,8 +3,6 @@
 import concurrent.futures
 import contextlib
 import dataclasses
-import signal
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,14 +15,13 @@ from ddim_jax.data.on_device import lives_on_device, read_image_set, train_selec
 from ddim_jax.data.prepared import open_images, open_validation
 from ddim_jax.data.sources import Source, check_labels
 from ddim_jax.data.statistics import pixel_statistics
-from ddim_jax.errors import UserError
 from ddim_jax.models import build_model, parameter_count
 from ddim_jax.training.best import BestCheckpoint
 from ddim_jax.training.checkpoint import Checkpoints
 from ddim_jax.training.host_average import HostAverage
-from ddim_jax.training.loop import TrainingLoop
+from ddim_jax.training.loop import Duties, TrainingLoop, catching_sigterm
 from ddim_jax.training.pictures import TrainingPictures
-from ddim_jax.training.program import TrainProgram, compile_ahead, largest_batch
+from ddim_jax.training.program import TrainProgram, compile_ahead, refusing_what_does_not_fit
 from ddim_jax.training.state import TrainState, init_state, learning_rate_schedule, make_optimizer
 from ddim_jax.training.step import make_train_step
 from ddim_jax.training.validation import Validation
@@ -99,19 +96,18 @@ def train(config: Config, workdir: epath.PathLike) -> None:
             batches = stack.enter_context(contextlib.closing(_batches(config, source, program, start)))
             average = HostAverage(config.train, state) if config.train.ema_on_host else None
             num_params = parameter_count(state.params)
-            with _explaining_out_of_memory(config, num_params, len(devices), None, free):
+            with refusing_what_does_not_fit(config, num_params, len(devices), None, free):
                 needed = None if compiling is None else compiling.result()
             memory.return_unused_memory()  # of the compiler
             if needed is not None and main_process:
                 of_free = "" if free is None else f" of the {memory.in_words(free)} that are free"
                 say(f"a step takes {memory.in_words(needed.total)} per device{of_free}")
             state = parallel.replicate(state if average is None else average.part_for_devices(state), devices)
-            loop = TrainingLoop(
-                config, writer, checkpoints, pictures, validation, best, average, total_steps, len(source)
-            )
+            duties = Duties(writer, checkpoints, pictures, validation, best, average)
+            loop = TrainingLoop(config, duties, total_steps, len(source))
             with (
-                _catch_sigterm() as terminated,
-                _explaining_out_of_memory(config, num_params, len(devices), needed, free),
+                catching_sigterm() as terminated,
+                refusing_what_does_not_fit(config, num_params, len(devices), needed, free),
             ):
                 state = loop.run(program, state, batches, start, terminated)
             if loop.stopped_at is not None:
@@ -164,41 +160,6 @@ def _announce(
     )
 
 
-@contextlib.contextmanager
-def _explaining_out_of_memory(
-    config: Config, num_params: int, devices: int, needed: memory.ProgramMemory | None, free: int | None
-) -> Iterator[None]:
-    """Refuses a batch that cannot fit before the first step, and says which one fits if a step fails for that reason.
-
-    Args:
-        config: the run.
-        num_params: parameters of the network.
-        devices: that share the batch.
-        needed: of the compiled step on each of them; None where not known, as ``free``.
-        free: bytes on each before anything was put there.
-
-    Raises:
-        UserError: the batch does not fit.
-    """
-    batch_size = config.train.batch_size
-    parts = devices * config.train.accumulate
-
-    def refusal(fitting: int) -> UserError:
-        total = None if needed is None else needed.total
-        return UserError(memory.training_refusal(batch_size, batch_size // parts, total, free, fitting))
-
-    known = 0 if needed is None or free is None else largest_batch(config, num_params, devices, needed, free)
-    if needed is not None and free is not None and needed.total > free:
-        raise refusal(known)
-    try:
-        yield
-    except Exception as error:
-        if not memory.is_out_of_memory(error):
-            raise
-        # What was thought to fit did not: a step's activations are not all that a device holds.
-        raise refusal(min(known or batch_size, batch_size // 2) // parts * parts) from error
-
-
 def _batches(config: Config, source: Source, program: TrainProgram, start: int) -> Any:
     """This process's batches from step ``start`` on, or the selections that stand for them; to be closed."""
     share = {
@@ -213,20 +174,3 @@ def _batches(config: Config, source: Source, program: TrainProgram, start: int) 
     images, row_of = read_image_set(source, config.data)
     program.place(images)
     return train_selections(row_of, config.data, **share)
-
-
-@contextlib.contextmanager
-def _catch_sigterm() -> Iterator[list[bool]]:
-    """Yields a list that becomes non-empty when SIGTERM arrives.
-
-    With several processes JAX's own service takes the signal, see ``parallel.stop_requested_anywhere``.
-    """
-    received: list[bool] = []
-    if parallel.process_count() > 1:
-        yield received
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -24,7 +24,7 @@ caller lets it update them (``mutable=["batch_stats"]``), which no sampler does.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -34,6 +34,7 @@ import numpy as np
 from ddim_jax.models.convolution import Conv
 from ddim_jax.models.group_norm import GroupNorm
 from ddim_jax.models.unet import upsample_nearest
+from ddim_jax.names import Norm, Structure
 
 _zero_kernel = nn.initializers.zeros
 _glorot = nn.initializers.glorot_uniform()  # Keras' default
@@ -58,8 +59,8 @@ class ResidualUNet(nn.Module):
     channels: int = 32
     multipliers: tuple[int, ...] = (1, 2, 3, 4)
     num_blocks: int = 2
-    structure: Literal["keras", "ddim"] = "keras"
-    norm: Literal["batch", "group"] = "batch"
+    structure: Structure = "keras"
+    norm: Norm = "batch"
     num_groups: int = 8
     remat: bool = False
     mean_over_devices: Callable[[Any], Any] = lambda tree: tree

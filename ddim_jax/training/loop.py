@@ -1,6 +1,10 @@
 """The loop over training steps, and what happens at which step."""
 
+import contextlib
+import dataclasses
 import itertools
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +26,44 @@ from ddim_jax.training.validation import Validation
 from ddim_jax.writers import MetricWriter, progress
 
 
+@dataclasses.dataclass(frozen=True)
+class Duties:
+    """What a training loop drives beside the steps themselves.
+
+    Attributes:
+        writer: where losses go.
+        checkpoints: where states go.
+        pictures: draws them on the way.
+        validation: measures the losses on images that training does not see; None where nobody asked for it.
+        best: measures the samples, and keeps the best state; None likewise.
+        average: the moving average where the host keeps it; None where it is part of the state.
+    """
+
+    writer: MetricWriter
+    checkpoints: Checkpoints
+    pictures: TrainingPictures
+    validation: Validation | None = None
+    best: BestCheckpoint | None = None
+    average: HostAverage | None = None
+
+
+@contextlib.contextmanager
+def catching_sigterm() -> Iterator[threading.Event]:
+    """Yields an event that is set when SIGTERM arrives, instead of ending the process.
+
+    With several processes JAX's own service takes the signal, see ``parallel.stop_requested_anywhere``.
+    """
+    received = threading.Event()
+    if parallel.process_count() > 1:
+        yield received
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: received.set())
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 class TrainingLoop:
     """Runs groups of steps (``train.steps_per_call``), and what is due after them.
 
@@ -31,26 +73,17 @@ class TrainingLoop:
     to be finite.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        writer: MetricWriter,
-        checkpoints: Checkpoints,
-        pictures: TrainingPictures,
-        validation: Validation | None,
-        best: BestCheckpoint | None,
-        average: HostAverage | None,
-        total_steps: int,
-        num_examples: int,
-    ) -> None:
-        """Gathers what the loop drives; see the job (``jobs/train.py``), which makes all of it."""
+    def __init__(self, config: Config, duties: Duties, total_steps: int, num_examples: int) -> None:
+        """Prepares a run.
+
+        Args:
+            config: the run.
+            duties: what the loop drives; the job (``jobs/train.py``) makes all of it.
+            total_steps: the last step.
+            num_examples: of the data, which make an epoch.
+        """
         self._config = config
-        self._writer = writer
-        self._checkpoints = checkpoints
-        self._pictures = pictures
-        self._validation = validation
-        self._best = best
-        self._average = average
+        self._duties = duties
         self._total_steps = total_steps
         self._epoch_ends = _epoch_ends(config, num_examples, total_steps)
         self._size = config.train.steps_per_call
@@ -58,11 +91,11 @@ class TrainingLoop:
         # once: none follows its step by as many as lie between lines.
         most = max(2, parallel.MAX_STEPS_IN_FLIGHT // self._size)
         self._in_flight = parallel.StepsInFlight(min(most, (config.train.log_every - 1) // self._size))
-        self._log = _Log(config, writer)
+        self._log = _Log(config, duties.writer)
         self.stopped_at: int | None = None
 
     def run(
-        self, program: TrainProgram, state: TrainState, batches: Iterator[Any], start: int, terminated: list[bool]
+        self, program: TrainProgram, state: TrainState, batches: Iterator[Any], start: int, terminated: threading.Event
     ) -> TrainState:
         """Runs steps ``start + 1`` to the last one, or until SIGTERM.
 
@@ -71,7 +104,7 @@ class TrainingLoop:
             state: replicated over the devices; without average where the host keeps it.
             batches: of the steps from ``start`` on.
             start: steps done.
-            terminated: becomes non-empty when SIGTERM arrives.
+            terminated: set when SIGTERM arrives, see :func:`catching_sigterm`.
 
         Returns:
             The whole state.
@@ -84,36 +117,36 @@ class TrainingLoop:
         with bar:
             for steps in step_groups(start, self._total_steps, self._size):
                 state, result = program(state, list(itertools.islice(batches, len(steps))))
-                if self._average is not None:
-                    self._average.update(steps[0] - 1, state)
+                if self._duties.average is not None:
+                    self._duties.average.update(steps[0] - 1, state)
                 self._take(self._in_flight.add((steps, result)))
                 bar.update(len(steps))
                 step, last = steps[-1], steps[-1] == self._total_steps
-                validate = self._validation is not None and (last or _due(train.validate_every, steps))
-                stop = bool(terminated) or parallel.stop_requested_anywhere(step)
+                validate = self._duties.validation is not None and (last or _due(train.validate_every, steps))
+                stop = terminated.is_set() or parallel.stop_requested_anywhere(step)
                 save = last or stop or _due(train.checkpoint_every, steps)
-                measure = self._best is not None and (last or _due(train.measure_every, steps))
+                measure = self._duties.best is not None and (last or _due(train.measure_every, steps))
                 picture = self._picture_after(steps)
                 if validate or save or measure or picture is not None:
                     self._take(self._in_flight.drain())
-                    whole = state if self._average is None else self._average.whole(state)
-                    if validate and self._validation is not None:
-                        self._writer.scalars(step, self._validation.measure(whole))
+                    whole = state if self._duties.average is None else self._duties.average.whole(state)
+                    if validate and self._duties.validation is not None:
+                        self._duties.writer.scalars(step, self._duties.validation.measure(whole))
                     if save:
-                        self._checkpoints.save(step, whole)
-                    if measure and self._best is not None:
-                        self._best.measure(step, whole, self._writer)
+                        self._duties.checkpoints.save(step, whole)
+                    if measure and self._duties.best is not None:
+                        self._duties.best.measure(step, whole, self._duties.writer)
                     if picture is not None and not (stop and not last):
-                        self._pictures.draw(step, whole, self._writer, picture)
-                if self._best is not None:
-                    self._best.collect(self._writer, wait=last or stop)
+                        self._duties.pictures.draw(step, whole, self._duties.writer, picture)
+                if self._duties.best is not None:
+                    self._duties.best.collect(self._duties.writer, wait=last or stop)
                 if self._log.newest_loss is not None:
                     bar.set_postfix_str(f"loss {self._log.newest_loss:.4g}", refresh=False)
                 if stop and not last:
                     self.stopped_at = step
                     break
-        self._checkpoints.wait()
-        return state if self._average is None else self._average.whole(state)
+        self._duties.checkpoints.wait()
+        return state if self._duties.average is None else self._duties.average.whole(state)
 
     def _picture_after(self, steps: range) -> str | None:
         """What the name of the picture due after these steps ends with; None where none is."""
@@ -129,7 +162,7 @@ class TrainingLoop:
             for i, step in enumerate(steps):
                 loss, norm = result.metrics.loss[i], result.metrics.grad_norm[i]
                 if not (np.isfinite(loss) and np.isfinite(norm)):
-                    saved = self._checkpoints.latest_step()
+                    saved = self._duties.checkpoints.latest_step()
                     raise UserError(
                         f"the loss stopped being finite at step {step} (loss {loss}, gradient norm {norm}); the newest "
                         f"checkpoint is of step {saved}; try a lower train.learning_rate, a longer train.warmup_steps "

@@ -1,5 +1,6 @@
 """The training step as it runs: on all devices, compiled ahead of time, one or several steps at a time."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ddim_jax import parallel
+from ddim_jax import memory, parallel
 from ddim_jax.config import Config
 from ddim_jax.data.batches import Batch
 from ddim_jax.data.on_device import ImageSet, Selection, gather
+from ddim_jax.errors import UserError
 from ddim_jax.memory import ProgramMemory, largest_fitting_batch, program_memory
 from ddim_jax.models import Model
 from ddim_jax.training.host_average import HostAverage
@@ -80,7 +82,7 @@ class TrainProgram:
                 return state, jax.tree.map(lambda x: x[None], result)
             return jax.lax.scan(lambda state, batch: one(state, batch, *images), state, batches)
 
-        self._pmapped: Any = parallel.pmap_step(group, devices, donate=True, constants=int(images_on_device))
+        self._run: Any = parallel.step_over_batch(group, devices, donate=True, constants=int(images_on_device))
         self._compiled: dict[int, Any] = {}
 
     def place(self, images: ImageSet) -> None:
@@ -100,19 +102,14 @@ class TrainProgram:
         Returns:
             What it needs on each device; None where the backend does not tell.
         """
-        compiled = self._pmapped.lower(state, self._sharded(batches), *images).compile()
+        compiled = self._run.lower(state, parallel.split_group(batches, self._local_devices), *images).compile()
         self._compiled[len(batches)] = compiled
         return program_memory(compiled)
 
     def __call__(self, state: TrainState, batches: Sequence[Batch | Selection]) -> tuple[TrainState, StepResult]:
         """Dispatches a group of steps; ``state``, replicated over the devices, must not be used again."""
-        run = self._compiled.get(len(batches), self._pmapped)
-        return run(state, self._sharded(batches), *self._images)
-
-    def _sharded(self, batches: Sequence[Batch | Selection]) -> Any:
-        """The batches of a group together: [devices, K, b / devices, ...]."""
-        shares = [parallel.shard(batch, self._local_devices) for batch in batches]
-        return jax.tree.map(lambda *parts: np.stack(parts, axis=1), *shares)
+        run = self._compiled.get(len(batches), self._run)
+        return run(state, parallel.split_group(batches, self._local_devices), *self._images)
 
 
 def compile_ahead(
@@ -157,3 +154,38 @@ def largest_batch(config: Config, num_params: int, num_devices: int, needed: Pro
         free,
         multiple_of=num_devices * config.train.accumulate,
     )
+
+
+@contextlib.contextmanager
+def refusing_what_does_not_fit(
+    config: Config, num_params: int, devices: int, needed: ProgramMemory | None, free: int | None
+) -> Iterator[None]:
+    """Refuses a batch that cannot fit before the first step, and says which one fits if a step fails for that reason.
+
+    Args:
+        config: the run.
+        num_params: parameters of the network.
+        devices: that share the batch.
+        needed: of the compiled step on each of them; None where not known, as ``free``.
+        free: bytes on each before anything was put there.
+
+    Raises:
+        UserError: the batch does not fit.
+    """
+    batch_size = config.train.batch_size
+    parts = devices * config.train.accumulate
+
+    def refusal(fitting: int) -> UserError:
+        total = None if needed is None else needed.total
+        return UserError(memory.training_refusal(batch_size, batch_size // parts, total, free, fitting))
+
+    known = 0 if needed is None or free is None else largest_batch(config, num_params, devices, needed, free)
+    if needed is not None and free is not None and needed.total > free:
+        raise refusal(known)
+    try:
+        yield
+    except Exception as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        # What was thought to fit did not: a step's activations are not all that a device holds.
+        raise refusal(min(known or batch_size, batch_size // 2) // parts * parts) from error

@@ -1,7 +1,7 @@
 """What a training run carries from step to step, and how it starts."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, assert_never
 
 import flax.struct
 import jax
@@ -36,10 +36,13 @@ class TrainState:
 
 def learning_rate_schedule(train: TrainConfig, total_steps: int) -> optax.Schedule:
     """Linear warm-up from 0, then constant or cosine decay to 0 at ``total_steps``."""
-    if train.lr_schedule == "cosine":
-        after = optax.cosine_decay_schedule(train.learning_rate, max(1, total_steps - train.warmup_steps))
-    else:
-        after = optax.constant_schedule(train.learning_rate)
+    match train.lr_schedule:
+        case "cosine":
+            after = optax.cosine_decay_schedule(train.learning_rate, max(1, total_steps - train.warmup_steps))
+        case "constant":
+            after = optax.constant_schedule(train.learning_rate)
+        case unknown:
+            assert_never(unknown)
     if train.warmup_steps == 0:
         return after
     warmup = optax.linear_schedule(0.0, train.learning_rate, train.warmup_steps)
@@ -50,10 +53,13 @@ def make_optimizer(train: TrainConfig, total_steps: int) -> optax.GradientTransf
     """Clipping by global norm, then Adam or AdamW with the learning-rate schedule."""
     clip = optax.clip_by_global_norm(train.grad_clip) if train.grad_clip else optax.identity()
     rate = learning_rate_schedule(train, total_steps)
-    if train.optimizer == "adamw":
-        update = optax.adamw(rate, train.adam_b1, train.adam_b2, train.adam_eps, weight_decay=train.weight_decay)
-    else:
-        update = optax.adam(rate, train.adam_b1, train.adam_b2, train.adam_eps)
+    match train.optimizer:
+        case "adamw":
+            update = optax.adamw(rate, train.adam_b1, train.adam_b2, train.adam_eps, weight_decay=train.weight_decay)
+        case "adam":
+            update = optax.adam(rate, train.adam_b1, train.adam_b2, train.adam_eps)
+        case unknown:
+            assert_never(unknown)
     return optax.chain(clip, update)
 
 

@@ -11,15 +11,11 @@ from flax import traverse_util
 
 from ddim_jax.config import Config, DataConfig, ModelConfig
 from ddim_jax.models import build_model, parameter_count
+from ddim_jax.models.dropout import dropout_each
+from ddim_jax.models.flash_attention import flash_attention_width
 from ddim_jax.models.group_norm import group_norm
-from ddim_jax.models.unet import (
-    ResidualBlock,
-    UNet,
-    dropout_each,
-    flash_attention_width,
-    initializers,
-    time_embedding,
-)
+from ddim_jax.models.initialization import initializers
+from ddim_jax.models.unet import ResidualBlock, UNet, time_embedding
 
 # Every kind of layer, on two levels: attention below, none above; shortcuts and none; labels.
 SMALL = dict(

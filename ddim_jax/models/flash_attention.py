@@ -1,0 +1,33 @@
+"""Which GPUs compute attention by cuDNN's flash kernel, which keeps no logits in memory, and for how wide a head."""
+
+import jax
+import jax.numpy as jnp
+
+
+def flash_attention_width(platform: str, compute_capability: str, dtype: jax.typing.DTypeLike) -> int:
+    """The widest attention head, in channels, whose flash attention cuDNN computes, gradient included.
+
+    The published networks have one head of all channels, 256 or 512, which few GPUs take.
+
+    Args:
+        platform: ``cuda``, or what is no NVIDIA GPU.
+        compute_capability: of the GPU, such as ``9.0``; ignored elsewhere.
+        dtype: of the activations; cuDNN has kernels for 16 bits alone.
+
+    Returns:
+        0 where there is no kernel; 128 from Ampere (8.0) on; 256 on Hopper (9.0), whose successors have not taken the
+        gradient of wider heads from it.
+    """
+    if platform != "cuda" or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+        return 0
+    generation = tuple(int(part) for part in compute_capability.split("."))
+    if generation < (8, 0):
+        return 0
+    return 256 if generation == (9, 0) else 128
+
+
+def flash_width_here(dtype: jax.typing.DTypeLike) -> int:
+    """:func:`flash_attention_width` for the devices of this process."""
+    device = jax.local_devices()[0]
+    cuda = device.platform == "gpu" and "cuda" in device.client.platform_version
+    return flash_attention_width("cuda", device.compute_capability, dtype) if cuda else 0
