@@ -41,11 +41,25 @@ _CELEBA_HEIGHT, _CELEBA_WIDTH = 218, 178
 
 
 class ImageError(UserError):
-    """One image cannot be used. The message gives the reason; the reader adds which image.
+    """One image cannot be used.
 
-    It depends on the image's content and the config alone, never on time or order: that is what
-    makes leaving such images out (``data.on_error=skip``) reproducible.
+    The reason depends on the image's content and the config alone, never on time or order: that is what makes leaving
+    such images out (``data.on_error=skip``) reproducible.
+
+    Attributes:
+        reason: why, without saying which image it is.
     """
+
+    def __init__(self, reason: str, where: str = "") -> None:
+        """Composes the line to show.
+
+        Args:
+            reason: why the image cannot be used.
+            where: the file or record that holds it, where that is known: a decoder sees bytes alone, and who reads the
+                image adds where they come from.
+        """
+        super().__init__(f"{where}: {reason}" if where else reason)
+        self.reason = reason
 
 
 def decode_image(data: bytes) -> np.ndarray:

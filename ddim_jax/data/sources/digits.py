@@ -37,11 +37,11 @@ class DigitsSource(Source):
         self._labels = digits.target[chosen]
 
     def __len__(self) -> int:
-        """1,797, or as many as are in the slice."""
+        """The number of digits: 1,797, or as many as are in the slice."""
         return len(self._images)
 
     def __getitem__(self, index: int) -> Example:
-        """Digit ``index``: uint8 [8, 8, 1]."""
+        """Returns digit ``index``: uint8 [8, 8, 1]."""
         return Example(self._images[index], int(self._labels[index]))
 
     def identity(self) -> dict[str, str | int]:

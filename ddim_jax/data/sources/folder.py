@@ -69,7 +69,7 @@ class FolderSource(Source):
         self._labels = self._labels[chosen]
 
     def __len__(self) -> int:
-        """Number of image files."""
+        """The number of image files."""
         return len(self._files)
 
     def __getitem__(self, index: int) -> Example:
@@ -92,7 +92,7 @@ class FolderSource(Source):
         return str(self._root / self._files[index])
 
     def identity(self) -> dict[str, str | int]:
-        """A hash over path, size, time of change and label of all files, which are not opened.
+        """Hashes path, size, time of change and label of all files, which are not opened.
 
         Paths are relative, so the folder may be moved.
         """

@@ -32,11 +32,11 @@ class Source(Protocol):
     prepared: bool = False
 
     def __len__(self) -> int:
-        """Number of examples."""
+        """The number of examples."""
         ...
 
     def __getitem__(self, index: int) -> Example:
-        """Example ``index``; must be safe to call from several threads.
+        """Reads example ``index``; must be safe to call from several threads.
 
         Raises:
             ImageError: this image cannot be read, whoever asks and whenever.
@@ -56,7 +56,7 @@ class Source(Protocol):
         raise NotImplementedError(f"{type(self).__name__} has no identity(), so its images cannot be kept on disk")
 
     def describe(self) -> str:
-        """One line for the log: name, number of images, number of classes."""
+        """Describes the source in one line for the log: name, number of images, number of classes."""
         classes = f"{self.num_classes} classes" if self.num_classes else "no labels"
         return f"{self.name}: {len(self):,} images, {classes}"
 

@@ -58,7 +58,7 @@ class TfdsSource(Source):
         self._identity = {"source": "tfds", "name": builder.info.full_name, "bytes": int(builder.info.dataset_size)}
 
     def __len__(self) -> int:
-        """Number of examples in the split."""
+        """The number of examples in the split."""
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
@@ -73,7 +73,7 @@ class TfdsSource(Source):
         return f"{self.name}, split {self.split}, example {index}"
 
     def identity(self) -> dict[str, str | int]:
-        """Full name with version, size and split."""
+        """The full name with version, the size and the split."""
         return {**self._identity, "split": self.split}
 
 
@@ -133,7 +133,7 @@ def _open_split(builder: Any, name: str, split: str) -> Any:
 
 
 def _feature_name(features: Any, preferred: str, kind: type, but_not: tuple[type, ...] = ()) -> str | None:
-    """The key of the one feature of a type; ``preferred`` if it is one of several, else None."""
+    """Finds the key of the one feature of a type; ``preferred`` if it is one of several, else None."""
     names = [key for key in features if isinstance(features[key], kind) and not isinstance(features[key], but_not)]
     if preferred in names:
         return preferred
