@@ -97,7 +97,7 @@ def enlarge(images: np.ndarray, min_side: int) -> np.ndarray:
     if factor <= 1:
         return images
     size = (width * factor, height * factor)
-    return np.stack([_from_pillow(_to_pillow(image).resize(size, Image.Resampling.BICUBIC)) for image in images])
+    return np.stack([from_pillow(to_pillow(image).resize(size, Image.Resampling.BICUBIC)) for image in images])
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
@@ -111,14 +111,14 @@ def save_png(path: epath.PathLike, image: np.ndarray) -> None:
     A run can be killed at any moment and resumes by the files that exist, so a half-written one must never carry the
     final name.
     """
-    picture = _to_pillow(image)
+    picture = to_pillow(image)
     with whole_file(path) as partial, partial.open("wb") as file:
         picture.save(file, format="PNG")
 
 
 def save_gif(path: epath.PathLike, frames: Sequence[np.ndarray], frame_ms: int) -> None:
     """Writes uint8 [h, w, 1 or 3] pictures as an endless animation, the last one shown for a second and a half."""
-    pictures = [_to_pillow(frame) for frame in frames]
+    pictures = [to_pillow(frame) for frame in frames]
     durations = [frame_ms] * (len(pictures) - 1) + [1500]
     with whole_file(path) as partial, partial.open("wb") as file:
         pictures[0].save(
@@ -129,13 +129,15 @@ def save_gif(path: epath.PathLike, frames: Sequence[np.ndarray], frame_ms: int) 
 def load_png(path: epath.PathLike) -> np.ndarray:
     """Reads what :func:`save_png` wrote: uint8 [h, w, 1 or 3]."""
     with epath.Path(path).open("rb") as file, Image.open(file) as picture:
-        return _from_pillow(picture)
+        return from_pillow(picture)
 
 
-def _to_pillow(image: np.ndarray) -> Image.Image:
+def to_pillow(image: np.ndarray) -> Image.Image:
+    """Makes uint8 [h, w, 1 or 3] a Pillow image, grey or RGB."""
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
-def _from_pillow(picture: Image.Image) -> np.ndarray:
+def from_pillow(picture: Image.Image) -> np.ndarray:
+    """Makes a grey or RGB Pillow image uint8 [h, w, 1 or 3]."""
     pixels = np.asarray(picture)
     return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -18,7 +18,7 @@ import numpy as np
 
 import ddim_jax
 from ddim_jax.config import Config
-from ddim_jax.data.real_images import read_real_images
+from ddim_jax.data.first_images import read_first_images
 from ddim_jax.diffusion.losses import draw_levels
 from ddim_jax.images import labelled_rows, save_png
 from ddim_jax.pipeline import Pipeline
@@ -87,7 +87,7 @@ def main() -> None:
             right, config=dataclasses.replace(right.config, data=range_instead), _compiled={}
         ),
     }
-    images = read_real_images(right.config.data, "", args.data, args.num).image
+    images = read_first_images(right.config.data, "", args.data, args.num).image
     rows = []
     print("| state | noise loss |\n|---|---|")
     for name, pipe in states.items():

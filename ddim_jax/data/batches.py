@@ -2,36 +2,28 @@
 
 The batch of training step k depends on the seed and k alone: not on the number of processes, not
 on where a run was interrupted, not on whether images are kept in memory. So a checkpoint needs no
-iterator state, and a resumed run goes on with exactly the batches it would have seen. The order is
-easily stated: all epochs, each a fresh permutation of the examples, are laid end to end, and step
-k takes places k * batch_size ... (k + 1) * batch_size - 1 of that endless row. An epoch may end
-inside a batch; nothing is dropped.
+iterator state, and a resumed run goes on with exactly the batches it would have seen.
+``batch_order.py`` says which examples they are; here they are fetched: from memory, from the disk
+where they were prepared, or from the source, anew each time.
 """
 
-import functools
 import itertools
 import logging
-import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import grain
 import numpy as np
-from tqdm import tqdm
 
-from ddim_jax.config import ConfigError, DataConfig
+from ddim_jax.config import DataConfig
+from ddim_jax.data.batch_order import BatchOrder, substitutes
 from ddim_jax.data.prepared import PreparedSource
+from ddim_jax.data.reading import bytes_of_images, load_images, read_example
 from ddim_jax.data.sources import Example, Source
-from ddim_jax.data.transforms import ImageError, prepare_image
-from ddim_jax.random_streams import Stream, host_generator
+from ddim_jax.data.transforms import ImageError
 
 _log = logging.getLogger(__name__)
-
-# Images that a thread reads at a time: enough to hide the cost of handing out work.
-_CHUNK = 32
 
 
 class Batch(NamedTuple):
@@ -41,20 +33,6 @@ class Batch(NamedTuple):
         image: uint8 [b, s, s, c].
         label: int32 [b].
         index: int32 [b], positions in the *global* batch: the keys of per-example random draws.
-    """
-
-    image: np.ndarray
-    label: np.ndarray
-    index: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride]
-
-
-class Images(NamedTuple):
-    """Prepared images in memory.
-
-    Attributes:
-        image: uint8 [n, s, s, c].
-        label: int32 [n].
-        index: int64 [n], which example of the source each is.
     """
 
     image: np.ndarray
@@ -78,21 +56,8 @@ class BatchIterator(Protocol):
         ...
 
 
-def train_batches(
-    source: Source,
-    config: DataConfig,
-    *,
-    seed: int,
-    batch_size: int,
-    start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> BatchIterator:
-    """Endless training batches from ``start_step`` on; see the module's text for their order.
-
-    Each process gets a contiguous slice of the global batch: process p of P the examples
-    p * B / P ... (p + 1) * B / P - 1. Horizontal flips (``data.flip``) are drawn for the global
-    batch from (seed, step).
+def train_batches(source: Source, config: DataConfig, order: BatchOrder, start_step: int = 0) -> BatchIterator:
+    """Makes endless training batches from ``start_step`` on.
 
     Under ``data.on_error=skip`` the place of an unreadable image is taken by the next readable
     one in the source's order (after the last comes the first). This needs no look at the whole
@@ -100,25 +65,20 @@ def train_batches(
 
     Args:
         source: the examples.
-        config: preparation, cache, threads, and what to do about unreadable images. Where the
-            cache is memory (``device`` counts as ``host``, see ``on_device.py``) the images are
-            read before this function returns; else ``threads``
-            threads each make one batch at a time, ``prefetch`` batches (or one a thread, if that
-            is more) ahead.
-        seed: the run's seed.
-        batch_size: B, the *global* batch size.
+        config: preparation, flips, cache, threads, and what to do about unreadable images. Where
+            the cache is memory (``device`` counts as ``host``, see ``on_device.py``) the images are
+            read before this function returns; else ``threads`` threads each make one batch at a
+            time, ``prefetch`` batches (or one a thread, if that is more) ahead.
+        order: which examples form each batch.
         start_step: the first batch's step, counted from 0.
-        process_index: this process, 0 ... process_count - 1.
-        process_count: number of processes that share the batch.
 
     Returns:
         An iterator whose k-th batch (k from 0) is that of step ``start_step + k``.
 
     Raises:
-        ConfigError: ``process_count`` does not divide ``batch_size``.
         ImageError: (also while iterating) an image cannot be used, and ``data.on_error`` is fail.
     """
-    share, positions = process_share(batch_size, process_index, process_count)
+    positions = order.positions
     in_memory = _fits_in_memory(len(source), config)
     if in_memory:
         images = load_images(source, config, range(len(source)), progress=True)
@@ -130,9 +90,9 @@ def train_batches(
         fetch = _reading_fetcher(source, config)
 
     def batch_at(step: int) -> Batch:
-        image, label = fetch(example_indices(seed, step, batch_size, len(source))[share])
+        image, label = fetch(order.examples(step, len(source)))
         if config.flip:
-            flipped = flips(seed, step, batch_size)[share]
+            flipped = order.flips(step)
             image[flipped] = image[flipped, :, ::-1]
         return Batch(image, label, positions)
 
@@ -142,139 +102,13 @@ def train_batches(
     return iter(grain.MapDataset.range(start_step, sys.maxsize).map(batch_at).to_iter_dataset(options))
 
 
-def process_share(batch_size: int, process_index: int, process_count: int) -> tuple[slice, np.ndarray]:
-    """Which examples of a global batch a process gets: a slice, and their positions as int32, read-only.
-
-    Raises:
-        ConfigError: ``process_count`` does not divide ``batch_size``.
-    """
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index={process_index} must lie in 0 ... {process_count - 1}")
-    if batch_size % process_count:
-        raise ConfigError(
-            f"train.batch_size={batch_size} must be divisible by {process_count}, the number of processes"
-        )
-    local_size = batch_size // process_count
-    share = slice(process_index * local_size, (process_index + 1) * local_size)
-    positions = np.arange(batch_size, dtype=np.int32)[share]
-    positions.setflags(write=False)  # every batch holds this one array
-    return share, positions
-
-
-def example_indices(seed: int, step: int, batch_size: int, num_examples: int) -> np.ndarray:
-    """Which examples form the global batch of a step: int64 [batch_size].
-
-    Place p = step * batch_size + i of the endless row of epochs is element p mod n of the
-    permutation of epoch p // n.
-    """
-    epoch, place = np.divmod(step * batch_size + np.arange(batch_size), num_examples)
-    indices = np.empty(batch_size, np.int64)
-    for number in range(epoch[0], epoch[-1] + 1):
-        inside = epoch == number
-        indices[inside] = epoch_order(seed, number, num_examples)[place[inside]]
-    return indices
-
-
-# Two, since a batch may lie across the end of an epoch. Permuting a million takes 20 ms.
-@functools.lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """The order of the examples in an epoch: a permutation, int64 [num_examples], read-only."""
-    order = host_generator(seed, Stream.ORDER, epoch).permutation(num_examples)
-    order.setflags(write=False)
-    return order
-
-
-def flips(seed: int, step: int, batch_size: int) -> np.ndarray:
-    """Which examples of a step's global batch are mirrored: bool [batch_size], each with 1/2."""
-    return host_generator(seed, Stream.FLIP, step).random(batch_size) < 0.5
-
-
-def steps_for_epochs(num_examples: int, batch_size: int, epochs: float) -> int:
-    """Steps that show every example ``epochs`` times: ceil(num_examples * epochs / batch_size)."""
-    # As decimals: in floats 10 * 1.1 is a hair above 11, and would cost a step more.
-    return math.ceil(num_examples * Fraction(str(epochs)) / batch_size)
-
-
-def substitutes(usable: np.ndarray, num_examples: int) -> np.ndarray:
-    """Place in ``usable`` of each example, or of the next one that is there; past the last one, of the first."""
-    return np.searchsorted(usable, np.arange(num_examples)) % len(usable)
-
-
-def load_images(
-    source: Source, config: DataConfig, indices: Sequence[int] | np.ndarray, progress: bool = False
-) -> Images:
-    """Reads the given examples, in the given order, without flips.
-
-    Args:
-        source: the examples.
-        config: preparation, ``threads`` and ``on_error``.
-        indices: [n] which examples; repeats are allowed.
-        progress: show a progress bar on a terminal.
-
-    Returns:
-        The prepared images. Under ``data.on_error=skip`` unreadable ones are left out, with a
-        warning that counts them, so there may be fewer than n; ``index`` says which are there.
-
-    Raises:
-        ImageError: an image cannot be used (under skip: none of them can).
-    """
-    indices = np.asarray(indices, np.int64).reshape(-1)
-    num = len(indices)
-    images = np.empty((num, *config.image_shape), np.uint8)
-    labels = np.empty(num, np.int32)
-    errors: dict[int, ImageError] = {}
-
-    def read(rows: range) -> int:
-        for row in rows:
-            try:
-                images[row], labels[row] = read_example(source, int(indices[row]), config)
-            except ImageError as error:
-                if config.on_error == "fail":
-                    raise
-                errors[row] = error
-        return len(rows)
-
-    chunks = [range(start, min(start + _CHUNK, num)) for start in range(0, num, _CHUNK)]
-    bar = tqdm(total=num, desc=f"reading {source.name}", unit=" images", disable=None if progress else True)
-    with bar, ThreadPoolExecutor(config.threads) as pool:
-        for count in pool.map(read, chunks):
-            bar.update(count)
-    if not errors:
-        return Images(images, labels, indices)
-    first = errors[min(errors)]
-    if len(errors) == num:
-        raise ImageError(f"none of {num} images can be used; the first: {first}")
-    _log.warning("left out %d of %d images; the first: %s", len(errors), num, first)
-    kept = np.array([row for row in range(num) if row not in errors])
-    return Images(images[kept], labels[kept], indices[kept])
-
-
-def read_example(source: Source, index: int, config: DataConfig) -> Example:
-    """Reads one example and prepares its image, if that is not done: uint8 [image_size, image_size, channels].
-
-    Raises:
-        ImageError: it cannot be used; the line says which image and why.
-    """
-    try:
-        example = source[index]
-        if source.prepared:
-            return example
-        return Example(prepare_image(example.image, config), example.label)
-    except ImageError as error:
-        raise ImageError(f"{source.where(index)}: {error}") from error
-
-
-_Fetcher = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-
-
 def _fits_in_memory(num_examples: int, config: DataConfig) -> bool:
     fits = bytes_of_images(num_examples, config) <= config.cache_limit_gib * 2**30
     return config.cache in ("host", "device") or (config.cache == "auto" and fits)
 
 
-def bytes_of_images(num_examples: int, config: DataConfig) -> int:
-    """Memory of that many prepared images."""
-    return num_examples * config.image_size**2 * config.channels
+# From the numbers of examples [b] to their images, uint8 [b, s, s, c], and labels, int32 [b], which the caller owns.
+_Fetcher = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def _array_fetcher(images: np.ndarray, labels: np.ndarray, row_of: np.ndarray) -> _Fetcher:

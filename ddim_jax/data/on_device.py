@@ -1,8 +1,8 @@
 """Training images that live in the devices' memory: the host only says which ones form a batch.
 
 CIFAR-10 needs 150 MB as uint8. Kept there, a batch costs the host a few hundred bytes a step, and no batch has to be on
-its way before a step can begin. The batches are those of ``pipeline.py``, to the bit: order and flips are drawn by the
-same functions on the host.
+its way before a step can begin. The batches are those of ``batches.py``, to the bit: order and flips are drawn on the
+host, by the same ``batch_order.py``.
 """
 
 import itertools
@@ -13,23 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddim_jax.config import DataConfig
-from ddim_jax.data.batches import (
-    Batch,
-    bytes_of_images,
-    example_indices,
-    flips,
-    load_images,
-    process_share,
-    substitutes,
-)
+from ddim_jax.data.batch_order import BatchOrder, substitutes
+from ddim_jax.data.batches import Batch
+from ddim_jax.data.reading import bytes_of_images, load_images
 from ddim_jax.data.sources import Source
 
 # What images may take of a device's memory where nobody asked for it: the rest is for the network.
 _SHARE_OF_DEVICE = 0.1
 
 
-class ImageSet(NamedTuple):
-    """All training images.
+class DeviceImages(NamedTuple):
+    """All training images, as each device holds them.
 
     Attributes:
         image: uint8 [n, s, s, c].
@@ -41,7 +35,7 @@ class ImageSet(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """One process's share of a training batch, as places in an :class:`ImageSet`.
+    """One process's share of a training batch, as places in :class:`DeviceImages`.
 
     Attributes:
         row: int32 [b].
@@ -55,7 +49,7 @@ class Selection(NamedTuple):
 
 
 def lives_on_device(num_examples: int, config: DataConfig, device_bytes: int | None) -> bool:
-    """Whether ``data.cache`` puts that many images into the devices' memory.
+    """Says whether ``data.cache`` puts that many images into the devices' memory.
 
     Args:
         num_examples: number of images.
@@ -68,8 +62,8 @@ def lives_on_device(num_examples: int, config: DataConfig, device_bytes: int | N
     return bytes_of_images(num_examples, config) <= limit
 
 
-def read_image_set(source: Source, config: DataConfig) -> tuple[ImageSet, np.ndarray]:
-    """Reads all images, still on the host.
+def read_device_images(source: Source, config: DataConfig) -> tuple[DeviceImages, np.ndarray]:
+    """Reads all images that are to go to the devices; so far they are on the host.
 
     Returns:
         The images, as many as the source has; and the row of each example: int64 [len(source)], that of the next
@@ -84,44 +78,30 @@ def read_image_set(source: Source, config: DataConfig) -> tuple[ImageSet, np.nda
     if left_out:
         image = np.pad(image, [(0, left_out), (0, 0), (0, 0), (0, 0)])
         label = np.pad(label, (0, left_out))
-    return ImageSet(image, label), substitutes(images.index, len(source))
+    return DeviceImages(image, label), substitutes(images.index, len(source))
 
 
 def train_selections(
-    row_of: np.ndarray,
-    config: DataConfig,
-    *,
-    seed: int,
-    batch_size: int,
-    start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    row_of: np.ndarray, config: DataConfig, order: BatchOrder, start_step: int = 0
 ) -> Iterator[Selection]:
-    """Endless training batches from ``start_step`` on: those of :func:`~ddim_jax.data.batches.train_batches`.
+    """Makes endless training batches from ``start_step`` on: those of :func:`~ddim_jax.data.batches.train_batches`.
 
     Args:
         row_of: int64 [n], the row of each example.
         config: whether to flip.
-        seed: see there, as for all others.
-        batch_size: the global one.
+        order: which examples form each batch.
         start_step: counted from 0.
-        process_index: this process.
-        process_count: number of processes.
-
-    Raises:
-        ConfigError: ``process_count`` does not divide ``batch_size``.
     """
-    share, positions = process_share(batch_size, process_index, process_count)
 
     def at(step: int) -> Selection:
-        rows = row_of[example_indices(seed, step, batch_size, len(row_of))[share]]
-        flip = flips(seed, step, batch_size)[share] if config.flip else np.zeros(len(rows), bool)
-        return Selection(rows.astype(np.int32), flip, positions)
+        rows = row_of[order.examples(step, len(row_of))]
+        flip = order.flips(step) if config.flip else np.zeros(len(rows), bool)
+        return Selection(rows.astype(np.int32), flip, order.positions)
 
     return (at(step) for step in itertools.count(start_step))
 
 
-def gather(images: ImageSet, selection: Selection) -> Batch:
+def gather(images: DeviceImages, selection: Selection) -> Batch:
     """Takes the batch out of the images, on the device.
 
     Args:

@@ -24,12 +24,10 @@ bytes to the same places, so they need no lock.
 import contextlib
 import dataclasses
 import json
-import logging
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +37,19 @@ import PIL
 from ddim_jax import writers
 from ddim_jax.cache import cache_dir
 from ddim_jax.config import DataConfig
+from ddim_jax.data.reading import (
+    Chunk,
+    bytes_of_images,
+    cut_into_chunks,
+    map_chunks,
+    read_example,
+    report_left_out,
+)
 from ddim_jax.data.sources import Example, Source, open_source
-from ddim_jax.data.transforms import ImageError, prepare_image
+from ddim_jax.data.transforms import ImageError
 from ddim_jax.digests import digest_of_facts
 from ddim_jax.errors import UserError
 from ddim_jax.files import whole_folder
-
-_log = logging.getLogger(__name__)
 
 # Images that a thread prepares between two writes: about a second's work, ...
 _CHUNK = 256
@@ -108,11 +112,11 @@ class PreparedSource(Source):
         self._reasons = {} if usable.all() else _read_reasons(folder)
 
     def __len__(self) -> int:
-        """Number of examples, unusable ones among them."""
+        """The number of examples, unusable ones among them."""
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Example:
-        """Example ``index``: uint8 [image_size, image_size, channels].
+        """Reads example ``index``: uint8 [image_size, image_size, channels].
 
         Raises:
             ImageError: it is unusable, for the reason found when it was prepared.
@@ -133,7 +137,7 @@ class PreparedSource(Source):
         return {"source": "prepared", "folder": self._folder.name}
 
     def describe(self) -> str:
-        """One line for the log, with the folder."""
+        """Describes the source in one line for the log, with the folder."""
         return f"{super().describe()}, prepared in {self._folder}"
 
 
@@ -164,14 +168,12 @@ def prepare_on_disk(source: Source, config: DataConfig) -> PreparedSource:
         unusable = np.flatnonzero(states == _UNUSABLE)
     if len(unusable):
         first = _image_error(source, int(unusable[0]), _read_reasons(folder))
-        if len(unusable) == len(source):
-            raise ImageError(f"none of {len(source)} images can be used; the first: {first}")
-        _log.warning("left out %d of %d images; the first: %s", len(unusable), len(source), first)
+        report_left_out(len(unusable), len(source), first)
     return PreparedSource(source, folder)
 
 
 def _info(source: Source, config: DataConfig) -> dict[str, Any]:
-    """All that decides what the folder holds."""
+    """Collects all that decides what the folder holds."""
     keys = ("crop", "resize", "image_size", "channels")
     return {
         "source": source.identity(),
@@ -210,46 +212,34 @@ def _create(folder: Path, num: int, config: DataConfig, info: dict[str, Any]) ->
 
 def _fill(folder: Path, source: Source, config: DataConfig, states: np.ndarray) -> None:
     """Prepares the images that ``states``, a memory map that shows each change, marks as to do."""
-    shape = config.image_shape
-    size = int(np.prod(shape))
-    length = max(1, min(_CHUNK, _CHUNK_BYTES // size))
-    chunks = [range(start, min(start + length, len(states))) for start in range(0, len(states), length)]
-    chunks = [rows for rows in chunks if _has_to_do(states, rows)]
+    length = max(1, min(_CHUNK, _CHUNK_BYTES // bytes_of_images(1, config)))
+    chunks = [rows for rows in cut_into_chunks(len(states), length) if _has_to_do(states, rows)]
     num = sum(map(len, chunks))
-    free = shutil.disk_usage(folder).free
-    if num * size > free:
+    needed, free = bytes_of_images(num, config), shutil.disk_usage(folder).free
+    if needed > free:
         raise UserError(
-            f"{folder} needs {num * size / 2**30:.3g} GiB more, but {free / 2**30:.3g} GiB are free; "
+            f"{folder} needs {needed / 2**30:.3g} GiB more, but {free / 2**30:.3g} GiB are free; "
             "make space, set data.cache_dir to a folder elsewhere, or data.cache=none"
         )
 
-    def prepare(rows: range) -> int:
-        if not _has_to_do(states, rows):
-            return len(rows)  # Another program was here meanwhile.
-        images = np.zeros((len(rows), *shape), np.uint8)
-        labels = np.zeros(len(rows), np.int32)
-        marks = np.full(len(rows), _DONE, np.uint8)
-        reasons: dict[int, str] = {}
-        for place, row in enumerate(rows):
-            try:
-                example = source[row]
-                images[place], labels[place] = prepare_image(example.image, config), example.label
-            except ImageError as error:
-                marks[place] = _UNUSABLE
-                reasons[row] = str(error)
+    def prepare(chunk: Chunk) -> None:
+        start, size = chunk.rows.start, len(chunk.rows)
+        if not _has_to_do(states, chunk.rows):
+            return  # Another program was here meanwhile.
+        images = np.zeros((size, *config.image_shape), np.uint8)
+        labels = np.zeros(size, np.int32)
+        marks = np.full(size, _UNUSABLE, np.uint8)
+        for row, example in chunk:
+            images[row - start], labels[row - start] = example
+            marks[row - start] = _DONE
         with _one_line_for_write_errors(folder):
-            _write_rows(folder / "images.npy", rows.start, images)
-            _write_rows(folder / "labels.npy", rows.start, labels)
-            _add_reasons(folder, source, reasons)
-            _write_rows(folder / "states.npy", rows.start, marks)
-        if reasons and config.on_error == "fail":
-            raise _image_error(source, min(reasons), reasons)
-        return len(rows)
+            _write_rows(folder / "images.npy", start, images)
+            _write_rows(folder / "labels.npy", start, labels)
+            _add_reasons(folder, source, {row: error.reason for row, error in chunk.errors.items()})
+            _write_rows(folder / "states.npy", start, marks)
 
     bar = writers.progress(len(states), f"preparing {source.name}", " images", len(states) - num)
-    with bar, ThreadPoolExecutor(config.threads) as pool:
-        for count in pool.map(prepare, chunks):
-            bar.update(count)
+    map_chunks(prepare, chunks, lambda row: read_example(source, row, config), config, bar)
 
 
 def _has_to_do(states: np.ndarray, rows: range) -> bool:
@@ -288,7 +278,7 @@ def _to_disk(file: Any) -> None:
 
 
 def _read_reasons(folder: Path) -> dict[int, str]:
-    """Reason of each unusable image; lines that were cut off, and blank ones, are passed over."""
+    """Reads the reason of each unusable image; lines that were cut off, and blank ones, are passed over."""
     reasons = {}
     with contextlib.suppress(FileNotFoundError):
         for line in (folder / "unusable.jsonl").read_text().splitlines():
@@ -299,7 +289,7 @@ def _read_reasons(folder: Path) -> dict[int, str]:
 
 
 def _image_error(source: Source, index: int, reasons: dict[int, str]) -> ImageError:
-    return ImageError(f"{source.where(index)}: {reasons.get(index, 'the image cannot be used')}")
+    return ImageError(reasons.get(index, "the image cannot be used"), source.where(index))
 
 
 def _open_array(path: Path) -> np.ndarray:

@@ -31,7 +31,7 @@ _PART = re.compile(rf"(\w+)(?:\[{_BOUND}:{_BOUND}\])?")
 
 
 def split_indices(split: str, num_examples: int, name: str) -> np.ndarray:
-    """Which examples a split selects, in its order.
+    """Finds the examples that a split selects, in its order.
 
     Args:
         split: e.g. ``train[:90%]``; see the module's text.
@@ -52,7 +52,7 @@ def split_indices(split: str, num_examples: int, name: str) -> np.ndarray:
 
 
 def _bounds(part: str, split: str, num_examples: int, name: str) -> tuple[int, int]:
-    """First example of a part, and the one after its last."""
+    """Finds the first example of a part, and the one after its last."""
     match = _PART.fullmatch(part)
     bounds = match.groups()[1:] if match else ()
     is_percent = any(bound and bound.endswith("%") for bound in bounds)

@@ -6,20 +6,15 @@ level where the schedule says so. Keras' DDIM example does this with its ``Norma
 whose ``adapt`` measures the same numbers as :func:`pixel_statistics`.
 """
 
-import logging
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from ddim_jax import writers
 from ddim_jax.config import DataConfig
-from ddim_jax.data.batches import read_example
+from ddim_jax.data.reading import Chunk, cut_into_chunks, map_chunks, read_example, report_left_out
 from ddim_jax.data.sources import Source
-from ddim_jax.data.transforms import ImageError
 from ddim_jax.errors import UserError
-
-_log = logging.getLogger(__name__)
 
 # Images that a thread sums at a time.
 _CHUNK = 256
@@ -28,7 +23,7 @@ _CHUNK = 256
 def pixel_statistics(
     source: Source, config: DataConfig, progress: bool = True
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, over all pixels of all prepared images.
+    """Measures mean and standard deviation of each channel, over all pixels of all prepared images.
 
     Pixels count as values in [0, 1]. The variance is that of the population, as in Keras: the
     mean square deviation, without Bessel's correction. Sums are taken over integers, exactly, so
@@ -49,45 +44,31 @@ def pixel_statistics(
     """
     num = len(source)
 
-    def sums(rows: range) -> tuple[np.ndarray, np.ndarray, dict[int, ImageError]]:
+    def sums(chunk: Chunk) -> np.ndarray:
         total, squares = np.zeros((2, config.channels), np.int64)
-        errors: dict[int, ImageError] = {}
-        for row in rows:
-            try:
-                values = read_example(source, row, config).image.reshape(-1, config.channels)
-            except ImageError as error:
-                if config.on_error == "fail":
-                    raise
-                errors[row] = error
-                continue
+        for _, example in chunk:
+            values = example.image.reshape(-1, config.channels)
             total += values.sum(0, dtype=np.int64)
             squares += np.square(values, dtype=np.uint16).sum(0, dtype=np.int64)
-        return total, squares, errors
+        return np.stack([total, squares])
 
-    total, squares = np.zeros((2, config.channels), np.int64)
-    errors: dict[int, ImageError] = {}
-    chunks = [range(start, min(start + _CHUNK, num)) for start in range(0, num, _CHUNK)]
     bar = writers.progress(num, f"measuring {source.name}", " images", show=progress)
-    with bar, ThreadPoolExecutor(config.threads) as pool:
-        for rows, part in zip(chunks, pool.map(sums, chunks), strict=True):
-            total += part[0]
-            squares += part[1]
-            errors |= part[2]
-            bar.update(len(rows))
+    parts, errors = map_chunks(
+        sums, cut_into_chunks(num, _CHUNK), lambda row: read_example(source, row, config), config, bar
+    )
     if errors:
-        first = errors[min(errors)]
-        if len(errors) == num:
-            raise ImageError(f"none of {num} images can be used; the first: {first}")
-        _log.warning("left out %d of %d images; the first: %s", len(errors), num, first)
-    count = (num - len(errors)) * config.image_size**2
+        report_left_out(len(errors), num, errors[min(errors)])
+    total, squares = np.sum(parts, axis=0).tolist()
+    height, width, _ = config.image_shape
+    count = (num - len(errors)) * height * width
     # Python's integers do not overflow: count^2 times the variance is exact, for a set of any size.
-    deviations = [math.sqrt(count * s2 - s1**2) for s1, s2 in zip(total.tolist(), squares.tolist(), strict=True)]
+    deviations = [math.sqrt(count * s2 - s1**2) for s1, s2 in zip(total, squares, strict=True)]
     if not all(deviations):
         raise UserError(
             f"channel {deviations.index(0)} of {source.name} is the same in all pixels, so its standard deviation is "
             "0; set data.mean and data.std"
         )
     return (
-        tuple(s1 / (255 * count) for s1 in total.tolist()),
+        tuple(s1 / (255 * count) for s1 in total),
         tuple(deviation / (255 * count) for deviation in deviations),
     )

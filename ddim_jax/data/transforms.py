@@ -9,12 +9,15 @@ wherever it comes from.
 import io
 import struct
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ddim_jax.config import DataConfig
 from ddim_jax.errors import UserError
+from ddim_jax.images import from_pillow, to_pillow
+from ddim_jax.names import lookup
 
 # Formats that Pillow may try. Naming them keeps its rarer decoders away from untrusted files.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
@@ -38,11 +41,25 @@ _CELEBA_HEIGHT, _CELEBA_WIDTH = 218, 178
 
 
 class ImageError(UserError):
-    """One image cannot be used. The message gives the reason; the reader adds which image.
+    """One image cannot be used.
 
-    It depends on the image's content and the config alone, never on time or order: that is what
-    makes leaving such images out (``data.on_error=skip``) reproducible.
+    The reason depends on the image's content and the config alone, never on time or order: that is what makes leaving
+    such images out (``data.on_error=skip``) reproducible.
+
+    Attributes:
+        reason: why, without saying which image it is.
     """
+
+    def __init__(self, reason: str, where: str = "") -> None:
+        """Composes the line to show.
+
+        Args:
+            reason: why the image cannot be used.
+            where: the file or record that holds it, where that is known: a decoder sees bytes alone, and who reads the
+                image adds where they come from.
+        """
+        super().__init__(f"{where}: {reason}" if where else reason)
+        self.reason = reason
 
 
 def decode_image(data: bytes) -> np.ndarray:
@@ -66,12 +83,11 @@ def decode_image(data: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            pixels = np.asarray(_to_grey_or_rgb(image))
+            return from_pillow(_to_grey_or_rgb(image))
     except Image.UnidentifiedImageError as error:
         raise ImageError("not a PNG, JPEG, WebP, BMP or GIF image") from error
     except _DECODER_ERRORS as error:
         raise ImageError(f"the image cannot be decoded: {' '.join(str(error).split())}") from error
-    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
@@ -90,7 +106,7 @@ def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
 
 
 def prepare_image(image: np.ndarray, config: DataConfig) -> np.ndarray:
-    """Crops, resizes (Pillow's antialiased filters) and sets the channels, in this order.
+    """Crops an image, resizes it (Pillow's antialiased filters) and sets its channels, in this order.
 
     LSUN and others are published as "shorter side resized to s, then the centre cropped". With
     ``crop=center`` that is the same square of the original, cut out first and resized then: the
@@ -120,33 +136,55 @@ def prepare_image(image: np.ndarray, config: DataConfig) -> np.ndarray:
                 "set data.resize=bilinear or another filter"
             )
         resampling = Image.Resampling[config.resize.upper()]
-        image = _to_array(_to_pillow(image).resize((size, size), resampling))
+        image = from_pillow(to_pillow(image).resize((size, size), resampling))
     return set_channels(image, config.channels)
 
 
 def crop_image(image: np.ndarray, crop: str) -> np.ndarray:
-    """Cuts out the part of an image [h, w, c] that ``data.crop`` names.
-
-    ``center`` is the largest centred square; an odd pixel is lost at the bottom or right.
-    ``celeba`` is rows 57:185, columns 25:153 of the aligned 178x218 images, 128 pixels square
-    (the crop of DDIM's code; other papers' crops give other FIDs). ``none`` keeps the image.
+    """Cuts out the part of an image [h, w, c] that ``data.crop`` names, one of :data:`CROPS`.
 
     Raises:
-        ImageError: ``celeba`` is asked of an image that is not 178x218.
+        ImageError: the crop does not fit the image.
+    """
+    return lookup(CROPS, crop, "crop")(image)
+
+
+def no_crop(image: np.ndarray) -> np.ndarray:
+    """Keeps the whole image."""
+    return image
+
+
+def center_crop(image: np.ndarray) -> np.ndarray:
+    """Cuts out the largest centred square; an odd pixel is lost at the bottom or right."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[top : top + side, left : left + side]
+
+
+def celeba_crop(image: np.ndarray) -> np.ndarray:
+    """Cuts rows 57:185, columns 25:153 out of the aligned 178x218 images, 128 pixels square.
+
+    That is the crop of DDIM's code; other papers' crops give other FIDs.
+
+    Raises:
+        ImageError: the image is not 178x218.
     """
     height, width = image.shape[:2]
-    if crop == "center":
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        return image[top : top + side, left : left + side]
-    if crop == "celeba":
-        if (height, width) != (_CELEBA_HEIGHT, _CELEBA_WIDTH):
-            raise ImageError(
-                f"the image is {width}x{height} pixels, data.crop=celeba is for aligned CelebA images of "
-                f"{_CELEBA_WIDTH}x{_CELEBA_HEIGHT}; set data.crop=center"
-            )
-        return image[57:185, 25:153]
-    return image
+    if (height, width) != (_CELEBA_HEIGHT, _CELEBA_WIDTH):
+        raise ImageError(
+            f"the image is {width}x{height} pixels, data.crop=celeba is for aligned CelebA images of "
+            f"{_CELEBA_WIDTH}x{_CELEBA_HEIGHT}; set data.crop=center"
+        )
+    return image[57:185, 25:153]
+
+
+# By ``names.Crop``: from an image [h, w, c] to the part of it that is kept.
+CROPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "none": no_crop,
+    "center": center_crop,
+    "celeba": celeba_crop,
+}
 
 
 def set_channels(image: np.ndarray, channels: int) -> np.ndarray:
@@ -158,14 +196,5 @@ def set_channels(image: np.ndarray, channels: int) -> np.ndarray:
     if image.shape[2] == channels:
         return image
     if channels == 1:
-        return _to_array(_to_pillow(image).convert("L"))
+        return from_pillow(to_pillow(image).convert("L"))
     return np.repeat(image, channels, axis=2)
-
-
-def _to_pillow(image: np.ndarray) -> Image.Image:
-    return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-
-
-def _to_array(image: Image.Image) -> np.ndarray:
-    pixels = np.asarray(image)
-    return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -5,7 +5,7 @@ from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
-from ddim_jax.data.real_images import read_real_images
+from ddim_jax.data.first_images import read_first_images
 from ddim_jax.data.transforms import decode_image
 from ddim_jax.errors import UserError
 from ddim_jax.images import as_rgb, grid, save_png, table
@@ -27,7 +27,7 @@ def edit(config: Config, workdir: epath.PathLike) -> None:
         return
     job = ModelJob.load(config, workdir)
     settings = job.config.edit
-    real = read_real_images(job.config.data, settings.split, settings.path, settings.num)
+    real = read_first_images(job.config.data, settings.split, settings.path, settings.num)
     labels = real.label if job.config.model.num_classes else None
     if settings.task == "recover":
         between, result = job.pipe.recover(real.image, settings.level, labels=labels)

@@ -11,8 +11,8 @@ from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config, LikelihoodConfig
-from ddim_jax.data.batches import Images
-from ddim_jax.data.real_images import read_real_images
+from ddim_jax.data.first_images import read_first_images
+from ddim_jax.data.reading import Images
 from ddim_jax.errors import UserError
 from ddim_jax.files import write_whole
 from ddim_jax.model_job import ModelJob
@@ -46,7 +46,7 @@ def likelihood(config: Config, workdir: epath.PathLike) -> epath.Path:
     job = ModelJob.load(config, workdir)
     config, pipe, settings = job.config, job.pipe, job.config.likelihood
     program = likelihood_program(config, pipe.model)
-    real = read_real_images(config.data, settings.split, settings.path, settings.num or sys.maxsize)
+    real = read_first_images(config.data, settings.split, settings.path, settings.num or sys.maxsize)
     _check_classes(real, config.model.num_classes)
     num = len(real.image)
     folder = job.folder("likelihood", f"{_method_name(settings)}-n{num}", settings)

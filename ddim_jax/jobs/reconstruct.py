@@ -8,7 +8,7 @@ from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
-from ddim_jax.data.real_images import read_real_images
+from ddim_jax.data.first_images import read_first_images
 from ddim_jax.errors import UserError
 from ddim_jax.files import write_whole
 from ddim_jax.images import save_png, table
@@ -36,7 +36,7 @@ def reconstruct(config: Config, workdir: epath.PathLike) -> None:
     tried = [steps for steps in settings.steps if steps <= num_levels]
     if not tried:
         raise UserError(f"reconstruct.steps={settings.steps}: the model has {num_levels} levels; use fewer steps")
-    real = read_real_images(job.config.data, settings.split, settings.path, settings.num)
+    real = read_first_images(job.config.data, settings.split, settings.path, settings.num)
     labels = real.label if job.config.model.num_classes else None
     folder = job.folder("reconstruct", sampler_name(dataclasses.replace(job.config.sample, steps=tried[-1])), settings)
 

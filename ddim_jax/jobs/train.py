@@ -10,9 +10,11 @@ from etils import epath
 
 from ddim_jax import memory, parallel
 from ddim_jax.config import Config, DataConfig
-from ddim_jax.data.batches import read_example, steps_for_epochs, train_batches
-from ddim_jax.data.on_device import lives_on_device, read_image_set, train_selections
+from ddim_jax.data.batch_order import BatchOrder, steps_for_epochs
+from ddim_jax.data.batches import train_batches
+from ddim_jax.data.on_device import lives_on_device, read_device_images, train_selections
 from ddim_jax.data.prepared import open_images, open_validation
+from ddim_jax.data.reading import read_example
 from ddim_jax.data.sources import Source, check_labels
 from ddim_jax.data.statistics import pixel_statistics
 from ddim_jax.models import build_model, parameter_count
@@ -162,15 +164,9 @@ def _announce(
 
 def _batches(config: Config, source: Source, program: TrainProgram, start: int) -> Any:
     """This process's batches from step ``start`` on, or the selections that stand for them; to be closed."""
-    share = {
-        "seed": config.seed,
-        "batch_size": config.train.batch_size,
-        "start_step": start,
-        "process_index": parallel.process_index(),
-        "process_count": parallel.process_count(),
-    }
+    order = BatchOrder(config.seed, config.train.batch_size, parallel.process_index(), parallel.process_count())
     if not program.images_on_device:
-        return train_batches(source, config.data, **share)
-    images, row_of = read_image_set(source, config.data)
+        return train_batches(source, config.data, order, start)
+    images, row_of = read_device_images(source, config.data)
     program.place(images)
-    return train_selections(row_of, config.data, **share)
+    return train_selections(row_of, config.data, order, start)

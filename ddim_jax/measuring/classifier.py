@@ -18,8 +18,8 @@ from flax import traverse_util
 from ddim_jax import parallel
 from ddim_jax.cache import cache_dir
 from ddim_jax.config import DataConfig
-from ddim_jax.data.batches import Images, load_images
 from ddim_jax.data.prepared import open_images
+from ddim_jax.data.reading import Images, load_images
 from ddim_jax.data.sources import Source
 from ddim_jax.digests import digest_of_arrays, digest_of_facts
 from ddim_jax.errors import UserError

@@ -10,8 +10,8 @@ import numpy as np
 import PIL
 
 from ddim_jax.config import DataConfig
-from ddim_jax.data.batches import load_images
 from ddim_jax.data.prepared import open_images
+from ddim_jax.data.reading import load_images
 from ddim_jax.data.sources import FolderSource
 from ddim_jax.data.transforms import set_channels
 from ddim_jax.errors import UserError

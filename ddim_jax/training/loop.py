@@ -13,7 +13,7 @@ import numpy as np
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
-from ddim_jax.data.batches import steps_for_epochs
+from ddim_jax.data.batch_order import steps_for_epochs
 from ddim_jax.errors import UserError
 from ddim_jax.training.best import BestCheckpoint
 from ddim_jax.training.checkpoint import Checkpoints

@@ -12,7 +12,7 @@ import optax
 from ddim_jax import memory, parallel
 from ddim_jax.config import Config
 from ddim_jax.data.batches import Batch
-from ddim_jax.data.on_device import ImageSet, Selection, gather
+from ddim_jax.data.on_device import DeviceImages, Selection, gather
 from ddim_jax.errors import UserError
 from ddim_jax.memory import ProgramMemory, largest_fitting_batch, program_memory
 from ddim_jax.models import Model
@@ -69,14 +69,14 @@ class TrainProgram:
         self.images_on_device = images_on_device
         self._devices = devices
         self._local_devices = len(devices) // parallel.process_count()
-        self._images: tuple[ImageSet, ...] = ()
+        self._images: tuple[DeviceImages, ...] = ()
 
-        def one(state: TrainState, batch: Any, *images: ImageSet) -> tuple[TrainState, StepResult]:
+        def one(state: TrainState, batch: Any, *images: DeviceImages) -> tuple[TrainState, StepResult]:
             rate = jnp.asarray(learning_rate(state.step), jnp.float32)
             state, metrics = step(state, gather(images[0], batch) if images else batch)
             return state, StepResult(metrics, rate)
 
-        def group(state: TrainState, batches: Any, *images: ImageSet) -> tuple[TrainState, StepResult]:
+        def group(state: TrainState, batches: Any, *images: DeviceImages) -> tuple[TrainState, StepResult]:
             if len(jax.tree.leaves(batches)[0]) == 1:
                 state, result = one(state, jax.tree.map(lambda x: x[0], batches), *images)
                 return state, jax.tree.map(lambda x: x[None], result)
@@ -85,11 +85,11 @@ class TrainProgram:
         self._run: Any = parallel.step_over_batch(group, devices, donate=True, constants=int(images_on_device))
         self._compiled: dict[int, Any] = {}
 
-    def place(self, images: ImageSet) -> None:
+    def place(self, images: DeviceImages) -> None:
         """Puts all training images into the memory of each device."""
         self._images = (parallel.replicate(images, self._devices),)
 
-    def compile(self, state: Any, batches: Sequence[Batch | Selection], *images: ImageSet) -> ProgramMemory | None:
+    def compile(self, state: Any, batches: Sequence[Batch | Selection], *images: DeviceImages) -> ProgramMemory | None:
         """Compiles the program for groups of this size, without running it.
 
         With one process what was compiled is what runs; with several, the first call compiles.
@@ -130,7 +130,7 @@ def compile_ahead(
     group = min(config.train.steps_per_call, total_steps)
     if program.images_on_device:
         images = jax.eval_shape(
-            lambda: ImageSet(jnp.zeros((num_examples, *shape), jnp.uint8), jnp.zeros(num_examples, jnp.int32))
+            lambda: DeviceImages(jnp.zeros((num_examples, *shape), jnp.uint8), jnp.zeros(num_examples, jnp.int32))
         )
         return program.compile(state, [Selection(index, np.zeros(size, bool), index)] * group, images)
     return program.compile(state, [Batch(np.zeros((size, *shape), np.uint8), index, index)] * group)

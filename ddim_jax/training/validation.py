@@ -7,7 +7,7 @@ import numpy as np
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
-from ddim_jax.data.batches import load_images
+from ddim_jax.data.reading import load_images
 from ddim_jax.data.sources import Source
 from ddim_jax.diffusion import losses
 from ddim_jax.models import Model

@@ -17,8 +17,9 @@ from benchmarks.rows import OURS, Program, Row, Task, note, take_turns, with_rem
 from benchmarks.setting import Setting
 from ddim_jax import parallel
 from ddim_jax.config import Config, DataConfig
+from ddim_jax.data.batch_order import BatchOrder
 from ddim_jax.data.batches import train_batches
-from ddim_jax.data.on_device import read_image_set, train_selections
+from ddim_jax.data.on_device import read_device_images, train_selections
 from ddim_jax.data.prepared import open_images
 from ddim_jax.images import save_png
 from ddim_jax.models import build_model
@@ -105,10 +106,11 @@ def _measure_batches(setting: Setting, data: DataConfig, train_row: Row | None) 
 
 def _open_batches(setting: Setting, data: DataConfig) -> Iterator[Any]:
     source = open_images(data)
+    order = BatchOrder(setting.config.seed, setting.batch)
     if data.cache == "device":
-        _, row_of = read_image_set(source, data)
-        return train_selections(row_of, data, seed=setting.config.seed, batch_size=setting.batch)
-    return iter(train_batches(source, data, seed=setting.config.seed, batch_size=setting.batch))
+        _, row_of = read_device_images(source, data)
+        return train_selections(row_of, data, order)
+    return iter(train_batches(source, data, order))
 
 
 # --- checkpoints --------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from benchmarks.peers import Peers
 from benchmarks.rows import OURS, Program, Row, Task, take_turns, with_details
 from benchmarks.setting import Setting, time_compilation
 from ddim_jax import memory, parallel
+from ddim_jax.data.batch_order import BatchOrder
 from ddim_jax.data.batches import train_batches
-from ddim_jax.data.on_device import lives_on_device, read_image_set, train_selections
+from ddim_jax.data.on_device import lives_on_device, read_device_images, train_selections
 from ddim_jax.data.prepared import open_images
 from ddim_jax.data.sources import Source
 from ddim_jax.models import build_model
@@ -78,13 +79,14 @@ def measure_train(setting: Setting, peers: Peers | None) -> list[Row]:
 def _batches(setting: Setting, source: Source, program: TrainProgram) -> Iterator[Any]:
     """Batches, or the selections that stand for them where the images live on the devices."""
     config = setting.config
+    order = BatchOrder(config.seed, setting.batch)
     if not program.images_on_device:
-        return iter(train_batches(source, config.data, seed=config.seed, batch_size=setting.batch))
-    images, row_of = read_image_set(source, config.data)
+        return iter(train_batches(source, config.data, order))
+    images, row_of = read_device_images(source, config.data)
     program.place(images)
-    return train_selections(row_of, config.data, seed=config.seed, batch_size=setting.batch)
+    return train_selections(row_of, config.data, order)
 
 
 def _first_images(setting: Setting, source: Source) -> np.ndarray:
     """One batch of uint8 images."""
-    return next(iter(train_batches(source, setting.config.data, seed=0, batch_size=setting.batch))).image
+    return next(iter(train_batches(source, setting.config.data, BatchOrder(0, setting.batch)))).image

@@ -15,15 +15,9 @@ import pytest
 from PIL import Image
 
 from ddim_jax.config import ConfigError, DataConfig
-from ddim_jax.data.batches import (
-    Batch,
-    epoch_order,
-    example_indices,
-    flips,
-    load_images,
-    steps_for_epochs,
-    train_batches,
-)
+from ddim_jax.data.batch_order import BatchOrder, epoch_order, steps_for_epochs
+from ddim_jax.data.batches import Batch, train_batches
+from ddim_jax.data.reading import load_images
 from ddim_jax.data.sources import Example, FolderSource, Source
 from ddim_jax.data.transforms import ImageError
 
@@ -52,9 +46,9 @@ CONFIG = DataConfig(image_size=2, channels=1, cache="host", threads=2)
 CACHES: list[Any] = ["host", "none", "auto"]
 
 
-def take(num: int, source: Source, config: DataConfig = CONFIG, **keys: Any) -> list[Batch]:
-    keys = {"seed": 1, "batch_size": 8, **keys}
-    with contextlib.closing(train_batches(source, config, **keys)) as batches:
+def take(num: int, source: Source, config: DataConfig = CONFIG, start_step: int = 0, **keys: Any) -> list[Batch]:
+    order = BatchOrder(**{"seed": 1, "batch_size": 8, **keys})
+    with contextlib.closing(train_batches(source, config, order, start_step)) as batches:
         return list(itertools.islice(batches, num))
 
 
@@ -99,7 +93,7 @@ def test_other_seeds_give_other_orders() -> None:
 
 def test_far_steps_are_immediate() -> None:
     """Resuming at step 10^9 must not walk there; the indices stay exact."""
-    indices = example_indices(0, 10**9, 128, 50_000)
+    indices = BatchOrder(seed=0, batch_size=128).examples(10**9, 50_000)
     epoch, place = divmod(10**9 * 128, 50_000)
     np.testing.assert_array_equal(indices, epoch_order(0, epoch, 50_000)[place : place + 128])
 
@@ -141,21 +135,21 @@ def test_processes_share_the_global_batch(cache: Any, process_count: int) -> Non
 
 def test_batch_must_divide_by_processes() -> None:
     with pytest.raises(ConfigError, match=r"train\.batch_size=9 must be divisible by 2, the number of processes"):
-        train_batches(Numbered(20), CONFIG, seed=0, batch_size=9, process_count=2)
+        BatchOrder(seed=0, batch_size=9, process_count=2)
     with pytest.raises(ValueError, match="process_index"):
-        train_batches(Numbered(20), CONFIG, seed=0, batch_size=8, process_index=2, process_count=2)
+        BatchOrder(seed=0, batch_size=8, process_index=2, process_count=2)
 
 
 def test_flips_mirror_left_to_right() -> None:
     straight = take(5, Numbered(20))
     flipped = take(5, Numbered(20), dataclasses.replace(CONFIG, flip=True))
     for step, (before, after) in enumerate(zip(straight, flipped, strict=True)):
-        mirrored = flips(1, step, 8)[:, None, None, None]
+        mirrored = BatchOrder(seed=1, batch_size=8).flips(step)[:, None, None, None]
         np.testing.assert_array_equal(after.image, np.where(mirrored, before.image[:, :, ::-1], before.image))
 
 
 def test_flips_are_fair_and_fresh() -> None:
-    drawn = np.stack([flips(0, step, 128) for step in range(100)])
+    drawn = np.stack([BatchOrder(seed=0, batch_size=128).flips(step) for step in range(100)])
     assert abs(drawn.mean() - 0.5) < 4 * 0.5 / np.sqrt(drawn.size)
     assert len(np.unique(drawn, axis=0)) == 100
 
@@ -163,7 +157,7 @@ def test_flips_are_fair_and_fresh() -> None:
 def test_flipping_leaves_the_cache_alone() -> None:
     """A batch is a copy: what is done to it must not show up an epoch later."""
     config = dataclasses.replace(CONFIG, flip=True)
-    with contextlib.closing(train_batches(Numbered(4), config, seed=0, batch_size=4)) as batches:
+    with contextlib.closing(train_batches(Numbered(4), config, BatchOrder(seed=0, batch_size=4))) as batches:
         for batch in itertools.islice(batches, 20):
             assert {int(v) for v in batch.image.min(axis=(1, 2, 3))} == {0, 1, 2, 3}
             batch.image[:] = 255
@@ -185,7 +179,7 @@ def test_skipping_is_deterministic(bad: tuple[int, ...], caplog: pytest.LogCaptu
     config = dataclasses.replace(CONFIG, on_error="skip")
     reference = [batch.label for batch in take(6, Numbered(20))]
     good = [i for i in range(20) if i not in bad]
-    with caplog.at_level(logging.WARNING, "ddim_jax.data.batches"):
+    with caplog.at_level(logging.WARNING, "ddim_jax.data.reading"):
         cached = take(6, Numbered(20, bad), config)
     assert f"left out {len(bad)} of 20 images; the first: numbered, example {bad[0]}: the image is bad" in caplog.text
     # The next good one in the source's order takes the place, the first after the last.
@@ -256,7 +250,7 @@ def reader_threads() -> Iterator[threading.Thread]:
 
 
 def test_closing_stops_the_threads() -> None:
-    batches = train_batches(Numbered(20), dataclasses.replace(CONFIG, cache="none"), seed=0, batch_size=8)
+    batches = train_batches(Numbered(20), dataclasses.replace(CONFIG, cache="none"), BatchOrder(seed=0, batch_size=8))
     next(batches)
     assert any(reader_threads())
     batches.close()

@@ -22,8 +22,10 @@ from PIL import Image
 
 from ddim_jax.config import DataConfig
 from ddim_jax.data import prepared
-from ddim_jax.data.batches import Batch, load_images, read_example, train_batches
+from ddim_jax.data.batch_order import BatchOrder
+from ddim_jax.data.batches import Batch, train_batches
 from ddim_jax.data.prepared import PreparedSource, open_images, prepare_on_disk
+from ddim_jax.data.reading import load_images, read_example
 from ddim_jax.data.sources import Example, FolderSource, Source, open_source
 from ddim_jax.data.transforms import ImageError, prepare_image
 from ddim_jax.errors import UserError
@@ -74,8 +76,9 @@ def contents(config: DataConfig) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in ARRAYS}
 
 
-def take(source: Source, config: DataConfig, num: int = 12, **keys: Any) -> list[Batch]:
-    with contextlib.closing(train_batches(source, config, seed=1, batch_size=8, **keys)) as batches:
+def take(source: Source, config: DataConfig, num: int = 12, start_step: int = 0, **keys: Any) -> list[Batch]:
+    order = BatchOrder(seed=1, batch_size=8, **keys)
+    with contextlib.closing(train_batches(source, config, order, start_step)) as batches:
         return list(itertools.islice(batches, num))
 
 
@@ -204,7 +207,7 @@ def test_a_prepared_source_is_read_into_memory_if_that_is_asked_for(tmp_path: Pa
 
 def test_unusable_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = config_of(save_mixed(tmp_path / "images", BAD), on_error="skip")
-    with caplog.at_level(logging.WARNING, "ddim_jax.data.prepared"):
+    with caplog.at_level(logging.WARNING, "ddim_jax.data.reading"):
         source = open_images(config)
     first = f"{tmp_path}/images/a/00.png: not a PNG, JPEG, WebP, BMP or GIF image"
     assert f"left out 4 of 26 images; the first: {first}" in caplog.text
@@ -263,7 +266,7 @@ def watched(module, attribute, before=lambda *_: None):
 if name == "created":
     watched(os, "rename")
 elif name == "read":
-    watched(prepared, "prepare_image")
+    watched(prepared, "read_example")
 elif name == "flushed":
     watched(prepared, "_to_disk")
 elif name == "reasons":

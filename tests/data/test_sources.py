@@ -1,6 +1,8 @@
 """The three sources, the lines that users see when something is wrong, and life without TensorFlow."""
 
+import contextlib
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -12,8 +14,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddim_jax import names
 from ddim_jax.config import DataConfig
-from ddim_jax.data.sources import DigitsSource, FolderSource, TfdsSource, check_labels, open_source
+from ddim_jax.data.batch_order import BatchOrder
+from ddim_jax.data.batches import train_batches
+from ddim_jax.data.prepared import open_images
+from ddim_jax.data.sources import (
+    SOURCES,
+    DigitsSource,
+    Example,
+    FolderSource,
+    Source,
+    TfdsSource,
+    check_labels,
+    open_source,
+)
 from ddim_jax.data.transforms import ImageError
 from ddim_jax.errors import UserError
 
@@ -25,6 +40,57 @@ def save(path: Path, level: int, size: tuple[int, int] = (8, 8)) -> None:
 
 def level(source: Any, index: int) -> int:
     return int(source[index].image[0, 0, 0])
+
+
+# --- the mapping --------------------------------------------------------------------------------
+
+
+def test_each_name_has_a_source() -> None:
+    assert tuple(SOURCES) == names.choices(names.DataSource)
+
+
+def test_an_unknown_name_is_refused() -> None:
+    misspelt: Any = "tfsd"
+    with pytest.raises(UserError, match=r"^data source 'tfsd' does not exist; did you mean 'tfds'\? choose from: "):
+        open_source(DataConfig(source=misspelt))
+
+
+@pytest.mark.parametrize("cache", ["none", "host", "disk"])
+def test_a_source_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Any) -> None:
+    """A name and a row are all that training needs to find it."""
+
+    class Ramps(Source):
+        """Image i is i everywhere, of class i mod 4."""
+
+        name = "ramps"
+        num_classes = 4
+
+        def __init__(self, config: DataConfig) -> None:
+            self.side = config.image_size
+
+        def __len__(self) -> int:
+            return 12
+
+        def __getitem__(self, index: int) -> Example:
+            return Example(np.full((self.side, self.side, 1), index, np.uint8), index % 4)
+
+        def identity(self) -> dict[str, str | int]:
+            return {"source": "ramps"}
+
+    monkeypatch.setitem(names._added, names.DataSource, ())
+    names.add(names.DataSource, "ramps")
+    monkeypatch.setitem(SOURCES, "ramps", Ramps)
+    assert tuple(SOURCES) == names.choices(names.DataSource)
+    source_name: Any = "ramps"
+    config = DataConfig(source=source_name, image_size=5, channels=3, cache=cache, cache_dir=str(tmp_path))
+    with contextlib.closing(train_batches(open_images(config), config, BatchOrder(seed=0, batch_size=6))) as batches:
+        epoch = list(itertools.islice(batches, 2))
+    images = np.concatenate([batch.image for batch in epoch])
+    assert images.shape == (12, 5, 5, 3)
+    np.testing.assert_array_equal(images, np.broadcast_to(images[:, :1, :1, :1], images.shape))
+    levels = images[:, 0, 0, 0]
+    assert sorted(levels) == list(range(12))
+    np.testing.assert_array_equal(np.concatenate([batch.label for batch in epoch]), levels % 4)
 
 
 # --- digits -------------------------------------------------------------------------------------

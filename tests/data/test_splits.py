@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ddim_jax.config import DataConfig
-from ddim_jax.data.batches import load_images
 from ddim_jax.data.prepared import open_images, open_validation
+from ddim_jax.data.reading import load_images
 from ddim_jax.data.sources import DigitsSource, FolderSource
 from ddim_jax.data.splits import split_indices
 from ddim_jax.errors import UserError

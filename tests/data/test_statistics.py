@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from ddim_jax.config import DataConfig
-from ddim_jax.data.batches import load_images
 from ddim_jax.data.prepared import open_images
+from ddim_jax.data.reading import load_images
 from ddim_jax.data.sources import DigitsSource, Example, FolderSource, Source
 from ddim_jax.data.statistics import pixel_statistics
 from ddim_jax.data.transforms import ImageError
@@ -74,7 +74,7 @@ def test_digits_are_normalised_by_them() -> None:
 
 def test_unusable_images_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     skip = dataclasses.replace(CONFIG, on_error="skip")
-    with caplog.at_level(logging.WARNING, "ddim_jax.data.statistics"):
+    with caplog.at_level(logging.WARNING, "ddim_jax.data.reading"):
         found = pixel_statistics(Coloured(np.arange(300), bad=(7, 299)), skip, progress=False)
     assert "left out 2 of 300 images; the first: coloured, example 7: the image is bad" in caplog.text
     assert found == pixel_statistics(Coloured(np.delete(np.arange(300), [7, 299])), CONFIG, progress=False)

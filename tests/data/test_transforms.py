@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddim_jax import names
 from ddim_jax.config import DataConfig
-from ddim_jax.data.transforms import ImageError, crop_image, decode_image, prepare_image, set_channels
+from ddim_jax.data.transforms import CROPS, ImageError, crop_image, decode_image, prepare_image, set_channels
+from ddim_jax.errors import UserError
 
 
 def encode(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
@@ -134,6 +136,13 @@ def test_center_crop(height: int, width: int) -> None:
     cropped = crop_image(image, "center")
     np.testing.assert_array_equal(cropped, image[top : top + side, left : left + side])
     assert cropped.shape == (side, side, 3)
+
+
+def test_each_name_has_a_crop() -> None:
+    assert tuple(CROPS) == names.choices(names.Crop)
+    with pytest.raises(UserError, match=r"crop 'centre' does not exist; did you mean 'center'\? choose from: "):
+        crop_image(noise(4, 6, 3), "centre")
+    np.testing.assert_array_equal(crop_image(noise(4, 6, 3), "none"), noise(4, 6, 3))
 
 
 def test_celeba_crop_is_the_papers() -> None:

@@ -104,9 +104,9 @@ def test_a_killed_run_computes_what_is_missing(workdir, monkeypatch):
 
     # Another folder for the same values: all of a data set that is as long.
     config = seeded(1, changed(num=0))
-    images = job.read_real_images
+    images = job.read_first_images
     monkeypatch.setattr(
-        job, "read_real_images", lambda data, split, path, num: images(data, split, path, min(num, NUM))
+        job, "read_first_images", lambda data, split, path, num: images(data, split, path, min(num, NUM))
     )
     with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
         context.setattr(job._ValueStore, "save_part", save_one)

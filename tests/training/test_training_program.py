@@ -9,8 +9,9 @@ import pytest
 from ddim_jax import parallel
 from ddim_jax.config import Config, ConfigError, DataConfig, DiffusionConfig, ModelConfig, TrainConfig
 from ddim_jax.config.checks import check
+from ddim_jax.data.batch_order import BatchOrder
 from ddim_jax.data.batches import train_batches
-from ddim_jax.data.on_device import gather, lives_on_device, read_image_set, train_selections
+from ddim_jax.data.on_device import gather, lives_on_device, read_device_images, train_selections
 from ddim_jax.data.sources import open_source
 from ddim_jax.models import build_model
 from ddim_jax.training.host_average import HostAverage
@@ -44,13 +45,13 @@ def run(config, images_on_device=False, start=0, stop=STEPS, state=None):
     )
     source = open_source(config.data)
     assert compile_ahead(program, config, model, optimizer, STEPS, len(source)).total > 0
-    share = {"seed": config.seed, "batch_size": config.train.batch_size, "start_step": start}
+    order = BatchOrder(config.seed, config.train.batch_size)
     if images_on_device:
-        images, row_of = read_image_set(source, config.data)
+        images, row_of = read_device_images(source, config.data)
         program.place(images)
-        batches = train_selections(row_of, config.data, **share)
+        batches = train_selections(row_of, config.data, order, start)
     else:
-        batches = train_batches(source, config.data, **share)
+        batches = train_batches(source, config.data, order, start)
     state = init_state(config, model, optimizer) if state is None else state
     average = HostAverage(config.train, state) if config.train.ema_on_host else None
     state = parallel.replicate(state if average is None else average.part_for_devices(state), devices)
@@ -125,11 +126,11 @@ def test_the_learning_rate_is_that_of_the_step(plain):
 
 def test_selections_stand_for_the_batches_of_the_pipeline():
     source = open_source(CONFIG.data)
-    images, row_of = read_image_set(source, CONFIG.data)
+    images, row_of = read_device_images(source, CONFIG.data)
     for process in range(2):
-        share = {"seed": 3, "batch_size": 16, "start_step": 200, "process_index": process, "process_count": 2}
-        selections = train_selections(row_of, CONFIG.data, **share)
-        batches = train_batches(source, CONFIG.data, **share)
+        order = BatchOrder(seed=3, batch_size=16, process_index=process, process_count=2)
+        selections = train_selections(row_of, CONFIG.data, order, start_step=200)
+        batches = train_batches(source, CONFIG.data, order, start_step=200)
         for _ in range(3):
             assert_equal(tuple(jax.jit(gather)(images, next(selections))), tuple(next(batches)))
 

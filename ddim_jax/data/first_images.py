@@ -1,4 +1,4 @@
-"""Real images for jobs that reconstruct or edit them."""
+"""The first images of a data set, a folder or a file, for jobs that encode, rate or edit a few."""
 
 import dataclasses
 
@@ -6,13 +6,13 @@ import numpy as np
 from etils import epath
 
 from ddim_jax.config import DataConfig
-from ddim_jax.data.batches import Images, load_images
 from ddim_jax.data.prepared import open_images
+from ddim_jax.data.reading import Images, load_images
 from ddim_jax.data.transforms import decode_image, prepare_image
 from ddim_jax.errors import UserError
 
 
-def read_real_images(data: DataConfig, split: str, path: str, num: int) -> Images:
+def read_first_images(data: DataConfig, split: str, path: str, num: int) -> Images:
     """Reads the first images of a data set, a folder or a file, prepared for the network.
 
     Args:

@@ -1,0 +1,77 @@
+"""What a source of images is: a random-access sequence, in which ``source[i]`` is example i, always the same one.
+
+Training needs no more than that to be repeatable, since the order of the examples is made elsewhere, from the seed
+(``batch_order.py``). Pixels are as stored, uint8 of any size; ``transforms.py`` makes them equal.
+"""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from ddim_jax.errors import UserError
+
+
+class Example(NamedTuple):
+    """An image as stored, uint8 [h, w, 1 or 3], and its class (0 where the source has none)."""
+
+    image: np.ndarray
+    label: int
+
+
+class Source(Protocol):
+    """A random-access sequence of examples; subclass it, or write a class with these members.
+
+    Attributes:
+        name: what to call the data set in logs and records.
+        num_classes: number of classes; labels lie in 0 ... num_classes - 1. 0 means no labels.
+        prepared: images are cropped and resized already, and have their final number of channels.
+    """
+
+    name: str
+    num_classes: int
+    prepared: bool = False
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        ...
+
+    def __getitem__(self, index: int) -> Example:
+        """Reads example ``index``; must be safe to call from several threads.
+
+        Raises:
+            ImageError: this image cannot be read, whoever asks and whenever.
+            IndexError: there is no such example.
+        """
+        ...
+
+    def where(self, index: int) -> str:
+        """The file or record that holds example ``index``, for messages."""
+        return f"{self.name}, example {index}"
+
+    def identity(self) -> dict[str, str | int]:
+        """Says which examples these are: images kept on disk are used for no others (``prepared.py``).
+
+        Two sources whose identities are equal have the same examples in the same order.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no identity(), so its images cannot be kept on disk")
+
+    def describe(self) -> str:
+        """Describes the source in one line for the log: name, number of images, number of classes."""
+        classes = f"{self.num_classes} classes" if self.num_classes else "no labels"
+        return f"{self.name}: {len(self):,} images, {classes}"
+
+
+def check_labels(source: Source, num_classes: int) -> None:
+    """Checks that a class-conditional network fits the source's labels.
+
+    Args:
+        source: where the labels come from.
+        num_classes: ``model.num_classes``; 0 (an unconditional network) fits every source.
+
+    Raises:
+        UserError: the source has another number of classes, or none.
+    """
+    if num_classes in (0, source.num_classes):
+        return
+    has = f"{source.num_classes} classes" if source.num_classes else "no labels"
+    raise UserError(f"model.num_classes={num_classes}, but {source.name} has {has}; set it to {source.num_classes}")

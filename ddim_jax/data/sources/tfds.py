@@ -1,0 +1,145 @@
+"""Data sets of TensorFlow Datasets (TFDS), whose packages are imported only when one is opened."""
+
+import difflib
+import importlib.util
+import os
+from typing import Any
+
+import numpy as np
+
+from ddim_jax.data.sources.protocol import Example, Source
+from ddim_jax.data.transforms import decode_image
+from ddim_jax.errors import UserError
+
+
+class TfdsSource(Source):
+    """One split of a TensorFlow Datasets (TFDS) data set, stored as ArrayRecord files.
+
+    On first use TFDS downloads and prepares the data set into ``data.dir``; that alone needs
+    TensorFlow. A prepared one is read without it. Of each record only the image and the label are
+    decoded, the image by the same decoder as files are.
+    """
+
+    def __init__(self, name: str, split: str, directory: str = "") -> None:
+        """Opens a split, after preparing the data set if need be.
+
+        Args:
+            name: TFDS name, e.g. ``cifar10`` or ``oxford_flowers102:2.1.1``.
+            split: e.g. ``train``, ``train[:90%]`` or ``train+test``.
+            directory: TFDS data directory; empty means TFDS's own default.
+
+        Raises:
+            UserError: unknown name or split, a data set that cannot be prepared or has no
+                images.
+        """
+        import tensorflow_datasets as tfds
+
+        builder = _open_builder(name, directory)
+        if not builder.is_prepared():
+            _prepare(builder, name)
+        features = builder.info.features
+        image = _feature_name(features, "image", tfds.features.Image, (tfds.features.LabeledImage,))
+        label = _feature_name(features, "label", tfds.features.ClassLabel)
+        if image is None:
+            raise UserError(
+                f"data.name={name!r}: this TFDS data set has no single image per example; "
+                f"its features are {', '.join(sorted(features))}"
+            )
+        if np.dtype(features[image].np_dtype) == np.float32:
+            raise UserError(f"data.name={name!r}: its images hold float32 values, not pixels; choose another data set")
+        self._records = _open_split(builder, name, split)
+        self.name = name
+        self.split = split
+        self.num_classes = features[label].num_classes if label else 0
+        self._image, self._label = image, label
+        self._features = tfds.features.FeaturesDict({key: features[key] for key in (image, label) if key})
+        self._keep_encoded = {image: tfds.decode.SkipDecoding()}
+        # The name stands for the records: TFDS gives changed ones another version.
+        self._identity = {"source": "tfds", "name": builder.info.full_name, "bytes": int(builder.info.dataset_size)}
+
+    def __len__(self) -> int:
+        """The number of examples in the split."""
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        """Reads and decodes record ``index`` of the split."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name}, split {self.split} has {len(self)} examples; there is no number {index}")
+        values: Any = self._features.deserialize_example_np(self._records[index], decoders=self._keep_encoded)
+        return Example(decode_image(values[self._image]), int(values[self._label]) if self._label else 0)
+
+    def where(self, index: int) -> str:
+        """The split and the record's number in it."""
+        return f"{self.name}, split {self.split}, example {index}"
+
+    def identity(self) -> dict[str, str | int]:
+        """The full name with version, the size and the split."""
+        return {**self._identity, "split": self.split}
+
+
+def _open_builder(name: str, directory: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder(name, data_dir=os.path.expanduser(directory) or None)
+    except tfds.core.DatasetNotFoundError as error:
+        known = tfds.list_builders(with_community_datasets=False)
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "see tensorflow.org/datasets/catalog"
+        place = f" and {directory} has no such data set" if directory else ""
+        raise UserError(f"data.name={name!r}: TFDS does not know this name{place}; {hint}") from error
+    except (ValueError, AssertionError, RuntimeError, ImportError) as error:
+        raise UserError(f"data.name={name!r}: TFDS cannot open it: {_first_line(error)}") from error
+
+
+def _prepare(builder: Any, name: str) -> None:
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            f"data.name={name!r} is not prepared in {builder.data_dir}, and preparing it needs TensorFlow: "
+            "pip install 'ddim_jax[tfds]', or set data.dir to where it is prepared"
+        )
+    import tensorflow as tf
+
+    # TensorFlow would otherwise take all memory of the GPUs that JAX is going to use.
+    tf.config.set_visible_devices([], "GPU")
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except ImportError as error:
+        # Some data sets need packages of their own to be prepared.
+        package = (error.name or "").split(".")[0] or _first_line(error)
+        raise UserError(f"data.name={name!r}: preparing it needs the package {package}; install that") from error
+    except Exception as error:
+        # It runs the data set's own code and downloads: anything may be raised here.
+        raise UserError(
+            f"data.name={name!r} could not be prepared in {builder.data_dir}: {_first_line(error)}"
+        ) from error
+
+
+def _open_split(builder: Any, name: str, split: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    splits = ", ".join(builder.info.splits)
+    try:
+        return builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    except NotImplementedError as error:
+        raise UserError(
+            f"data.name={name!r} is prepared in {builder.data_dir} in a format without random access; "
+            "set data.dir to another folder, to prepare it there as array_record"
+        ) from error
+    except (ValueError, AssertionError, KeyError) as error:
+        raise UserError(
+            f"split {split!r} is no split of {name}, or an empty one; it has: {splits} (and slices such as train[:90%])"
+        ) from error
+
+
+def _feature_name(features: Any, preferred: str, kind: type, but_not: tuple[type, ...] = ()) -> str | None:
+    """Finds the key of the one feature of a type; ``preferred`` if it is one of several, else None."""
+    names = [key for key in features if isinstance(features[key], kind) and not isinstance(features[key], but_not)]
+    if preferred in names:
+        return preferred
+    return names[0] if len(names) == 1 else None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
