@@ -26,7 +26,7 @@ from ddim_jax.weights.diffusers_folder import read_folder
 from ddim_jax.weights.published_networks import published_networks, recognise
 from ddim_jax.weights.shapes import check_finite, check_shapes, variable_shapes
 from ddim_jax.weights.torch_file import read_torch_file
-from ddim_jax.weights.unet_names import from_torch, naming_of, torch_shapes, with_plain_names
+from ddim_jax.weights.unet_names import from_torch, naming_of, unet_state_shapes, with_plain_names
 from ddim_jax.writers import say
 
 # What the averaging is worth, as measured by others for the same training run of DDPM's.
@@ -179,7 +179,7 @@ def _from_state(state: Any, path: pathlib.Path, config: Config | None) -> Weight
         params = from_torch(state, agreed, naming, str(path))
     except UserError as error:
         published = recognise(state)
-        if published is None or torch_shapes(published.config, "ddim") == torch_shapes(agreed, "ddim"):
+        if published is None or unet_state_shapes(published.config, "ddim") == unet_state_shapes(agreed, "ddim"):
             raise
         raise UserError(f"{error}: it is the network of {published.name}, --config={published.file}") from error
     return Weights(agreed, {"params": params, "batch_stats": {}}, None, None, 0, path)

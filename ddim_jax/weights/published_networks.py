@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ddim_jax.config import Config, ConfigTree, default_config, from_config_dict, recipes
-from ddim_jax.weights.unet_names import state_shapes, torch_shapes
+from ddim_jax.weights.shapes import array_shapes
+from ddim_jax.weights.unet_names import unet_state_shapes
 
 
 class PublishedNetwork(NamedTuple):
@@ -35,9 +36,9 @@ def published_networks() -> list[PublishedNetwork]:
 
 def recognise(state: Mapping[Any, Any]) -> PublishedNetwork | None:
     """The network that a state dict with the names of DDIM's code belongs to; None when it is no published one."""
-    shapes = state_shapes(state)
+    shapes = array_shapes(state)
     for network in published_networks():
-        if torch_shapes(network.config, "ddim") == shapes:
+        if unet_state_shapes(network.config, "ddim") == shapes:
             return network
     return None
 

@@ -26,7 +26,7 @@ from flax import traverse_util
 
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
-from ddim_jax.weights.shapes import Shape, check_finite, check_shapes, variable_shapes
+from ddim_jax.weights.shapes import Shape, array_shapes, check_finite, check_shapes, variable_shapes
 
 Naming = Literal["ddim", "diffusers"]
 
@@ -142,17 +142,12 @@ def _param_shapes(config: Config) -> dict[str, Shape]:
     return {name.removeprefix("params/"): shape for name, shape in shapes.items() if name.startswith("params/")}
 
 
-def torch_shapes(config: Config, naming: Naming) -> dict[str, Shape]:
+def unet_state_shapes(config: Config, naming: Naming) -> dict[str, Shape]:
     """Shapes of a PyTorch state dict with the parameters of ``config.model``, by its names."""
     nothing = np.float32(0)
     params = {name: np.broadcast_to(nothing, shape) for name, shape in _param_shapes(config).items()}
     state = to_torch(traverse_util.unflatten_dict(params, sep="/"), naming, len(config.model.multipliers))
     return {name: value.shape for name, value in state.items()}
-
-
-def state_shapes(state: Mapping[Any, Any]) -> dict[Any, Shape | str]:
-    """Shapes of what a state dict holds."""
-    return {name: getattr(value, "shape", "no array") for name, value in state.items()}
 
 
 def naming_of(state: Mapping[Any, Any]) -> Naming | None:
@@ -202,7 +197,7 @@ def from_torch(state: Mapping[Any, Any], config: Config, naming: Naming, source:
             f"model.num_classes={config.model.num_classes}; set it to 0"
         )
     num_levels = len(config.model.multipliers)
-    check_shapes(state_shapes(state), torch_shapes(config, naming), source)
+    check_shapes(array_shapes(state), unet_state_shapes(config, naming), source)
     flat = {}
     for name in _param_shapes(config):
         value = np.asarray(state[torch_name(name, naming, num_levels)])
