@@ -10,7 +10,6 @@
 
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,19 +19,17 @@ from flax import traverse_util
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
 from ddim_jax.weights.agreement import agreed_config, deciding_values
-from ddim_jax.weights.array_files import ArrayFile, is_safetensors, read_npz, read_safetensors
+from ddim_jax.weights.array_files import ArrayFile, is_npz, is_safetensors, read_npz, read_safetensors
 from ddim_jax.weights.description import KEY, Description
 from ddim_jax.weights.diffusers_folder import read_folder
 from ddim_jax.weights.published_networks import published_networks, recognise
 from ddim_jax.weights.shapes import check_finite, check_shapes, variable_shapes
-from ddim_jax.weights.torch_file import read_torch_file
+from ddim_jax.weights.torch_file import ZIP_START, read_torch_file
 from ddim_jax.weights.unet_names import from_torch, naming_of, unet_state_shapes, with_plain_names
 from ddim_jax.writers import say
 
 # What the averaging is worth, as measured by others for the same training run of DDPM's.
 COST_OF_RAW_WEIGHTS = "published for CIFAR-10: FID 12.14 with the raw weights, 3.21 with their moving averages"
-
-_ZIP_START = b"PK\x03\x04"
 
 
 class Weights(NamedTuple):
@@ -100,17 +97,9 @@ def _read(path: pathlib.Path, config: Config | None) -> Weights:
         raise UserError(f"{path} cannot be read: {reason}") from error
     if is_safetensors(start):
         return _from_arrays(read_safetensors(path), path, config)
-    if start.startswith(_ZIP_START) and _is_npz(path):
+    if start.startswith(ZIP_START) and is_npz(path):
         return _from_arrays(read_npz(path), path, config)
     return _from_torch_file(path, config)
-
-
-def _is_npz(path: pathlib.Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return all(name.endswith(".npy") for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
 
 
 def _from_folder(path: pathlib.Path, config: Config | None) -> Weights:

@@ -30,7 +30,7 @@ from ddim_jax.weights.torch_pickle import GlobalName, RefusedError, Storage, Ten
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION = 1001
-_ZIP_START = b"PK\x03\x04"
+ZIP_START = b"PK\x03\x04"
 
 # A file of a few bytes can describe a list that contains itself, or one that holds another twice, which holds another
 # twice, and so on. Checkpoints are far from these bounds.
@@ -83,7 +83,7 @@ def _read(file: BinaryIO) -> Any:
     file.seek(0)
     if not start:
         raise RefusedError("is empty: download or copy it again")
-    if start.startswith(_ZIP_START):
+    if start.startswith(ZIP_START):
         return _read_zip(file)
     if _MAGIC_NUMBER.to_bytes(10, "little") in start[:32]:
         # A mapping never reads past its end, however much the program asks for.

@@ -33,7 +33,7 @@ def test_a_file_is_fetched_once_and_again_when_damaged(published, tmp_path):
 
 
 def test_another_file_at_the_address_is_not_kept(published, tmp_path):
-    with pytest.raises(UserError, match=r"has SHA-256 .*, not 000: try again, or set eval\.path to a copy of here\.pth"):
+    with pytest.raises(UserError, match=r"has SHA-256 .*, not 000: try again, or set eval\.path to a copy of here"):
         fetch(published._replace(sha256="000"))
     assert list((tmp_path / "cache" / "networks").iterdir()) == []
 
