@@ -9,7 +9,7 @@
 - ``shapes``: the arrays that a network needs.
 - ``agreement``: what a file states, against the config.
 - ``published_networks``: the networks whose published files state nothing.
-- ``own_files``: the formats in which we export, each with its ``description`` of what it holds.
+- ``export_formats``: the formats in which we export, each with its ``description`` of what it holds.
 - ``download``: published files, fetched once.
 - ``inception``: the Inception network that FID and Inception Score are defined by.
 """

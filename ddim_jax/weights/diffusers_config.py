@@ -9,6 +9,7 @@ from typing import Any
 
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
+from ddim_jax.names import Objective, ScheduleName
 
 # Written into what is exported; the oldest version that reads it.
 _DIFFUSERS_VERSION = "0.35.0"
@@ -68,10 +69,10 @@ _EMA_SETTINGS = (
 _SCHEDULERS = (
     *("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"),
 )
-_SCHEDULES = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
-_OBJECTIVES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+_SCHEDULES: dict[str, ScheduleName] = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
+_OBJECTIVES: dict[str, Objective] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 # Those that DDIMScheduler knows.
-_EXPORTED_SCHEDULES = {"linear": "linear", "quad": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+_EXPORTED_SCHEDULES: dict[ScheduleName, str] = {"linear": "linear", "quad": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 
 
 def stated_by_unet(values: Mapping[str, Any], source: str, image_size: int) -> dict[str, Any]:
