@@ -73,7 +73,7 @@ def export(config: Config, workdir: epath.PathLike) -> epath.Path:
 
 
 def _out(config: Config, workdir: epath.PathLike, step: int) -> epath.Path:
-    """The file or folder to write; by default its name has in it all that tells exports of one run apart."""
+    """Chooses the file or folder to write; by default its name tells all exports of one run apart."""
     settings = config.weights
     form = EXPORT_FORMATS[settings.format]
     if not settings.out:
@@ -142,7 +142,7 @@ def _report_rounding(pipe: Pipeline, exact: Mapping[str, np.ndarray], stored: Ma
 
 
 def _output(pipe: Pipeline, flat: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What the network makes of pure noise, told to be images at levels from 1 to T."""
+    """Network's output for pure noise, told to be images at levels from 1 to T."""
     config = pipe.config
     schedule = build_schedule(config)
     noise = np.random.default_rng(0).standard_normal((_TRIED_IMAGES, *config.data.image_shape))

@@ -74,7 +74,7 @@ def _check_free(workdir: epath.Path) -> None:
 
 
 def _state(weights: Weights) -> TrainState:
-    """A training state with these weights and a fresh optimiser."""
+    """Makes a training state with these weights and a fresh optimiser."""
     averages, raw = weights.variables, weights.raw or weights.variables
     optimizer = make_optimizer(weights.config.train, max(1, weights.config.train.steps))
     return TrainState(

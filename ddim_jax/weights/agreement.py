@@ -1,4 +1,4 @@
-"""What a file says about its network, and whether the config says the same.
+"""Agreement between what a file says about its network and what the config says.
 
 Weights alone are no model: numbers made with another schedule or another normalisation than the network was trained
 with are wrong without a sign. So whatever a file states is compared with the config, and what it does not state is the
@@ -31,10 +31,10 @@ def agreed_config(config: Config | None, stated: Mapping[str, Any], source: str,
     """Settles the config of a file's network.
 
     Args:
-        config: what the user gave; None for "what the file says".
-        stated: what the file states, by dotted key of the config.
-        source: what to call the file in messages.
-        base: where the user gave nothing, the values of what is not stated; all defaults when None.
+        config: config that the user gave; None for "what the file says".
+        stated: values that the file states, by dotted key of the config.
+        source: name of the file in messages.
+        base: config of all that is not stated, where the user gave none; all defaults when None.
 
     Returns:
         ``config``, with the file's normalisation where it leaves that open; or ``base`` with what is stated.

@@ -24,11 +24,11 @@ _TEXT_PREFIX = "text:"
 
 
 class ArrayFile(NamedTuple):
-    """Contents of such a file.
+    """Contents of a file of arrays.
 
     Attributes:
-        arrays: by name.
-        texts: by name.
+        arrays: arrays by name.
+        texts: texts by name.
     """
 
     arrays: dict[str, np.ndarray]

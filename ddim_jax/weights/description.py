@@ -1,4 +1,4 @@
-"""What our own exported files say about themselves, so that whoever has the file needs nothing else."""
+"""Description that our own exported files carry, so that whoever has the file needs nothing else."""
 
 import dataclasses
 import json
@@ -18,11 +18,11 @@ class Description(NamedTuple):
     """Facts about exported weights.
 
     Attributes:
-        config: of the run, without the paths of the machine it ran on.
-        step: training steps done.
+        config: config of the run, without the paths of the machine it ran on.
+        step: number of training steps done.
         averaged: whether they are the moving averages.
-        dtype: what they are stored in.
-        sha256: of the stored values, see :func:`~ddim_jax.digests.digest_of_arrays`.
+        dtype: type in which they are stored.
+        sha256: hash of the stored values, see :func:`~ddim_jax.digests.digest_of_arrays`.
     """
 
     config: Config
@@ -56,7 +56,7 @@ class Description(NamedTuple):
 
 
 def shared_config(config: Config) -> Config:
-    """Leaves out of a config what only the machine knows that it was made on, or that was asked of one job there."""
+    """Leaves out of a config what concerns only the machine that it was used on, or one job there."""
     data = dataclasses.replace(config.data, dir="", cache_dir="", path=pathlib.Path(config.data.path).name)
     kept = {group: getattr(config, group) for group in ("model", "diffusion", "train", "sample", "seed")}
     return Config(data=data, **kept)

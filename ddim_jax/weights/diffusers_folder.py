@@ -35,14 +35,14 @@ PIPELINE_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
 class Network(NamedTuple):
-    """A network read from such a folder.
+    """Network read from a folder of diffusers.
 
     Attributes:
-        params: the tree of parameters.
-        config: the config that it agrees with.
+        params: tree of parameters.
+        config: config that it agrees with.
         averaged: whether they are moving averages; None when the folder does not say.
-        step: training steps done; 0 when the folder does not say.
-        file: the file of the parameters.
+        step: number of training steps done; 0 when the folder does not say.
+        file: path of the file with the parameters.
         ours: whether we wrote it.
     """
 
@@ -58,8 +58,8 @@ def read_folder(folder: pathlib.Path, config: Config | None) -> list[Network]:
     """Reads the network of a folder, or both of them: the moving averages, then the raw parameters.
 
     Args:
-        folder: any of the kinds above.
-        config: what the folder must agree with; None for what the folder says.
+        folder: folder of any of the kinds above.
+        config: config that the folder must agree with; None for what the folder says.
 
     Raises:
         UserError: there is no network in it, one that is not ours, one that the config contradicts, or damaged files.
@@ -157,9 +157,9 @@ def write_folder(folder: epath.PathLike, arrays: Mapping[str, np.ndarray], descr
     """Writes a pipeline that ``diffusers.DDIMPipeline.from_pretrained`` loads; it appears whole or not at all.
 
     Args:
-        folder: must not exist.
+        folder: path of the folder, which must not exist.
         arrays: variables by their paths, as they are to be stored, e.g. ``params/conv_in/kernel``.
-        description: of the arrays, kept beside them; its config says which pipeline it is.
+        description: description of the arrays, kept beside them; its config says which pipeline it is.
 
     Raises:
         UserError: diffusers cannot express the network or its schedule.

@@ -1,4 +1,4 @@
-"""Files that others published, fetched once into the cache and known by their SHA-256."""
+"""Downloads files that others published, once, into the cache, where they are known by their SHA-256."""
 
 import hashlib
 import http.client
@@ -19,15 +19,15 @@ _CHUNK_BYTES = 2**20
 
 
 class PublishedFile(NamedTuple):
-    """A file of somebody else's, of which every copy has the same bytes.
+    """Published file, of which every copy has the same bytes.
 
     Attributes:
-        title: what the progress bar calls it.
-        url: where it is.
-        sha256: of its bytes, in hexadecimal.
-        folder: name of the folder in the cache.
-        name: of the file there.
-        setting: the config's key by which users give a copy of their own.
+        title: name in the progress bar.
+        url: address of the file.
+        sha256: hash of its bytes, in hexadecimal.
+        folder: name of its folder in the cache.
+        name: name of the file there.
+        setting: key of the config by which users give a copy of their own.
     """
 
     title: str
@@ -49,7 +49,7 @@ def sha256_of_file(path: pathlib.Path) -> str:
 
 
 def fetch(published: PublishedFile) -> pathlib.Path:
-    """Returns the file's path in the cache; downloads it if it is not there, or is damaged.
+    """Downloads a file if it is not in the cache, or damaged there; returns its path.
 
     Raises:
         UserError: it cannot be fetched or saved, or something else came; the message names the setting to use instead.
@@ -76,7 +76,7 @@ def fetch(published: PublishedFile) -> pathlib.Path:
 
 
 def _download(published: PublishedFile, file: IO[bytes]) -> str:
-    """Writes what comes to an open file, with a progress bar; returns the SHA-256 of it."""
+    """Downloads into an open file, with a progress bar; returns the SHA-256 of what came."""
     digest = hashlib.sha256()
     with urllib.request.urlopen(published.url, timeout=_TIMEOUT_SECONDS) as response:
         total = int(response.headers.get("Content-Length") or 0) or None

@@ -1,4 +1,4 @@
-"""The formats in which weights are exported, each with a description of what it holds.
+"""Formats in which weights are exported, each with a description of what it holds.
 
 ``npz`` and ``safetensors`` are one file with all in it that is needed to use it here: arrays with the names and the
 layout of our parameters, e.g. ``params/conv_in/kernel`` [3, 3, in, out], and a text beside them, ``ddim_jax``, that is
@@ -21,12 +21,12 @@ from ddim_jax.weights.diffusers_folder import PIPELINE_WEIGHTS, write_folder
 
 
 class ExportFormat(NamedTuple):
-    """A form that exported weights can have.
+    """Form that exported weights can have.
 
     Attributes:
-        ending: of the names that exports have by default; files must have it.
+        ending: end of the name that an export has by default; files must have it.
         is_folder: whether it is a folder, whose name may be anything.
-        write: writes variables by their paths, and their description, to a place where nothing is.
+        write: function that writes variables by their paths, and their description, to a place where nothing is.
     """
 
     ending: str

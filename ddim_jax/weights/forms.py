@@ -1,4 +1,4 @@
-"""Reading weights in whatever form they were published: the form is found by what is in the file, not by its name.
+"""Reads weights in whatever form they were published: the form is found by what is in the file, not by its name.
 
 - A state dict of DDIM's PyTorch code, in PyTorch's file or in ``.safetensors``: pesser's conversions of DDPM's
   checkpoints, ``ema_cifar10.ckpt`` and kin.
@@ -33,15 +33,15 @@ COST_OF_RAW_WEIGHTS = "published for CIFAR-10: FID 12.14 with the raw weights, 3
 
 
 class Weights(NamedTuple):
-    """Weights read from a file, and what is known of them.
+    """Weights read from a file, and facts about them.
 
     Attributes:
-        config: the config that they agree with.
+        config: config that they agree with.
         variables: ``params`` and ``batch_stats``, float32 NumPy arrays: the moving averages where the file has them.
-        raw: the same of the raw parameters, where the file has both; else None.
+        raw: variables with the raw parameters, where the file has both; else None.
         averaged: whether ``variables`` are moving averages; None when the file does not say.
-        step: training steps done; 0 when the file does not say.
-        file: the file of the arrays.
+        step: number of training steps done; 0 when the file does not say.
+        file: path of the file with the arrays.
     """
 
     config: Config
@@ -57,8 +57,8 @@ def read_weights(path: str | os.PathLike[str], config: Config | None = None, ema
 
     Args:
         path: file or folder; ``~`` is understood.
-        config: of the network; None where the file says it, or holds one of the published networks.
-        ema: take the moving averages, where the file has both them and the raw parameters.
+        config: config of the network; None where the file says it, or holds one of the published networks.
+        ema: whether to take the moving averages, where the file has both them and the raw parameters.
 
     Raises:
         UserError: there is no such file, it is damaged or of no known form, or it holds another network.
@@ -144,7 +144,7 @@ def _from_torch_file(path: pathlib.Path, config: Config | None) -> Weights:
 
 
 def _from_state(state: Any, path: pathlib.Path, config: Config | None) -> Weights:
-    """Weights from a state dict that says nothing of its network."""
+    """Makes weights of a state dict that says nothing of its network."""
     if not isinstance(state, Mapping):
         raise UserError(f"{path} does not hold arrays by name, but {type(state).__name__}: give a state dict")
     state = with_plain_names(state)

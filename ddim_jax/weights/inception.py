@@ -1,4 +1,4 @@
-"""The published weights of the Inception network, turned into our parameters.
+"""Weights of the Inception network, as published and turned into our parameters.
 
 They are those of TensorFlow's graph of 5 December 2015, in the PyTorch form that torch-fidelity and pytorch-fid both
 use (under two names, the same bytes). The file's hash belongs to every figure: other weights make another metric.
@@ -42,8 +42,8 @@ class InceptionWeights(NamedTuple):
     """Parameters of :class:`~ddim_jax.models.inception.Inception`, and where they came from.
 
     Attributes:
-        params: a tree of float32 NumPy arrays; the network is called by ``apply({"params": params}, x)``.
-        sha256: of the file that they were read from, in hexadecimal; ``PUBLISHED.sha256`` for the published one.
+        params: tree of float32 NumPy arrays; the network is called by ``apply({"params": params}, x)``.
+        sha256: hash of the file that they were read from, in hexadecimal; ``PUBLISHED.sha256`` for the published one.
     """
 
     params: dict[str, Any]
@@ -91,7 +91,7 @@ def convert_state(state: Any, source: str) -> dict[str, Any]:
 
     Args:
         state: arrays by PyTorch's names, e.g. ``Mixed_5b.branch1x1.conv.weight`` [out, in, h, w].
-        source: what to call the file in messages.
+        source: name of the file in messages.
 
     Raises:
         UserError: arrays are missing, left over, of another shape, or not finite; the message names the first five.
@@ -123,7 +123,7 @@ def _usable(name: str, array: np.ndarray) -> bool:
 
 
 def _refuse(source: str, what: str, names: Iterable[Any]) -> None:
-    """Raises an error that names some of ``names``, if there are any."""
+    """Raises an error that names the first of ``names``, if there are any."""
     names = sorted(map(str, names))
     if names:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The arrays that a network needs, and what may be wrong with those that a file has."""
+"""Shapes of the arrays that a network needs, and checks of those that a file has."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ def variable_shapes(config: Config) -> dict[str, Shape]:
 
 
 def array_shapes(state: Mapping[Any, Any]) -> dict[Any, Shape | str]:
-    """Shapes of what a state dict holds; a word for what is no array."""
+    """Shapes of the arrays in a state dict, by name; words where there is none."""
     return {name: getattr(value, "shape", "no array") for name, value in state.items()}
 
 
@@ -37,9 +37,9 @@ def check_shapes(theirs: Mapping[Any, Shape | str], ours: Mapping[Any, Shape], s
     """Compares the arrays of a file with those of the network; none may be missing or left over.
 
     Args:
-        theirs: of the file, see :func:`array_shapes`.
-        ours: shapes by the same kind of names.
-        source: what to call the file in messages.
+        theirs: shapes of the file's arrays, see :func:`array_shapes`.
+        ours: shapes that the network needs, by the same kind of names.
+        source: name of the file in messages.
 
     Raises:
         UserError: they differ; the message names the first five.
@@ -68,7 +68,7 @@ def check_finite(arrays: Mapping[str, np.ndarray], source: str) -> None:
 
 
 def name_first(items: Sequence[str]) -> str:
-    """Lists the first five for a message, and says how many more there are.
+    """Lists the first five items for a message, and says how many more there are.
 
     >>> name_first(["a", "b", "c", "d", "e", "f", "g"])
     'a, b, c, d, e and 2 more'

@@ -55,17 +55,17 @@ _SCALARS = (str, int, float, bool, type(None), bytes, complex)
 
 
 class RefusedError(Exception):
-    """The file is not read, for the reason in the message, which continues a sentence that starts with the path."""
+    """Refusal of a file; the message continues a sentence that starts with its path."""
 
 
 class GlobalName(NamedTuple):
-    """The name of a class or function: a key of ``_CALLABLES``, or a storage type."""
+    """Name of a class or function: a key of ``_CALLABLES``, or a storage type."""
 
     text: str
 
 
 class Storage(NamedTuple):
-    """A reference to a part of a storage: ``length`` elements from element ``start`` on."""
+    """Reference to a part of a storage: ``length`` elements from element ``start`` on."""
 
     key: str
     dtype: np.dtype
@@ -74,7 +74,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A tensor without its bytes; offset and stride count elements."""
+    """Tensor without its bytes; offset and stride count elements."""
 
     storage: Storage
     offset: int
@@ -83,11 +83,11 @@ class Tensor(NamedTuple):
 
 
 class Unpickled(NamedTuple):
-    """What a pickle makes.
+    """Result of a pickle.
 
     Attributes:
         value: plain containers and values, with :class:`Tensor`, :class:`Storage` and :class:`GlobalName` in them.
-        storages: the first reference to each storage, by key.
+        storages: first reference to each storage, by key.
     """
 
     value: Any
@@ -98,7 +98,7 @@ def unpickle(file: Any) -> Unpickled:
     """Runs the pickle that starts where ``file`` stands, and leaves ``file`` behind it.
 
     Args:
-        file: open for reading; a read past the end must be short, not take memory.
+        file: file open for reading; a read past the end must be short, not take memory.
 
     Raises:
         RefusedError: it does what PyTorch's pickles never do, or names a class that holds no tensors.
@@ -123,7 +123,7 @@ def unpickle(file: Any) -> Unpickled:
                 stack.append(None)
             case "NEWTRUE" | "NEWFALSE":
                 stack.append(opcode.name == "NEWTRUE")
-            case name if name in _LITERALS:
+            case _ if opcode.name in _LITERALS:
                 stack.append(argument)
             # Containers.
             case "EMPTY_DICT":
@@ -191,7 +191,7 @@ def unpickle(file: Any) -> Unpickled:
 
 
 def _expect(value: Any, kind: type) -> Any:
-    """``value``, which must be a ``kind`` itself, not of a class derived from it."""
+    """Returns ``value``, which must be a ``kind`` itself, not of a class derived from it."""
     if type(value) is not kind:
         raise TypeError(f"not a {kind.__name__}")
     return value
@@ -209,7 +209,7 @@ def _pairs(items: Any = ()) -> dict[Any, Any]:
 
 
 def _named(module: str, name: str) -> Any:
-    """Gives what stands for the class, function or constant of that name."""
+    """Finds what stands for the class, function or constant of that name."""
     full = f"{module}.{name}".replace("__builtin__.", "builtins.")
     if full in _CALLABLES or (module in _STORAGE_MODULES and name in _STORAGE_DTYPES):
         return GlobalName(full)
