@@ -5,7 +5,7 @@ a file from the internet could do anything. Here it is run by a machine that kno
 and whose whole stock of functions is ``_CALLABLES``.
 
 ``pickle.Unpickler`` with ``find_class`` restricted to the same few names would not do. It hashes whatever the program
-makes a key: a megabyte of tuples in tuples ends the process there, and 150 bytes of tuples that each hold another
+makes a key: a megabyte of tuples in tuples ends the process there, and 300 bytes of tuples that each hold another
 twice keep it busy for ever. It makes room for all memo indices below the largest, a gigabyte for ten bytes of file,
 and it sets attributes of the functions that it was given. To refuse the first two beforehand one must know what lies
 on the stack, and that is to run the machine.
