@@ -25,7 +25,16 @@ def from_config_dict(config: ConfigTree) -> Config:
         ConfigError: an unknown key, a value of the wrong type or range, or keys that contradict
             each other.
     """
-    return _finish(_build(Config, config.to_dict(), ""))
+    return from_values(config.to_dict())
+
+
+def from_values(values: Any) -> Config:
+    """Makes the typed config of dictionaries and lists, such as JSON keeps; same errors as :func:`from_config_dict`.
+
+    Args:
+        values: the groups by name, each with its values by name.
+    """
+    return _finish(_build(Config, values, ""))
 
 
 def from_json(text: str) -> Config:
@@ -34,7 +43,7 @@ def from_json(text: str) -> Config:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"not a JSON config: {error}") from error
-    return _finish(_build(Config, values, ""))
+    return from_values(values)
 
 
 def to_json(config: Config) -> str:

@@ -16,11 +16,11 @@ from ddim_jax.configured import build_schedule
 from ddim_jax.digests import digest_of_arrays
 from ddim_jax.errors import UserError
 from ddim_jax.model_job import ModelJob
+from ddim_jax.names import StoredDtype, WeightsFormat
 from ddim_jax.pipeline import Pipeline
 from ddim_jax.weights.description import Description, shared_config
-from ddim_jax.weights.diffusers_folder import write_folder
+from ddim_jax.weights.export_formats import EXPORT_FORMATS, read_description
 from ddim_jax.weights.forms import COST_OF_RAW_WEIGHTS
-from ddim_jax.weights.own_files import read_description, write_own_file
 from ddim_jax.writers import say
 
 # Noisy images through the network, to see what rounding its weights does to its output.
@@ -63,7 +63,7 @@ def export(config: Config, workdir: epath.PathLike) -> epath.Path:
             _check_same(out, description)
             say(f"{out} is there already")
         else:
-            _write(out, job.config, stored, description)
+            _write(out, settings.format, stored, description)
             megabytes = sum(value.nbytes for value in stored.values()) / 1e6
             say(f"wrote {out}: {len(stored):,} arrays, {megabytes:,.1f} MB, step {pipe.step:,}")
         if settings.dtype != "float32":
@@ -73,15 +73,15 @@ def export(config: Config, workdir: epath.PathLike) -> epath.Path:
 
 
 def _out(config: Config, workdir: epath.PathLike, step: int) -> epath.Path:
-    """The file or folder to write; by default its name has in it all that tells exports of one run apart."""
+    """Chooses the file or folder to write; by default its name tells all exports of one run apart."""
     settings = config.weights
-    suffix = "-diffusers" if settings.format == "diffusers" else f".{settings.format}"
+    form = EXPORT_FORMATS[settings.format]
     if not settings.out:
         which = "ema" if settings.ema else "raw"
-        return epath.Path(workdir) / "export" / f"step{step}-{which}-{settings.dtype}{suffix}"
+        return epath.Path(workdir) / "export" / f"step{step}-{which}-{settings.dtype}{form.ending}"
     out = epath.Path(settings.out).expanduser()
-    if settings.format != "diffusers" and out.suffix != suffix:
-        raise UserError(f"weights.out={settings.out}: a file of weights.format={settings.format} ends in {suffix}")
+    if not form.is_folder and out.suffix != form.ending:
+        raise UserError(f"weights.out={settings.out}: a file of weights.format={settings.format} ends in {form.ending}")
     return out
 
 
@@ -90,14 +90,12 @@ def _check_same(out: epath.Path, description: Description) -> None:
         raise UserError(f"{out} exists and is another model's, or something else: name another place by weights.out")
 
 
-def _write(out: epath.Path, config: Config, stored: Mapping[str, np.ndarray], description: Description) -> None:
+def _write(
+    out: epath.Path, weights_format: WeightsFormat, stored: Mapping[str, np.ndarray], description: Description
+) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        if config.weights.format == "diffusers":
-            params = traverse_util.unflatten_dict(dict(stored), sep="/").get("params", {})
-            write_folder(out, config, params, description)
-        else:
-            write_own_file(out, stored, description)
+        EXPORT_FORMATS[weights_format].write(out, stored, description)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
 
@@ -105,7 +103,7 @@ def _write(out: epath.Path, config: Config, stored: Mapping[str, np.ndarray], de
 # --- rounding -----------------------------------------------------------------------------------
 
 
-def _rounded(arrays: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
+def _rounded(arrays: Mapping[str, np.ndarray], dtype: StoredDtype) -> dict[str, np.ndarray]:
     with np.errstate(over="ignore"):
         rounded = {name: array.astype(jnp.dtype(dtype)) for name, array in arrays.items()}
     too_large = [name for name, array in rounded.items() if not np.isfinite(array).all()]
@@ -144,7 +142,7 @@ def _report_rounding(pipe: Pipeline, exact: Mapping[str, np.ndarray], stored: Ma
 
 
 def _output(pipe: Pipeline, flat: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What the network makes of pure noise, told to be images at levels from 1 to T."""
+    """Network's output for pure noise, told to be images at levels from 1 to T."""
     config = pipe.config
     schedule = build_schedule(config)
     noise = np.random.default_rng(0).standard_normal((_TRIED_IMAGES, *config.data.image_shape))

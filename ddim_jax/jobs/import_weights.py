@@ -1,6 +1,5 @@
 """``--mode=import``: make a workdir of weights that another project, or this one, published."""
 
-import hashlib
 import time
 
 import jax
@@ -13,6 +12,7 @@ from ddim_jax.errors import UserError
 from ddim_jax.models import parameter_count
 from ddim_jax.training.checkpoint import Checkpoints
 from ddim_jax.training.state import TrainState, make_optimizer
+from ddim_jax.weights.download import sha256_of_file
 from ddim_jax.weights.forms import Weights, read_weights
 from ddim_jax.workdir import checkpoint_dir, config_path, prepare_for_training, write_run_record
 from ddim_jax.writers import say
@@ -74,7 +74,7 @@ def _check_free(workdir: epath.Path) -> None:
 
 
 def _state(weights: Weights) -> TrainState:
-    """A training state with these weights and a fresh optimiser."""
+    """Makes a training state with these weights and a fresh optimiser."""
     averages, raw = weights.variables, weights.raw or weights.variables
     optimizer = make_optimizer(weights.config.train, max(1, weights.config.train.steps))
     return TrainState(
@@ -90,14 +90,12 @@ def _state(weights: Weights) -> TrainState:
 def _record(workdir: epath.Path, weights: Weights, started: float) -> None:
     folder = workdir / "import"
     folder.mkdir(parents=True, exist_ok=True)
-    with weights.file.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     write_run_record(
         folder,
         weights.config,
         mode="import",
         file=str(weights.file.absolute()),
-        sha256=sha256,
+        sha256=sha256_of_file(weights.file),
         averaged=weights.averaged,
         checkpoint_step=weights.step,
         seconds=round(time.perf_counter() - started, 3),

@@ -1,33 +1,31 @@
-"""What a file says about its network, and whether the config says the same.
+"""Agreement between what a file says about its network and what the config says.
 
 Weights alone are no model: numbers made with another schedule or another normalisation than the network was trained
 with are wrong without a sign. So whatever a file states is compared with the config, and what it does not state is the
 config's to say.
 """
 
-import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from ddim_jax.config import Config, Role, flatten, from_json, keys_with
+from ddim_jax.config import Config, Role, flatten, keys_with, with_values
 from ddim_jax.errors import UserError
 
 
 def deciding_values(config: Config) -> dict[str, Any]:
-    """The values that decide which function the weights are, and what its output means, by dotted key."""
+    """Values that decide which function the weights are, and what its output means, by dotted key."""
     flat = flatten(config)
     return {key: flat[key] for key in keys_with(config, Role.NETWORK)}
 
 
 def agreed_config(config: Config | None, stated: Mapping[str, Any], source: str, base: Config | None = None) -> Config:
-    """The config of a file's network.
+    """Settles the config of a file's network.
 
     Args:
-        config: what the user gave; None for "what the file says".
-        stated: what the file states, by dotted key of the config.
-        source: what to call the file in messages.
-        base: where the user gave nothing, the values of what is not stated; all defaults when None.
+        config: config that the user gave; None for "what the file says".
+        stated: values that the file states, by dotted key of the config.
+        source: name of the file in messages.
+        base: config of all that is not stated, where the user gave none; all defaults when None.
 
     Returns:
         ``config``, with the file's normalisation where it leaves that open; or ``base`` with what is stated.
@@ -36,16 +34,16 @@ def agreed_config(config: Config | None, stated: Mapping[str, Any], source: str,
         UserError: the config says otherwise; the message gives both values, and the flags that would agree.
     """
     if config is None:
-        return _with(base or Config(), stated)
+        return with_values(base or Config(), stated)
     if not config.data.mean:
         if "data.mean" not in stated:
             raise UserError(
                 f"data.mean is empty, but {source} does not say how its images were normalised; published networks "
                 "use data.mean=(0.5,) and data.std=(0.5,)"
             )
-        config = _with(config, {key: stated[key] for key in ("data.mean", "data.std")})
+        config = with_values(config, {key: stated[key] for key in ("data.mean", "data.std")})
     ours = flatten(config)
-    different = {key: value for key, value in stated.items() if _plain(key, value) != _plain(key, ours[key])}
+    different = {key: value for key, value in stated.items() if _comparable(key, value) != _comparable(key, ours[key])}
     if different:
         values = ", ".join(f"{key} (there {value!r}, here {ours[key]!r})" for key, value in different.items())
         flags = " ".join(f"--config.{key}={_as_flag(value)}" for key, value in different.items())
@@ -53,17 +51,8 @@ def agreed_config(config: Config | None, stated: Mapping[str, Any], source: str,
     return config
 
 
-def _with(config: Config, values: Mapping[str, Any]) -> Config:
-    tree = dataclasses.asdict(config)
-    for key, value in values.items():
-        group, name = key.split(".")
-        tree[group][name] = value
-    # By way of JSON, where everything is checked.
-    return from_json(json.dumps(tree))
-
-
-def _plain(key: str, value: Any) -> Any:
-    """The value in a form that is equal where the meaning is."""
+def _comparable(key: str, value: Any) -> Any:
+    """Brings a value into a form that is equal where the meaning is."""
     if key == "model.attention_resolutions":
         return set(value)
     if key in ("data.mean", "data.std"):
@@ -73,5 +62,5 @@ def _plain(key: str, value: Any) -> Any:
 
 
 def _as_flag(value: Any) -> str:
-    """The value as a shell takes it."""
+    """Writes a value as a shell takes it."""
     return f"'{value}'".replace(" ", "") if isinstance(value, tuple) else str(value)

@@ -3,7 +3,6 @@
 Both are read without running anything from them, and both say themselves how long they ought to be.
 """
 
-import io
 import pathlib
 import warnings
 import zipfile
@@ -17,6 +16,7 @@ from safetensors.numpy import save as safetensors_bytes
 
 from ddim_jax.errors import UserError
 from ddim_jax.files import write_whole
+from ddim_jax.npz import load_arrays, save_arrays
 
 # NumPy's format has no bfloat16: its bits are kept as integers, under a name that says so.
 _BFLOAT16_SUFFIX = ":bfloat16"
@@ -24,11 +24,11 @@ _TEXT_PREFIX = "text:"
 
 
 class ArrayFile(NamedTuple):
-    """What such a file holds.
+    """Contents of a file of arrays.
 
     Attributes:
-        arrays: by name.
-        texts: by name.
+        arrays: arrays by name.
+        texts: texts by name.
     """
 
     arrays: dict[str, np.ndarray]
@@ -36,8 +36,17 @@ class ArrayFile(NamedTuple):
 
 
 def is_safetensors(start: bytes) -> bool:
-    """Whether a file with these first bytes is ``.safetensors``: eight bytes of length, then JSON."""
+    """Tells whether a file with these first bytes is ``.safetensors``: eight bytes of length, then JSON."""
     return start[8:9] == b"{"
+
+
+def is_npz(path: pathlib.Path) -> bool:
+    """Tells whether a file is ``.npz``: a zip archive of ``.npy`` files alone."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return all(name.endswith(".npy") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def read_safetensors(path: pathlib.Path) -> ArrayFile:
@@ -67,27 +76,31 @@ def read_npz(path: pathlib.Path) -> ArrayFile:
     """
     arrays, texts = {}, {}
     try:
-        with warnings.catch_warnings(action="error"), np.load(path, allow_pickle=False) as file:
-            for name in file.files:
-                if name.startswith(_TEXT_PREFIX):
-                    texts[name.removeprefix(_TEXT_PREFIX)] = str(file[name])
-                elif name.endswith(_BFLOAT16_SUFFIX):
-                    arrays[name.removesuffix(_BFLOAT16_SUFFIX)] = file[name].view(ml_dtypes.bfloat16)
-                else:
-                    arrays[name] = file[name]
-    except (OSError, ValueError, EOFError, KeyError, TypeError, MemoryError, Warning, zipfile.BadZipFile) as error:
+        # NumPy warns of some kinds of damage.
+        with warnings.catch_warnings(action="error"):
+            stored = load_arrays(path)
+        for name, array in stored.items():
+            if name.startswith(_TEXT_PREFIX):
+                texts[name.removeprefix(_TEXT_PREFIX)] = str(array)
+            elif name.endswith(_BFLOAT16_SUFFIX):
+                arrays[name.removesuffix(_BFLOAT16_SUFFIX)] = array.view(ml_dtypes.bfloat16)
+            else:
+                arrays[name] = array
+    except (UserError, ValueError, KeyError, TypeError, MemoryError, Warning) as error:
         raise UserError(f"{path} is damaged or cut short, or no .npz of arrays: copy it again") from error
     return ArrayFile(arrays, texts)
 
 
 def write_npz(path: epath.PathLike, contents: ArrayFile) -> None:
-    """Writes ``.npz``, under its final name once it is whole."""
+    """Writes ``.npz``, under its final name once it is whole.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     stored: dict[str, Any] = {_TEXT_PREFIX + name: np.array(text) for name, text in contents.texts.items()}
     for name, array in contents.arrays.items():
         if array.dtype == ml_dtypes.bfloat16:
             stored[name + _BFLOAT16_SUFFIX] = array.view(np.uint16)
         else:
             stored[name] = array
-    file = io.BytesIO()
-    np.savez(file, **stored)
-    write_whole(path, file.getbuffer())
+    save_arrays(path, stored)

@@ -1,29 +1,28 @@
-"""What our own exported files say about themselves, so that whoever has the file needs nothing else."""
+"""Description that our own exported files carry, so that whoever has the file needs nothing else."""
 
 import dataclasses
 import json
 import pathlib
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from ddim_jax.config import TRAINED_GROUPS, Config, flatten, from_json, keys_of, with_values
+from ddim_jax.config import TRAINED_GROUPS, Config, flatten, from_values, keys_of, with_values
 from ddim_jax.errors import ConfigError, UserError
+from ddim_jax.names import StoredDtype
 
 # The name under which files keep it.
 KEY = "ddim_jax"
 _VERSION = 1
 
-StoredDtype = Literal["float32", "bfloat16", "float16"]
-
 
 class Description(NamedTuple):
-    """All that is known of exported weights.
+    """Facts about exported weights.
 
     Attributes:
-        config: of the run, without the paths of the machine it ran on.
-        step: training steps done.
+        config: config of the run, without the paths of the machine it ran on.
+        step: number of training steps done.
         averaged: whether they are the moving averages.
-        dtype: what they are stored in.
-        sha256: of the stored values, see :func:`~ddim_jax.digests.digest_of_arrays`.
+        dtype: type in which they are stored.
+        sha256: hash of the stored values, see :func:`~ddim_jax.digests.digest_of_arrays`.
     """
 
     config: Config
@@ -33,7 +32,7 @@ class Description(NamedTuple):
     sha256: str
 
     def to_json(self) -> str:
-        """As one line."""
+        """Writes it as one line of JSON."""
         return json.dumps({"version": _VERSION, **self._asdict(), "config": dataclasses.asdict(self.config)})
 
     @classmethod
@@ -47,7 +46,7 @@ class Description(NamedTuple):
             values = json.loads(text)
             if values.pop("version") != _VERSION:
                 raise UserError(f"{source} was written by a newer ddim_jax: update this one")
-            values["config"] = from_json(json.dumps(values["config"]))
+            values["config"] = from_values(values["config"])
             description = cls(**values)
             if type(description.step) is not int or description.step < 0:
                 raise ValueError("not a step")
@@ -57,7 +56,7 @@ class Description(NamedTuple):
 
 
 def shared_config(config: Config) -> Config:
-    """The config without what only the machine knows that it was made on, or that was asked of one job there."""
+    """Leaves out of a config what concerns only the machine that it was used on, or one job there."""
     kept = {group: getattr(config, group) for group in (*TRAINED_GROUPS, "sample")}
     defaults = flatten(Config())
     paths = {key: defaults[key] for key, known in keys_of(config) if known.is_path}

@@ -1,4 +1,4 @@
-"""diffusers' ``config.json`` of a ``UNet2DModel`` and ``scheduler_config.json``, in terms of our config and back.
+"""Translation of diffusers' ``config.json`` of a ``UNet2DModel`` and ``scheduler_config.json`` to our config and back.
 
 ``UNet2DModel`` can be many networks, one of which is ours. A setting that ours has not is an error that names it:
 with half of them ignored the weights would load, and every image would be a little wrong.
@@ -9,6 +9,7 @@ from typing import Any
 
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
+from ddim_jax.names import Objective, ScheduleName
 
 # Written into what is exported; the oldest version that reads it.
 _DIFFUSERS_VERSION = "0.35.0"
@@ -68,19 +69,28 @@ _EMA_SETTINGS = (
 _SCHEDULERS = (
     *("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"),
 )
-_SCHEDULES = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
-_OBJECTIVES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+_SCHEDULES: dict[str, ScheduleName] = {
+    "linear": "linear",
+    "scaled_linear": "quad",
+    "squaredcos_cap_v2": "cosine",
+    "sigmoid": "sigmoid",
+}
+_OBJECTIVES: dict[str, Objective] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 # Those that DDIMScheduler knows.
-_EXPORTED_SCHEDULES = {"linear": "linear", "quad": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+_EXPORTED_SCHEDULES: dict[ScheduleName, str] = {
+    "linear": "linear",
+    "quad": "scaled_linear",
+    "cosine": "squaredcos_cap_v2",
+}
 
 
 def stated_by_unet(values: Mapping[str, Any], source: str, image_size: int) -> dict[str, Any]:
-    """What the ``config.json`` of a ``UNet2DModel`` states, by keys of our config.
+    """Translates the ``config.json`` of a ``UNet2DModel`` to values by keys of our config.
 
     Args:
-        values: the file's.
-        source: what to call it in messages.
-        image_size: where the file leaves ``sample_size`` open, the side of the images.
+        values: settings in the file.
+        source: name of the file in messages.
+        image_size: side of the images, where the file leaves ``sample_size`` open.
 
     Raises:
         UserError: a setting that our network does not have.
@@ -128,7 +138,7 @@ def stated_by_unet(values: Mapping[str, Any], source: str, image_size: int) -> d
 
 
 def _attention_of_levels(unet: Mapping[str, Any], source: str) -> list[bool]:
-    """Whether the blocks of each level are followed by attention."""
+    """Tells whether the blocks of each level are followed by attention."""
     types = {"down": ("DownBlock2D", "AttnDownBlock2D"), "up": ("UpBlock2D", "AttnUpBlock2D")}
     attends = {}
     for side, (plain, attention) in types.items():
@@ -160,7 +170,7 @@ def _check_widths(unet: Mapping[str, Any], attends: list[bool], source: str) -> 
 
 
 def stated_by_scheduler(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """What a ``scheduler_config.json`` states of how the network was trained, by keys of our config.
+    """Translates what a ``scheduler_config.json`` states of the training to values by keys of our config.
 
     How to sample (clipping, spacing ...) is ``config.sample``'s to say.
 
@@ -190,7 +200,7 @@ def stated_by_scheduler(values: Mapping[str, Any], source: str) -> dict[str, Any
 
 
 def is_average(values: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` is of the kind that diffusers' ``EMAModel`` writes."""
+    """Tells whether a ``config.json`` is of the kind that diffusers' ``EMAModel`` writes."""
     return "optimization_step" in values
 
 
@@ -202,7 +212,7 @@ def _refused(source: str, key: str, value: Any, reason: str) -> UserError:
 
 
 def unet_config(config: Config) -> dict[str, Any]:
-    """The ``config.json`` of the ``UNet2DModel`` that is the network of ``config.model``.
+    """Writes the ``config.json`` of the ``UNet2DModel`` that is the network of ``config.model``.
 
     Raises:
         UserError: diffusers has no such network.
@@ -239,7 +249,7 @@ def unet_config(config: Config) -> dict[str, Any]:
 
 
 def scheduler_config(config: Config) -> dict[str, Any]:
-    """The ``scheduler_config.json`` of the ``DDIMScheduler`` that has our schedule, and samples as ``config.sample``.
+    """Writes the ``scheduler_config.json`` of the ``DDIMScheduler`` with our schedule and sampler.
 
     Raises:
         UserError: diffusers has no such schedule.
@@ -274,7 +284,7 @@ def scheduler_config(config: Config) -> dict[str, Any]:
 
 
 def pipeline_index() -> dict[str, Any]:
-    """The ``model_index.json`` of a ``DDIMPipeline``."""
+    """Writes the ``model_index.json`` of a ``DDIMPipeline``."""
     return {
         "_class_name": "DDIMPipeline",
         "_diffusers_version": _DIFFUSERS_VERSION,

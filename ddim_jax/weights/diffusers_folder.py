@@ -13,10 +13,12 @@ A folder with ``config.json`` in it is the network alone.
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from etils import epath
+from flax import traverse_util
 
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
@@ -30,18 +32,17 @@ from ddim_jax.weights.unet_names import from_torch, to_torch, with_plain_names
 
 # Where a pipeline that we write has its parameters.
 PIPELINE_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-_WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
 class Network(NamedTuple):
-    """A network read from such a folder.
+    """Network read from a folder of diffusers.
 
     Attributes:
-        params: the tree of parameters.
-        config: the config that it agrees with.
+        params: tree of parameters.
+        config: config that it agrees with.
         averaged: whether they are moving averages; None when the folder does not say.
-        step: training steps done; 0 when the folder does not say.
-        file: the file of the parameters.
+        step: number of training steps done; 0 when the folder does not say.
+        file: path of the file with the parameters.
         ours: whether we wrote it.
     """
 
@@ -57,8 +58,8 @@ def read_folder(folder: pathlib.Path, config: Config | None) -> list[Network]:
     """Reads the network of a folder, or both of them: the moving averages, then the raw parameters.
 
     Args:
-        folder: any of the kinds above.
-        config: what the folder must agree with; None for what the folder says.
+        folder: folder of any of the kinds above.
+        config: config that the folder must agree with; None for what the folder says.
 
     Raises:
         UserError: there is no network in it, one that is not ours, one that the config contradicts, or damaged files.
@@ -103,7 +104,7 @@ def _read_network(
         raise UserError(f"{part} has no config.json, without which nobody knows what its weights are: copy that too")
     values = _read_json(path)
     file = _weight_file(part)
-    contents = _read_arrays(file)
+    contents = _READERS[file.name](file)
     description = Description.from_json(contents.texts[KEY], str(file)) if KEY in contents.texts else None
     image_size = (config or Config()).data.image_size
     if config is None and values.get("sample_size") is None:
@@ -121,20 +122,25 @@ def _read_network(
     return Network(params, agreed, averaged, step if type(step) is int and step >= 0 else 0, file, ours=False)
 
 
-def _weight_file(part: pathlib.Path) -> pathlib.Path:
-    for name in _WEIGHT_FILES:
-        if (part / name).exists():
-            return part / name
-    raise UserError(f"{part} has a config.json but no {' and no '.join(_WEIGHT_FILES)}: download that too")
-
-
-def _read_arrays(file: pathlib.Path) -> ArrayFile:
-    if file.suffix == ".safetensors":
-        return read_safetensors(file)
+def _read_torch_arrays(file: pathlib.Path) -> ArrayFile:
     state = read_torch_file(file)
     if not isinstance(state, Mapping):
         raise UserError(f"{file} does not hold arrays by name, as diffusers writes them")
     return ArrayFile(dict(state), {})
+
+
+# The names under which diffusers saves parameters; the first that is there counts.
+_READERS: dict[str, Callable[[pathlib.Path], ArrayFile]] = {
+    "diffusion_pytorch_model.safetensors": read_safetensors,
+    "diffusion_pytorch_model.bin": _read_torch_arrays,
+}
+
+
+def _weight_file(part: pathlib.Path) -> pathlib.Path:
+    for name in _READERS:
+        if (part / name).exists():
+            return part / name
+    raise UserError(f"{part} has a config.json but no {' and no '.join(_READERS)}: download that too")
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -147,26 +153,27 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     return values
 
 
-def write_folder(folder: epath.PathLike, config: Config, params: Mapping[str, Any], description: Description) -> None:
+def write_folder(folder: epath.PathLike, arrays: Mapping[str, np.ndarray], description: Description) -> None:
     """Writes a pipeline that ``diffusers.DDIMPipeline.from_pretrained`` loads; it appears whole or not at all.
 
     Args:
-        folder: must not exist.
-        config: the run's.
-        params: the tree of parameters, as they are to be stored.
-        description: kept beside them.
+        folder: path of the folder, which must not exist.
+        arrays: variables by their paths, as they are to be stored, e.g. ``params/conv_in/kernel``.
+        description: description of the arrays, kept beside them; its config says which pipeline it is.
 
     Raises:
         UserError: diffusers cannot express the network or its schedule.
     """
+    config = description.config
     texts = {
         "unet/config.json": diffusers_config.unet_config(config),
         "scheduler/scheduler_config.json": diffusers_config.scheduler_config(config),
         "model_index.json": diffusers_config.pipeline_index(),
     }
+    params = traverse_util.unflatten_dict(dict(arrays), sep="/")["params"]
+    state = to_torch(params, "diffusers", len(config.model.multipliers))
     with whole_folder(folder) as partial:
         for name, values in texts.items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).write_text(json.dumps(values, indent=2) + "\n")
-        state = to_torch(params, "diffusers", len(config.model.multipliers))
         write_safetensors(partial / PIPELINE_WEIGHTS, ArrayFile(state, {"format": "pt", KEY: description.to_json()}))

@@ -1,4 +1,4 @@
-"""Reading weights in whatever form they were published: the form is found by what is in the file, not by its name.
+"""Reads weights in whatever form they were published: the form is found by what is in the file, not by its name.
 
 - A state dict of DDIM's PyTorch code, in PyTorch's file or in ``.safetensors``: pesser's conversions of DDPM's
   checkpoints, ``ema_cifar10.ckpt`` and kin.
@@ -10,7 +10,6 @@
 
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,31 +19,29 @@ from flax import traverse_util
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
 from ddim_jax.weights.agreement import agreed_config, deciding_values
-from ddim_jax.weights.array_files import ArrayFile, is_safetensors, read_npz, read_safetensors
+from ddim_jax.weights.array_files import ArrayFile, is_npz, is_safetensors, read_npz, read_safetensors
 from ddim_jax.weights.description import KEY, Description
 from ddim_jax.weights.diffusers_folder import read_folder
 from ddim_jax.weights.published_networks import published_networks, recognise
 from ddim_jax.weights.shapes import check_finite, check_shapes, variable_shapes
-from ddim_jax.weights.torch_file import read_torch_file
-from ddim_jax.weights.unet_names import from_torch, naming_of, torch_shapes, with_plain_names
+from ddim_jax.weights.torch_file import ZIP_START, read_torch_file
+from ddim_jax.weights.unet_names import from_torch, naming_of, unet_state_shapes, with_plain_names
 from ddim_jax.writers import say
 
 # What the averaging is worth, as measured by others for the same training run of DDPM's.
 COST_OF_RAW_WEIGHTS = "published for CIFAR-10: FID 12.14 with the raw weights, 3.21 with their moving averages"
 
-_ZIP_START = b"PK\x03\x04"
-
 
 class Weights(NamedTuple):
-    """Weights read from a file, and what is known of them.
+    """Weights read from a file, and facts about them.
 
     Attributes:
-        config: the config that they agree with.
+        config: config that they agree with.
         variables: ``params`` and ``batch_stats``, float32 NumPy arrays: the moving averages where the file has them.
-        raw: the same of the raw parameters, where the file has both; else None.
+        raw: variables with the raw parameters, where the file has both; else None.
         averaged: whether ``variables`` are moving averages; None when the file does not say.
-        step: training steps done; 0 when the file does not say.
-        file: the file of the arrays.
+        step: number of training steps done; 0 when the file does not say.
+        file: path of the file with the arrays.
     """
 
     config: Config
@@ -60,8 +57,8 @@ def read_weights(path: str | os.PathLike[str], config: Config | None = None, ema
 
     Args:
         path: file or folder; ``~`` is understood.
-        config: of the network; None where the file says it, or holds one of the published networks.
-        ema: take the moving averages, where the file has both them and the raw parameters.
+        config: config of the network; None where the file says it, or holds one of the published networks.
+        ema: whether to take the moving averages, where the file has both them and the raw parameters.
 
     Raises:
         UserError: there is no such file, it is damaged or of no known form, or it holds another network.
@@ -100,17 +97,9 @@ def _read(path: pathlib.Path, config: Config | None) -> Weights:
         raise UserError(f"{path} cannot be read: {reason}") from error
     if is_safetensors(start):
         return _from_arrays(read_safetensors(path), path, config)
-    if start.startswith(_ZIP_START) and _is_npz(path):
+    if start.startswith(ZIP_START) and is_npz(path):
         return _from_arrays(read_npz(path), path, config)
     return _from_torch_file(path, config)
-
-
-def _is_npz(path: pathlib.Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return all(name.endswith(".npy") for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
 
 
 def _from_folder(path: pathlib.Path, config: Config | None) -> Weights:
@@ -155,7 +144,7 @@ def _from_torch_file(path: pathlib.Path, config: Config | None) -> Weights:
 
 
 def _from_state(state: Any, path: pathlib.Path, config: Config | None) -> Weights:
-    """Weights from a state dict that says nothing of its network."""
+    """Makes weights of a state dict that says nothing of its network."""
     if not isinstance(state, Mapping):
         raise UserError(f"{path} does not hold arrays by name, but {type(state).__name__}: give a state dict")
     state = with_plain_names(state)
@@ -179,7 +168,7 @@ def _from_state(state: Any, path: pathlib.Path, config: Config | None) -> Weight
         params = from_torch(state, agreed, naming, str(path))
     except UserError as error:
         published = recognise(state)
-        if published is None or torch_shapes(published.config, "ddim") == torch_shapes(agreed, "ddim"):
+        if published is None or unet_state_shapes(published.config, "ddim") == unet_state_shapes(agreed, "ddim"):
             raise
         raise UserError(f"{error}: it is the network of {published.name}, --config={published.file}") from error
     return Weights(agreed, {"params": params, "batch_stats": {}}, None, None, 0, path)

@@ -1,4 +1,4 @@
-"""The published weights of the Inception network: fetched once, checked, and turned into our parameters.
+"""Weights of the Inception network, as published and turned into our parameters.
 
 They are those of TensorFlow's graph of 5 December 2015, in the PyTorch form that torch-fidelity and pytorch-fid both
 use (under two names, the same bytes). The file's hash belongs to every figure: other weights make another metric.
@@ -6,50 +6,44 @@ use (under two names, the same bytes). The file's hash belongs to every figure: 
 
 import contextlib
 import functools
-import hashlib
-import http.client
 import os
 import pathlib
-import sys
-import urllib.error
-import urllib.request
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from tqdm import tqdm
 
 from ddim_jax.cache import cache_dir
 from ddim_jax.errors import UserError
-from ddim_jax.files import whole_file
 from ddim_jax.models.inception import INPUT_SIZE, Inception
-from ddim_jax.npz import save_arrays
+from ddim_jax.npz import load_arrays, save_arrays
+from ddim_jax.weights.download import PublishedFile, fetch, sha256_of_file
+from ddim_jax.weights.shapes import Shape, name_first
 from ddim_jax.weights.torch_file import read_torch_file
 from ddim_jax.writers import say
 
-PUBLISHED_URL = (
-    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+PUBLISHED = PublishedFile(
+    title="Inception weights",
+    url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    folder="inception",
+    name="pt_inception-2015-12-05-6726825d.pth",
+    setting="eval.inception_path",
 )
-PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-_PUBLISHED_NAME = "pt_inception-2015-12-05-6726825d.pth"
 
 _BATCH_NORM_EPS = 1e-3
 _NORM_ARRAYS = ("weight", "bias", "running_mean", "running_var")
-_MAX_NAMED = 5
-_TIMEOUT_SECONDS = 60
-_CHUNK_BYTES = 2**20
 
 
 class InceptionWeights(NamedTuple):
     """Parameters of :class:`~ddim_jax.models.inception.Inception`, and where they came from.
 
     Attributes:
-        params: a tree of float32 NumPy arrays; the network is called by ``apply({"params": params}, x)``.
-        sha256: of the file that they were read from, in hexadecimal; ``PUBLISHED_SHA256`` for the published one.
+        params: tree of float32 NumPy arrays; the network is called by ``apply({"params": params}, x)``.
+        sha256: hash of the file that they were read from, in hexadecimal; ``PUBLISHED.sha256`` for the published one.
     """
 
     params: dict[str, Any]
@@ -57,7 +51,7 @@ class InceptionWeights(NamedTuple):
 
 
 def inception_variables(path: str = "") -> InceptionWeights:
-    """The network's parameters, from the published file or from a given one.
+    """Reads the network's parameters, from the published file or from a given one.
 
     The published file (96 MB) is downloaded at first use. Converted parameters are kept in the cache under the hash of
     their file, so that neither download nor conversion happens again.
@@ -71,16 +65,19 @@ def inception_variables(path: str = "") -> InceptionWeights:
             or does not fit the network.
     """
     if not path:
-        kept = _read_kept(PUBLISHED_SHA256)
+        kept = _read_kept(PUBLISHED.sha256)
         if kept is not None:
-            return InceptionWeights(kept, PUBLISHED_SHA256)
-        return _convert(_downloaded(), PUBLISHED_SHA256)
+            return InceptionWeights(kept, PUBLISHED.sha256)
+        return _convert(fetch(PUBLISHED), PUBLISHED.sha256)
     file = pathlib.Path(os.path.expanduser(path))
-    sha256 = _sha256(file)
-    if sha256 != PUBLISHED_SHA256:
+    try:
+        sha256 = sha256_of_file(file)
+    except OSError as error:
+        raise UserError(f"{PUBLISHED.setting}: {file} cannot be read: {error.strerror}") from error
+    if sha256 != PUBLISHED.sha256:
         say(
             f"warning: {file} is not the published Inception network (its SHA-256 starts with {sha256[:8]}, not "
-            f"{PUBLISHED_SHA256[:8]}); compare figures made with it with each other only"
+            f"{PUBLISHED.sha256[:8]}); compare figures made with it with each other only"
         )
     kept = _read_kept(sha256)
     return InceptionWeights(kept, sha256) if kept is not None else _convert(file, sha256)
@@ -94,12 +91,12 @@ def convert_state(state: Any, source: str) -> dict[str, Any]:
 
     Args:
         state: arrays by PyTorch's names, e.g. ``Mixed_5b.branch1x1.conv.weight`` [out, in, h, w].
-        source: what to call the file in messages.
+        source: name of the file in messages.
 
     Raises:
         UserError: arrays are missing, left over, of another shape, or not finite; the message names the first five.
     """
-    expected = torch_shapes()
+    expected = inception_state_shapes()
     if not isinstance(state, Mapping):
         raise UserError(f"{source} does not hold arrays by name: give the state dict of the Inception network")
     # Counts of training batches: they do not enter the function, and some files lack them.
@@ -125,25 +122,26 @@ def _usable(name: str, array: np.ndarray) -> bool:
     return bool(np.isfinite(array).all()) and not (name.endswith("running_var") and (array < 0).any())
 
 
-def _refuse(source: str, what: str, names: Any) -> None:
-    """Raises an error that names some of ``names``, if there are any."""
+def _refuse(source: str, what: str, names: Iterable[Any]) -> None:
+    """Raises an error that names the first of ``names``, if there are any."""
     names = sorted(map(str, names))
     if names:
-        listed = ", ".join(names[:_MAX_NAMED]) + (", ..." if len(names) > _MAX_NAMED else "")
-        raise UserError(f"{source} {what} {len(names)} arrays: {listed}; give the weights of FID's Inception network")
+        raise UserError(
+            f"{source} {what} {len(names)} arrays: {name_first(names)}; give the weights of FID's Inception network"
+        )
 
 
 @functools.cache
-def _our_shapes() -> dict[str, tuple[int, ...]]:
+def _our_shapes() -> dict[str, Shape]:
     """Shapes of the network's parameters, by names such as ``Mixed_5b/branch1x1/kernel``."""
     image = jnp.zeros((1, INPUT_SIZE, INPUT_SIZE, 3))
     params = jax.eval_shape(Inception().init, jax.random.key(0), image)["params"]
     return {name: leaf.shape for name, leaf in _flat(params).items()}
 
 
-def torch_shapes() -> dict[str, tuple[int, ...]]:
+def inception_state_shapes() -> dict[str, Shape]:
     """Shapes of the arrays of the published file, by PyTorch's names, e.g. ``Mixed_5b.branch1x1.bn.weight``."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, Shape] = {}
     for name, shape in _our_shapes().items():
         if len(shape) == 4:
             module = name.removesuffix("/kernel").replace("/", ".")
@@ -175,61 +173,15 @@ def _convert(file: pathlib.Path, sha256: str) -> InceptionWeights:
 
 
 def _kept_path(sha256: str) -> pathlib.Path:
-    return cache_dir("inception") / f"{sha256}.npz"
+    return cache_dir(PUBLISHED.folder) / f"{sha256}.npz"
 
 
 def _read_kept(sha256: str) -> dict[str, Any] | None:
-    """Converted parameters of the file with that hash, or None if there are none, or damaged ones."""
+    """Reads converted parameters of the file with that hash; None if there are none, or damaged ones."""
     try:
-        with _kept_path(sha256).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            flat = dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        flat = load_arrays(_kept_path(sha256))
+    except UserError:
         return None
     if {name: array.shape for name, array in flat.items()} != _our_shapes():
         return None
     return _nested(flat)
-
-
-def _sha256(file: pathlib.Path) -> str:
-    try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"eval.inception_path: {file} cannot be read: {error.strerror}") from error
-
-
-def _downloaded() -> pathlib.Path:
-    """The published file in the cache, fetched if it is not there."""
-    file = cache_dir("inception") / _PUBLISHED_NAME
-    if file.is_file() and _sha256(file) == PUBLISHED_SHA256:
-        return file
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(file) as partial:
-            with partial.open("wb") as opened:
-                found = _download(opened)
-            if found != PUBLISHED_SHA256:
-                raise UserError(
-                    f"what {PUBLISHED_URL} sent has SHA-256 {found}, not {PUBLISHED_SHA256}: try again, or set "
-                    f"eval.inception_path to a copy of {_PUBLISHED_NAME}"
-                )
-    except (OSError, http.client.HTTPException) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise UserError(
-            f"{PUBLISHED_URL} could not be saved as {file} ({' '.join(str(reason).split())}): set "
-            f"eval.inception_path to a copy of {_PUBLISHED_NAME}"
-        ) from error
-    return file
-
-
-def _download(file: Any) -> str:
-    """Writes the published file to an open one, with a progress bar; returns the SHA-256 of what came."""
-    digest = hashlib.sha256()
-    with urllib.request.urlopen(PUBLISHED_URL, timeout=_TIMEOUT_SECONDS) as response:
-        total = int(response.headers.get("Content-Length") or 0) or None
-        with tqdm(total=total, desc="Inception weights", unit="B", unit_scale=True, file=sys.stderr) as bar:
-            while chunk := response.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                file.write(chunk)
-                bar.update(len(chunk))
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The published networks whose files say nothing about themselves but their arrays: found by these.
+"""Published networks whose files hold nothing but arrays, by which they are recognised.
 
 They are those of the DDIM paper (appendix D.1): CIFAR-10, LSUN and CelebA-HQ by DDPM's authors, CelebA by DDIM's.
 """
@@ -7,16 +7,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ddim_jax.config import Config, ConfigTree, default_config, from_config_dict, recipes
-from ddim_jax.weights.unet_names import state_shapes, torch_shapes
+from ddim_jax.weights.shapes import array_shapes
+from ddim_jax.weights.unet_names import unet_state_shapes
 
 
 class PublishedNetwork(NamedTuple):
-    """One of them.
+    """Published network.
 
     Attributes:
-        name: what people call it.
-        file: the config file that trains it.
-        config: its settings, with the sampler of the DDIM paper.
+        name: name that people know it by.
+        file: config file that trains it.
+        config: settings of it, with the sampler of the DDIM paper.
     """
 
     name: str
@@ -25,7 +26,7 @@ class PublishedNetwork(NamedTuple):
 
 
 def published_networks() -> list[PublishedNetwork]:
-    """All of them, smallest first."""
+    """Lists the published networks, smallest first."""
     return [
         PublishedNetwork("CIFAR-10", "configs/cifar10.py", _config(_cifar10)),
         PublishedNetwork("CelebA 64x64", "configs/celeba.py", _config(_celeba)),
@@ -34,10 +35,10 @@ def published_networks() -> list[PublishedNetwork]:
 
 
 def recognise(state: Mapping[Any, Any]) -> PublishedNetwork | None:
-    """The network that a state dict with the names of DDIM's code belongs to; None when it is no published one."""
-    shapes = state_shapes(state)
+    """Finds the network of a state dict with the names of DDIM's code; None when it is no published one."""
+    shapes = array_shapes(state)
     for network in published_networks():
-        if torch_shapes(network.config, "ddim") == shapes:
+        if unet_state_shapes(network.config, "ddim") == shapes:
             return network
     return None
 

@@ -1,7 +1,7 @@
-"""The arrays that a network needs, and what may be wrong with those that a file has."""
+"""Shapes of the arrays that a network needs, and checks of those that a file has."""
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,13 +28,18 @@ def variable_shapes(config: Config) -> dict[str, Shape]:
     return {name: leaf.shape for name, leaf in flat.items()}
 
 
+def array_shapes(state: Mapping[Any, Any]) -> dict[Any, Shape | str]:
+    """Shapes of the arrays in a state dict, by name; words where there is none."""
+    return {name: getattr(value, "shape", "no array") for name, value in state.items()}
+
+
 def check_shapes(theirs: Mapping[Any, Shape | str], ours: Mapping[Any, Shape], source: str) -> None:
     """Compares the arrays of a file with those of the network; none may be missing or left over.
 
     Args:
-        theirs: shapes by name; a word for what is no array.
-        ours: shapes by the same kind of names.
-        source: what to call the file in messages.
+        theirs: shapes of the file's arrays, see :func:`array_shapes`.
+        ours: shapes that the network needs, by the same kind of names.
+        source: name of the file in messages.
 
     Raises:
         UserError: they differ; the message names the first five.
@@ -46,7 +51,7 @@ def check_shapes(theirs: Mapping[Any, Shape | str], ours: Mapping[Any, Shape], s
     ]
     if different:
         raise UserError(
-            f"{source} holds another network than model.* of the config describes: {_first(different)}; give the "
+            f"{source} holds another network than model.* of the config describes: {name_first(different)}; give the "
             "config that it was trained with"
         )
 
@@ -59,10 +64,14 @@ def check_finite(arrays: Mapping[str, np.ndarray], source: str) -> None:
     """
     broken = [name for name, value in arrays.items() if not np.isfinite(value).all()]
     if broken:
-        raise UserError(f"{source} has values that are not finite in {_first(broken)}: no network can use them")
+        raise UserError(f"{source} has values that are not finite in {name_first(broken)}: no network can use them")
 
 
-def _first(items: Iterable[str]) -> str:
-    items = list(items)
+def name_first(items: Sequence[str]) -> str:
+    """Lists the first five items for a message, and says how many more there are.
+
+    >>> name_first(["a", "b", "c", "d", "e", "f", "g"])
+    'a, b, c, d, e and 2 more'
+    """
     more = f" and {len(items) - _MAX_NAMED} more" if len(items) > _MAX_NAMED else ""
     return ", ".join(items[:_MAX_NAMED]) + more

@@ -1,4 +1,4 @@
-"""What other projects call the parameters of the U-Net, and how they lay them out.
+"""Names and layouts that other projects give to the parameters of the U-Net.
 
 The published U-Net exists under two sets of names: those of DDIM's PyTorch code, which pesser's conversions of DDPM's
 checkpoints follow, and those of diffusers' ``UNet2DModel``. It is one network, so each of our arrays has its name in
@@ -26,13 +26,13 @@ from flax import traverse_util
 
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
-from ddim_jax.weights.shapes import Shape, check_finite, check_shapes, variable_shapes
+from ddim_jax.weights.shapes import Shape, array_shapes, check_finite, check_shapes, variable_shapes
 
 Naming = Literal["ddim", "diffusers"]
 
 
 class _Names(NamedTuple):
-    """One module's names."""
+    """Names of one module or layer."""
 
     ddim: str
     diffusers: str
@@ -80,15 +80,15 @@ _OLD_DIFFUSERS_LAYERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_
 
 
 def torch_name(name: str, naming: Naming, num_levels: int) -> str:
-    """Their name of our array.
+    """Translates the name of an array to theirs.
 
     >>> torch_name("up_3_block_1/conv_0/kernel", "diffusers", num_levels=4)
     'up_blocks.0.resnets.1.conv1.weight'
 
     Args:
         name: path in the tree of our parameters, with slashes.
-        naming: whose name is wanted.
-        num_levels: levels of the network.
+        naming: project whose name is wanted.
+        num_levels: number of levels of the network.
     """
     module, *layer, kind = name.split("/")
     path = [_module(module, naming, num_levels), *(getattr(_LAYERS[part], naming) for part in layer)]
@@ -130,7 +130,7 @@ def _from_torch_layout(name: str, value: np.ndarray, naming: Naming) -> np.ndarr
 
 
 def to_torch(params: Any, naming: Naming, num_levels: int) -> dict[str, np.ndarray]:
-    """Our parameters, or anything of their structure, as a PyTorch state dict of NumPy arrays."""
+    """Turns our parameters, or anything of their structure, into a PyTorch state dict of NumPy arrays."""
     return {
         torch_name(name, naming, num_levels): _to_torch_layout(name, np.asarray(value), naming)
         for name, value in traverse_util.flatten_dict(params, sep="/").items()
@@ -142,7 +142,7 @@ def _param_shapes(config: Config) -> dict[str, Shape]:
     return {name.removeprefix("params/"): shape for name, shape in shapes.items() if name.startswith("params/")}
 
 
-def torch_shapes(config: Config, naming: Naming) -> dict[str, Shape]:
+def unet_state_shapes(config: Config, naming: Naming) -> dict[str, Shape]:
     """Shapes of a PyTorch state dict with the parameters of ``config.model``, by its names."""
     nothing = np.float32(0)
     params = {name: np.broadcast_to(nothing, shape) for name, shape in _param_shapes(config).items()}
@@ -150,13 +150,8 @@ def torch_shapes(config: Config, naming: Naming) -> dict[str, Shape]:
     return {name: value.shape for name, value in state.items()}
 
 
-def state_shapes(state: Mapping[Any, Any]) -> dict[Any, Shape | str]:
-    """Shapes of what a state dict holds."""
-    return {name: getattr(value, "shape", "no array") for name, value in state.items()}
-
-
 def naming_of(state: Mapping[Any, Any]) -> Naming | None:
-    """Whose names a state dict has; None when it is no U-Net of either."""
+    """Tells whose names a state dict has; None when it is no U-Net of either."""
     if "temb.dense.0.weight" in state:
         return "ddim"
     if "time_embedding.linear_1.weight" in state:
@@ -165,7 +160,7 @@ def naming_of(state: Mapping[Any, Any]) -> Naming | None:
 
 
 def with_plain_names(state: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The state dict with today's names.
+    """Gives the arrays of a state dict today's names.
 
     PyTorch's ``DataParallel`` puts ``module.`` before each name, and diffusers renamed the layers of attention.
     """
@@ -187,8 +182,8 @@ def from_torch(state: Mapping[Any, Any], config: Config, naming: Naming, source:
     Args:
         state: arrays by plain names, of any float dtype.
         config: ``config.model`` must describe the network that the arrays are of.
-        naming: whose names they have.
-        source: what to call the file in messages.
+        naming: project whose names they have.
+        source: name of the file in messages.
 
     Returns:
         The tree of parameters, float32.
@@ -202,7 +197,7 @@ def from_torch(state: Mapping[Any, Any], config: Config, naming: Naming, source:
             f"model.num_classes={config.model.num_classes}; set it to 0"
         )
     num_levels = len(config.model.multipliers)
-    check_shapes(state_shapes(state), torch_shapes(config, naming), source)
+    check_shapes(array_shapes(state), unet_state_shapes(config, naming), source)
     flat = {}
     for name in _param_shapes(config):
         value = np.asarray(state[torch_name(name, naming, num_levels)])

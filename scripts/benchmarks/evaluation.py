@@ -19,7 +19,7 @@ from benchmarks.setting import Setting
 from ddim_jax.measuring import extractors
 from ddim_jax.metrics.frechet import frechet_distance
 from ddim_jax.metrics.moments import Gaussian, Moments
-from ddim_jax.weights.inception import InceptionWeights, convert_state, torch_shapes
+from ddim_jax.weights.inception import InceptionWeights, convert_state, inception_state_shapes
 
 _MANY_IMAGES = 50_000
 # What pytorch-fid adds to the variances where the square root fails.
@@ -54,7 +54,7 @@ def _random_state() -> dict[str, np.ndarray]:
     """Weights by PyTorch's names under which signals neither vanish nor explode."""
     rng = np.random.default_rng(0)
     state = {}
-    for name, shape in torch_shapes().items():
+    for name, shape in inception_state_shapes().items():
         if name.endswith("running_var"):
             state[name] = rng.uniform(0.5, 1.5, shape)
         else:

@@ -3,14 +3,14 @@
 import numpy as np
 import torch
 
-from ddim_jax.weights.inception import torch_shapes
+from ddim_jax.weights.inception import inception_state_shapes
 
 
 def random_state() -> dict[str, torch.Tensor]:
     """A state dict as PyTorch would save it."""
     rng = np.random.default_rng(0)
     state = {}
-    for name, shape in torch_shapes().items():
+    for name, shape in inception_state_shapes().items():
         spread = np.sqrt(2 / np.prod(shape[1:])) if len(shape) > 1 else 0.1
         state[name] = spread * rng.standard_normal(shape)
         if name.endswith("running_var"):

@@ -17,7 +17,7 @@ from ddim_jax.weights.array_files import ArrayFile, write_safetensors
 from ddim_jax.weights.diffusers_config import scheduler_config, unet_config
 from ddim_jax.weights.forms import read_weights
 from ddim_jax.weights.published_networks import published_networks
-from ddim_jax.weights.unet_names import torch_shapes
+from ddim_jax.weights.unet_names import unet_state_shapes
 
 pytestmark = pytest.mark.parity
 
@@ -128,7 +128,7 @@ def test_the_whole_published_networks_are_those_of_diffusers():
         with torch.device("meta"):
             unet = diffusers.UNet2DModel.from_config(unet_config(published.config))
         theirs = {name: tuple(value.shape) for name, value in unet.state_dict().items()}
-        assert torch_shapes(published.config, "diffusers") == theirs
+        assert unet_state_shapes(published.config, "diffusers") == theirs
 
 
 def test_pickled_and_old_weights_of_diffusers(tmp_path):

@@ -135,7 +135,7 @@ def test_every_array_is_accounted_for(small_network):
             weights.convert_state({**whole, name: whole[name][..., None]}, "weights.pth")
         with pytest.raises(UserError, match=rf"not finite in 1 arrays: {name};"):
             weights.convert_state({**whole, name: np.full_like(whole[name], np.nan)}, "weights.pth")
-    with pytest.raises(UserError, match=r"beyond .* 7 arrays: x0, x1, x2, x3, x4, \.\.\.;"):
+    with pytest.raises(UserError, match=r"beyond .* 7 arrays: x0, x1, x2, x3, x4 and 2 more;"):
         weights.convert_state({**whole, **{f"x{i}": np.zeros(1) for i in range(7)}}, "weights.pth")
     with pytest.raises(UserError, match=r"in another shape 1 arrays: fc\.bias;"):
         weights.convert_state({**whole, "fc.bias": "text"}, "weights.pth")
@@ -144,7 +144,7 @@ def test_every_array_is_accounted_for(small_network):
 
 
 def test_names_and_shapes_of_the_whole_network():
-    shapes = weights.torch_shapes()
+    shapes = weights.inception_state_shapes()
     assert len(shapes) == 94 * 5 + 2
     assert shapes["Mixed_6b.branch7x7_2.conv.weight"] == (128, 128, 1, 7)
     assert shapes["Mixed_7c.branch3x3dbl_3b.bn.running_var"] == (384,)
@@ -186,10 +186,10 @@ def test_a_cache_that_cannot_be_written_hinders_nobody(small_network, tmp_path, 
 
 def test_the_published_file_is_downloaded_once(small_network, tmp_path, monkeypatch, capsys):
     path = tmp_path / "published.pth"
-    monkeypatch.setattr(weights, "PUBLISHED_SHA256", save_state(path, random_state()))
-    monkeypatch.setattr(weights, "PUBLISHED_URL", path.as_uri())
+    sha256 = save_state(path, random_state())
+    monkeypatch.setattr(weights, "PUBLISHED", weights.PUBLISHED._replace(url=path.as_uri(), sha256=sha256))
     first = weights.inception_variables()
-    assert first.sha256 == weights.PUBLISHED_SHA256
+    assert first.sha256 == sha256
     assert_equal(first.params, weights.convert_state(random_state(), ""))
     assert weights.inception_variables(str(path)).sha256 == first.sha256
     assert "warning" not in capsys.readouterr().err
@@ -207,14 +207,15 @@ def test_the_published_file_is_downloaded_once(small_network, tmp_path, monkeypa
 def test_a_download_that_is_not_what_was_published_leaves_nothing(small_network, tmp_path, monkeypatch):
     path = tmp_path / "other.pth"
     save_state(path, random_state())
-    monkeypatch.setattr(weights, "PUBLISHED_URL", path.as_uri())
+    monkeypatch.setattr(weights, "PUBLISHED", weights.PUBLISHED._replace(url=path.as_uri()))
     with pytest.raises(UserError, match=r"SHA-256 .* eval\.inception_path"):
         weights.inception_variables()
     assert list((tmp_path / "cache" / "inception").iterdir()) == []
 
 
 def test_without_network_one_line_says_how_to_give_a_file(small_network, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "PUBLISHED_URL", (tmp_path / "absent.pth").as_uri())
+    absent = (tmp_path / "absent.pth").as_uri()
+    monkeypatch.setattr(weights, "PUBLISHED", weights.PUBLISHED._replace(url=absent))
     with pytest.raises(UserError, match=r"could not be saved .* eval\.inception_path") as caught:
         weights.inception_variables()
     assert "\n" not in str(caught.value)

@@ -256,6 +256,9 @@ PROGRAMS = {
     "makes an object": b"ccollections\nOrderedDict\n)\x81.",
     "an instance by name": b"(icollections\nOrderedDict\n.",
     "a registered extension": b"\x82\x01.",
+    "an object with keywords": b"ctorch\nSize\n)}\x92.",
+    "an instance by class": b"(ctorch\nSize\no.",
+    "a buffer from elsewhere": b"\x97.",
     "a persistent id that is text": b"X\x01\x00\x00\x000Q.",
     "a persistent id in a line": b"Pstorage\n.",
     "a persistent id of a module": b"(X\x06\x00\x00\x00moduleNNNtQ.",
@@ -288,6 +291,11 @@ PROGRAMS = {
     "tuples in tuples": b")" + b"\x85" * 100_000 + b".",
     "tuples in tuples as key": b"})" + b"\x85" * 100_000 + b"Ns.",
     "tuples in tuples in a set": b"\x8f()" + b"\x85" * 100_000 + b"\x90.",
+    "the same tuple twice in a tuple in a tuple": b")" + b"q\x00h\x00\x86" * 60 + b".",
+    "the same tuple twice in a tuple as key": b"})" + b"q\x00h\x00\x86" * 60 + b"Ns.",
+    "the same tuple twice in a tuple in a set": b"\x8f()" + b"q\x00h\x00\x86" * 60 + b"\x90.",
+    "text of sixteen gigabytes": b"\x8d\x00\x00\x00\x00\x04\x00\x00\x00a.",
+    "bytes of sixteen gigabytes": b"\x8e\x00\x00\x00\x00\x04\x00\x00\x00a.",
     "the same list twice in a list in a list": b"]" + b"q\x00]h\x00ah\x00a" * 60 + b".",
 }
 
@@ -301,7 +309,7 @@ def test_programs_that_torch_never_writes(tmp_path, monkeypatch, layout, name):
 
 
 def test_a_memo_of_huge_index_takes_no_memory(tmp_path):
-    """The interpreter's own machine makes room for all indices below."""
+    """Python's own unpickler makes room for all indices below."""
     write_program(tmp_path / "w.pth", b"\x80\x02K\x07r\xff\xff\xff\xffj\xff\xff\xff\xff.", "zip")
     assert read_torch_file(tmp_path / "w.pth") == 7
 

@@ -7,7 +7,7 @@ from weight_files import DdimModule, converted_name, random_params, small_config
 
 from ddim_jax.errors import UserError
 from ddim_jax.weights.published_networks import published_networks
-from ddim_jax.weights.unet_names import from_torch, to_torch, torch_name, torch_shapes, with_plain_names
+from ddim_jax.weights.unet_names import from_torch, to_torch, torch_name, unet_state_shapes, with_plain_names
 
 NAMINGS = ("ddim", "diffusers")
 COUNTS = (35_746_307, 78_700_803, 113_673_219)
@@ -20,7 +20,7 @@ def test_published_networks_have_exactly_the_arrays_of_ddims_code(index, count):
     theirs = DdimModule(
         config.data.image_size, model.channels, model.multipliers, model.num_blocks, model.attention_resolutions
     ).shapes
-    assert torch_shapes(config, "ddim") == theirs
+    assert unet_state_shapes(config, "ddim") == theirs
     assert sum(int(np.prod(shape)) for shape in theirs.values()) == count
 
 
@@ -28,7 +28,7 @@ def test_published_networks_have_exactly_the_arrays_of_ddims_code(index, count):
 def test_the_two_namings_agree_with_diffusers_converter(index):
     config = published_networks()[index].config
     num_levels = len(config.model.multipliers)
-    ddim, diffusers = (torch_shapes(config, naming) for naming in NAMINGS)
+    ddim, diffusers = (unet_state_shapes(config, naming) for naming in NAMINGS)
     # The converter wrote the names of its time, which are renamed when read.
     renamed = with_plain_names({converted_name(name, num_levels): name for name in ddim})
     assert renamed.keys() == diffusers.keys()

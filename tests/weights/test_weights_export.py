@@ -16,15 +16,14 @@ from ddim_jax.errors import UserError
 from ddim_jax.jobs.export import export
 from ddim_jax.jobs.import_weights import import_weights
 from ddim_jax.models import build_model
+from ddim_jax.names import WeightsFormat, choices
 from ddim_jax.training.checkpoint import Checkpoints
 from ddim_jax.training.state import init_state, make_optimizer
 from ddim_jax.weights.array_files import ArrayFile, read_npz, read_safetensors, write_npz, write_safetensors
 from ddim_jax.weights.description import shared_config
+from ddim_jax.weights.export_formats import EXPORT_FORMATS, read_description
 from ddim_jax.weights.forms import read_weights
-from ddim_jax.weights.own_files import read_description
 from ddim_jax.workdir import checkpoint_dir, prepare_for_training
-
-FORMATS = ("diffusers", "npz", "safetensors")
 
 
 def with_weights(config=None, **settings):
@@ -64,10 +63,14 @@ def test_files_of_arrays_keep_values_types_and_texts(tmp_path, suffix):
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
+def test_every_format_that_a_config_can_name_has_its_writer():
+    assert tuple(EXPORT_FORMATS) == choices(WeightsFormat)
+
+
 # --- there and back -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("form", "ema"), [*((form, True) for form in FORMATS), ("npz", False)])
+@pytest.mark.parametrize(("form", "ema"), [*((form, True) for form in EXPORT_FORMATS), ("npz", False)])
 def test_float32_comes_back_bit_by_bit(workdir, tmp_path, capsys, form, ema):
     suffix = "" if form == "diffusers" else f".{form}"
     out = export(with_weights(format=form, ema=ema, out=str(tmp_path / f"out{suffix}")), workdir)

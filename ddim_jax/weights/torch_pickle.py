@@ -1,0 +1,285 @@
+"""Runs the pickles in PyTorch's files, without anything in them reaching a class or function of Python.
+
+A pickle is a small program for a stack machine. Python's own ``pickle`` calls whatever function the program names, so
+a file from the internet could do anything. Here it is run by a machine that knows only tensors and plain containers,
+and whose whole stock of functions is ``_CALLABLES``.
+
+``pickle.Unpickler`` with ``find_class`` restricted to the same few names would not do. It hashes whatever the program
+makes a key: a megabyte of tuples in tuples ends the process there, and 300 bytes of tuples that each hold another
+twice keep it busy for ever. It makes room for all memo indices below the largest, a gigabyte for ten bytes of file,
+and it sets attributes of the functions that it was given. To refuse the first two beforehand one must know what lies
+on the stack, and that is to run the machine.
+"""
+
+import pickletools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+_STORAGE_DTYPES: dict[str, np.dtype] = {
+    "DoubleStorage": np.dtype(np.float64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+    "ComplexFloatStorage": np.dtype(np.complex64),
+    "ComplexDoubleStorage": np.dtype(np.complex128),
+    "UntypedStorage": np.dtype(np.uint8),
+}
+_STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
+_DTYPE_NAMES = frozenset(
+    (
+        *("float64", "double", "float32", "float", "float16", "half", "bfloat16", "complex64", "cfloat", "complex128"),
+        *("cdouble", "int64", "long", "int32", "int", "int16", "short", "int8", "uint8", "bool"),
+    )
+)
+
+# The instructions that do nothing but put their argument on the stack.
+_LITERALS = frozenset(
+    (
+        *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "SHORT_BINSTRING", "BINSTRING"),
+        *("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"),
+    )
+)
+
+# What may be a key of a dictionary or lie in a set, alone or in a tuple. Hashing tuples in tuples in tuples would
+# overflow the interpreter's stack.
+_SCALARS = (str, int, float, bool, type(None), bytes, complex)
+
+
+class RefusedError(Exception):
+    """Refusal of a file; the message continues a sentence that starts with its path."""
+
+
+class GlobalName(NamedTuple):
+    """Name of a class or function: a key of ``_CALLABLES``, or a storage type."""
+
+    text: str
+
+
+class Storage(NamedTuple):
+    """Reference to a part of a storage: ``length`` elements from element ``start`` on."""
+
+    key: str
+    dtype: np.dtype
+    start: int
+    length: int
+
+
+class Tensor(NamedTuple):
+    """Tensor without its bytes; offset and stride count elements."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class Unpickled(NamedTuple):
+    """Result of a pickle.
+
+    Attributes:
+        value: plain containers and values, with :class:`Tensor`, :class:`Storage` and :class:`GlobalName` in them.
+        storages: first reference to each storage, by key.
+    """
+
+    value: Any
+    storages: dict[str, Storage]
+
+
+def unpickle(file: Any) -> Unpickled:
+    """Runs the pickle that starts where ``file`` stands, and leaves ``file`` behind it.
+
+    Args:
+        file: file open for reading; a read past the end must be short, not take memory.
+
+    Raises:
+        RefusedError: it does what PyTorch's pickles never do, or names a class that holds no tensors.
+        ArithmeticError, LookupError, TypeError, ValueError: it is no whole pickle.
+    """
+    storages: dict[str, Storage] = {}
+    stack: list[Any] = []
+    stacks_below_marks: list[list[Any]] = []
+    memo: dict[int, Any] = {}
+
+    def pop_to_mark() -> list[Any]:
+        nonlocal stack
+        items, stack = stack, stacks_below_marks.pop()
+        return items
+
+    for opcode, argument, _ in pickletools.genops(file):
+        match opcode.name:
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            # Values.
+            case "NONE":
+                stack.append(None)
+            case "NEWTRUE" | "NEWFALSE":
+                stack.append(opcode.name == "NEWTRUE")
+            case _ if opcode.name in _LITERALS:
+                stack.append(argument)
+            # Containers.
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_SET":
+                stack.append(set())
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                length = int(opcode.name[-1])
+                if len(stack) < length:
+                    raise IndexError("nothing to make a tuple of")
+                stack[-length:] = [tuple(stack[-length:])]
+            case "MARK":
+                stacks_below_marks.append(stack)
+                stack = []
+            case "TUPLE":
+                items = pop_to_mark()
+                stack.append(tuple(items))
+            case "APPEND":
+                item = stack.pop()
+                _expect(stack[-1], list).append(item)
+            case "APPENDS":
+                items = pop_to_mark()
+                _expect(stack[-1], list).extend(items)
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                _expect(stack[-1], dict)[_hashable(key)] = value
+            case "SETITEMS":
+                items = pop_to_mark()
+                _expect(stack[-1], dict).update(_pairs(zip(items[::2], items[1::2], strict=True)))
+            case "ADDITEMS":
+                items = pop_to_mark()
+                _expect(stack[-1], set).update(map(_hashable, items))
+            # Values met before.
+            case "BINPUT" | "LONG_BINPUT":
+                memo[_expect(argument, int)] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[_expect(argument, int)])
+            # What would be a class, a call, an assignment of attributes.
+            case "GLOBAL":
+                stack.append(_named(*_expect(argument, str).split(" ", 1)))
+            case "STACK_GLOBAL":
+                name, module = stack.pop(), stack.pop()
+                stack.append(_named(_expect(module, str), _expect(name, str)))
+            case "REDUCE":
+                arguments, function = _expect(stack.pop(), tuple), _expect(stack.pop(), GlobalName)
+                stack.append(_CALLABLES[function.text](*arguments))
+            case "BUILD":
+                stack.pop()
+                _expect(stack[-1], dict)
+            case "BINPERSID":
+                storage = _storage(*_expect(stack.pop(), tuple))
+                storages.setdefault(storage.key, storage)
+                stack.append(storage)
+            case other:
+                raise RefusedError(
+                    f"is a pickle with the instruction {other}, which torch.save has no use for: not read"
+                )
+    return Unpickled(stack.pop(), storages)
+
+
+def _expect(value: Any, kind: type) -> Any:
+    """Returns ``value``, which must be a ``kind`` itself, not of a class derived from it."""
+    if type(value) is not kind:
+        raise TypeError(f"not a {kind.__name__}")
+    return value
+
+
+def _hashable(key: Any) -> Any:
+    parts = key if type(key) is tuple else (key,)
+    if any(type(part) not in _SCALARS for part in parts):
+        raise TypeError("not a key")
+    return key
+
+
+def _pairs(items: Any = ()) -> dict[Any, Any]:
+    return {_hashable(key): value for key, value in items}
+
+
+def _named(module: str, name: str) -> Any:
+    """Finds what stands for the class, function or constant of that name."""
+    full = f"{module}.{name}".replace("__builtin__.", "builtins.")
+    if full in _CALLABLES or (module in _STORAGE_MODULES and name in _STORAGE_DTYPES):
+        return GlobalName(full)
+    if module == "torch" and name in _DTYPE_NAMES:
+        return full
+    raise RefusedError(f"holds a foreign class {ascii(full)[1:-1]:.100}; only tensors and plain containers are read")
+
+
+def _storage(tag: Any, kind: Any, key: Any, location: Any, length: Any, view: Any = None) -> Storage:
+    """Reads a persistent id; ``location``, the device, is of no interest."""
+    if tag != "storage":
+        raise ValueError("not a storage")
+    dtype = _STORAGE_DTYPES[_expect(kind, GlobalName).text.rpartition(".")[2]]
+    start = 0
+    if view is not None:
+        _, start, length = _expect(view, tuple)
+    return Storage(_expect(key, str), dtype, _size(start), _size(length))
+
+
+def _size(value: Any) -> int:
+    if _expect(value, int) < 0:
+        raise ValueError("a negative size")
+    return value
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+    """``torch._utils._rebuild_tensor``; later versions say also whether the tensor wants a gradient, and its hooks."""
+    return Tensor(
+        _expect(storage, Storage),
+        _size(offset),
+        tuple(map(_size, _expect(size, tuple))),
+        tuple(map(_size, _expect(stride, tuple))),
+    )
+
+
+def _parameter(data: Any, *_: Any) -> Tensor:
+    return _expect(data, Tensor)
+
+
+def _shape(size: Any) -> tuple[Any, ...]:
+    return _expect(size, tuple)
+
+
+def _device(kind: Any, index: Any = None) -> str:
+    return _expect(kind, str) if index is None else f"{_expect(kind, str)}:{_size(index)}"
+
+
+def _set(items: Any) -> set[Any]:
+    return set(map(_hashable, _expect(items, list)))
+
+
+def _complex(real: Any, imaginary: Any) -> complex:
+    return complex(_expect(real, float), _expect(imaginary, float))
+
+
+def _bytes(text: Any, encoding: Any) -> bytes:
+    if encoding != "latin1":
+        raise ValueError("bytes are written as latin1")
+    return _expect(text, str).encode("latin1")
+
+
+# All that a program can call.
+_CALLABLES: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch.Size": _shape,
+    "torch.device": _device,
+    "collections.OrderedDict": _pairs,
+    "builtins.set": _set,
+    "builtins.complex": _complex,
+    "_codecs.encode": _bytes,
+}
