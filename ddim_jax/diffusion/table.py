@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ddim_jax.diffusion.prediction import Predict
+from ddim_jax.diffusion.prediction import Predict, Prediction
 from ddim_jax.diffusion.trajectory import KeptStates, check_kept_steps, scan_keeping
 from ddim_jax.random_streams import normal_each
 
@@ -122,6 +122,8 @@ def sample_keeping(
 ) -> tuple[jax.Array, KeptStates]:
     """:func:`sample`, which also returns x and the predicted x0 at the beginning of some steps, numbered from 0.
 
+    Where the prediction made there corrects x, the corrected one is returned.
+
     Raises:
         ValueError: see :func:`sample`.
         UserError: there is no such step, or one is named twice.
@@ -138,8 +140,8 @@ def sample_keeping(
         (x, memory), (row, draw) = state, row_and_draw
         noise = normal_each(keys, draw, x.shape[1:], x.dtype) if table.is_stochastic and keys is not None else None
         prediction = predict(x, row)
-        quantity = mover.quantity(x, prediction.x0, prediction.eps, row)
-        quantities = [quantity, *memory]
+        quantities = [mover.quantity(x, prediction, row), *memory]
+        x = mover.correct(x, quantities, row)
         return (mover.move(x, quantities, row, noise), quantities[:-1]), KeptStates(x, prediction.x0)
 
     rows = as_rows(table, x.dtype)
@@ -169,8 +171,7 @@ def step(
         Images at noise level ``row.alpha_bar_next``, like x.
     """
     mover = mover or Mover(row)
-    prediction = predict(x, row)
-    return mover.move(x, [mover.quantity(x, prediction.x0, prediction.eps, row)], row, noise)
+    return mover.move(x, [mover.quantity(x, predict(x, row), row)], row, noise)
 
 
 def as_rows(table: SamplerTable, dtype: jax.typing.DTypeLike) -> SamplerTable:
@@ -188,17 +189,22 @@ class Mover:
         self._corrections = [_constant(table.correction[..., j]) for j in range(np.shape(table.correction)[-1])]
         self._weights = [_constant(table.weights[..., j]) for j in range(np.shape(table.weights)[-1])]
 
-    def quantity(self, x: jax.Array, x0: jax.Array, eps: jax.Array, row: SamplerTable) -> jax.Array:
+    def quantity(self, x: jax.Array, prediction: Prediction, row: SamplerTable) -> jax.Array:
         """What a row notes: of_x x + of_x0 x̂0 + of_eps ε̂."""
         return _sum(
-            _times(self._of_x, row.of_x, x), _times(self._of_x0, row.of_x0, x0), _times(self._of_eps, row.of_eps, eps)
+            _times(self._of_x, row.of_x, x),
+            _times(self._of_x0, row.of_x0, prediction.x0),
+            _times(self._of_eps, row.of_eps, prediction.eps),
         )
+
+    def correct(self, x: jax.Array, quantities: list[jax.Array], row: SamplerTable) -> jax.Array:
+        """Corrects the images by the new prediction: x + correction q."""
+        return _sum(x, *(_times(known, row.correction[j], quantities[j]) for j, known in enumerate(self._corrections)))
 
     def move(
         self, x: jax.Array, quantities: list[jax.Array], row: SamplerTable, noise: jax.Array | None = None
     ) -> jax.Array:
-        """Moves the images: correction, then keep x + weights q + noise z."""
-        x = _sum(x, *(_times(known, row.correction[j], quantities[j]) for j, known in enumerate(self._corrections)))
+        """Moves the images: keep x + weights q + noise z."""
         return _sum(
             _times(self._keep, row.keep, x),
             *(_times(known, row.weights[j], quantities[j]) for j, known in enumerate(self._weights)),

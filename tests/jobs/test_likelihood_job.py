@@ -13,6 +13,7 @@ from ddim_jax.images import save_png
 from ddim_jax.jobs import likelihood as job
 from ddim_jax.jobs.likelihood import likelihood, summary
 from ddim_jax.jobs.train import train
+from ddim_jax.npz import NpzInParts
 
 # ml_collections reads config files by a deprecated function.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -96,7 +97,7 @@ def test_random_probes_estimate_the_exact_divergence_of_a_network(workdir):
 
 def test_a_killed_run_computes_what_is_missing(workdir, monkeypatch):
     whole = values_in(likelihood(seeded(1), workdir))
-    saved = job._ValueStore.save_part
+    saved = NpzInParts.add
 
     def save_one(store, values):
         saved(store, values)
@@ -109,7 +110,7 @@ def test_a_killed_run_computes_what_is_missing(workdir, monkeypatch):
         job, "read_first_images", lambda data, split, path, num: images(data, split, path, min(num, NUM))
     )
     with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
-        context.setattr(job._ValueStore, "save_part", save_one)
+        context.setattr(NpzInParts, "add", save_one)
         likelihood(config, workdir)
     (folder,) = (path for path in (workdir / "likelihood").iterdir() if (path / "parts").exists())
     assert not (folder / "likelihood.json").exists()

@@ -23,10 +23,9 @@ from runs import (
     started,
 )
 
-from ddim_jax import main, parallel
+from ddim_jax import main, npz, parallel
 from ddim_jax.jobs import sample as sample_job
 from ddim_jax.jobs.sample import sample
-from ddim_jax.npz import NpzInParts
 from ddim_jax.pipeline import load
 from ddim_jax.workdir import read_config
 from ddim_jax.writers import MetricWriter
@@ -195,7 +194,7 @@ def test_sampling_computes_what_is_missing(tmp_path, uninterrupted, monkeypatch,
 
         return write
 
-    target = (sample_job, "save_png") if storage == "png" else (NpzInParts, "add")
+    target = (sample_job, "save_png") if storage == "png" else (npz, "save_arrays")
     with monkeypatch.context() as patch:
         patch.setattr(*target, stopping(target))
         with pytest.raises(Stopped):
