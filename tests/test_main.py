@@ -53,7 +53,7 @@ WORKDIR = "--workdir=run"
         ([f"--config={DIGITS}", WORKDIR, "--config.train.steps=abc"], "train.steps: expected int, got 'abc'"),
         ([f"--config={DIGITS}", WORKDIR, "--config.sample.label", "x"], "sample.label: expected int, got 'x'"),
         ([f"--config={DIGITS}", WORKDIR, "--config.data.flip=maybe"], "data.flip: expected bool, got 'maybe'"),
-        ([f"--config={DIGITS}", WORKDIR, "--config.model.name=unit"], "model.name: 'unit' "),
+        ([f"--config={DIGITS}", WORKDIR, "--config.model.name=unit"], "model.name: 'unit' is not one of unet"),
         ([f"--config={DIGITS}", WORKDIR, "--config.data.image_size=10"], "data.image_size=10: must be divisible by 4"),
         ([f"--config={DIGITS}", WORKDIR, "--config.sample.steps=1001"], "sample.steps=1001: must lie in 1 ... 1000"),
         ([f"--config={DIGITS}:tinny", WORKDIR], "config variant 'tinny' does not exist; choose from: tiny"),

@@ -128,7 +128,7 @@ def test_each_mode_has_a_job():
 
 def told(message):
     """The names that a message offers."""
-    listed = re.search(r"(?:choose from: |is not one of |should be one of <)([^<>]+)", message)
+    listed = re.search(r"(?:choose from: |is not one of |should be one of <)([^<>;]+)", message)
     assert listed, message
     return {name.strip("'") for name in re.split(r"[,|]\s*", listed[1])} - {""}
 
