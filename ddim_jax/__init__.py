@@ -1,23 +1,34 @@
 """Denoising diffusion implicit models in JAX.
 
-Attributes are imported on first use: data readers import this package again in their own
-processes, and ``import ddim_jax`` should cost nothing there.
+What there is:
+
+- :func:`load`, :func:`load_weights`: a trained model, as a :class:`Pipeline` that samples, encodes, edits.
+- ``ddim_jax.diffusion``: the mathematics, to read and to build on.
+- ``ddim_jax.metrics``: how good a set of images is.
+
+All of it is imported on first use: data readers import this package again in their own processes, and
+``import ddim_jax`` should cost nothing there.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import importlib as _importlib
+import typing as _typing
 
 from ddim_jax.version import __version__
 
-if TYPE_CHECKING:
-    from ddim_jax.pipeline import Pipeline as Pipeline
-    from ddim_jax.pipeline import load as load
-    from ddim_jax.pipeline import load_weights as load_weights
+if _typing.TYPE_CHECKING:
+    from ddim_jax import diffusion, metrics
+    from ddim_jax.pipeline import Pipeline, load, load_weights
 
-__all__ = ["Pipeline", "__version__", "load", "load_weights"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["Pipeline", "__version__", "diffusion", "load", "load_weights", "metrics"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _typing.Any:
     if name in ("Pipeline", "load", "load_weights"):
-        return getattr(importlib.import_module("ddim_jax.pipeline"), name)
+        return getattr(_importlib.import_module("ddim_jax.pipeline"), name)
+    if name in ("diffusion", "metrics"):
+        return _importlib.import_module(f"ddim_jax.{name}")
     raise AttributeError(f"module 'ddim_jax' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -3,10 +3,12 @@
 Flags, start-up of devices and processes, and the choice of the job; nothing else.
 """
 
+import ast
 import difflib
 import importlib
 import logging
 import pathlib
+import pkgutil
 import re
 import sys
 import traceback
@@ -18,13 +20,9 @@ from ml_collections import config_flags
 from ddim_jax.config import Config, check_key, from_config_dict
 from ddim_jax.errors import UserError
 from ddim_jax.huge_pages import restart_with_huge_pages
+from ddim_jax.names import Mode, choices
 
-MODES = (
-    *("train", "sample", "trajectory", "interpolate", "reconstruct", "edit", "sweep"),
-    *("evaluate", "stats", "likelihood", "import", "export", "describe"),
-)
-
-# ``import`` cannot be the name of a function.
+# ``import`` cannot be the name of a module or function.
 _JOBS = {"import": "import_weights"}
 
 _PROCESS_FLAGS = ("coordinator", "num_processes", "process_id", "distributed")
@@ -54,7 +52,7 @@ def _define_flags(argv: Sequence[str]) -> flags.FlagValues:
         sys_argv=list(argv),
     )
     flags.DEFINE_string("workdir", None, "Folder that the run writes and later jobs read", flag_values=own)
-    flags.DEFINE_enum("mode", "train", MODES, "What to do; train when not given", flag_values=own)
+    flags.DEFINE_enum("mode", "train", choices(Mode), "What to do; train when not given", flag_values=own)
     flags.DEFINE_string("coordinator", None, "host:port of process 0, when several processes run", flag_values=own)
     flags.DEFINE_integer("num_processes", None, "Number of processes", flag_values=own)
     flags.DEFINE_integer("process_id", None, "Index of this process, from 0", flag_values=own)
@@ -161,7 +159,15 @@ def _config_file_error(path: str | None, error: BaseException) -> UserError:
 def _help() -> str:
     own = _define_flags([])
     listed = "\n".join(f"  --{name}\n      {own[name].help}" for name in ("config", "workdir", "mode", *_PROCESS_FLAGS))
-    return f"{(__doc__ or '').splitlines()[0]}\n\n{listed}"
+    modes = "\n".join(f"  {mode:<12} {_mode_help(mode)}" for mode in choices(Mode))
+    return f"{(__doc__ or '').splitlines()[0]}\n\n{listed}\n\nmodes:\n\n{modes}"
+
+
+def _mode_help(mode: str) -> str:
+    """What a mode does: the first line of its job's file, which is read as text, since importing a job imports JAX."""
+    source = pkgutil.get_data("ddim_jax.jobs", f"{_JOBS.get(mode, mode)}.py") or b""
+    first_line = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+    return first_line.removeprefix(f"``--mode={mode}``: ").replace("``", "").rstrip(".")
 
 
 def cpu_devices(config: Config, cores: int) -> int:
