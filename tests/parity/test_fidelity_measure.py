@@ -8,7 +8,7 @@ import pytest
 from ddim_jax.config import EvalConfig
 from ddim_jax.measuring.extractors import inception_extractor
 from ddim_jax.measuring.measurement import Measurement
-from ddim_jax.measuring.reference import Reference
+from ddim_jax.measuring.reference_file import Reference
 
 torch = pytest.importorskip("torch")
 torch_fidelity = pytest.importorskip("torch_fidelity")
