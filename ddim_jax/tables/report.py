@@ -9,7 +9,7 @@ import functools
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 from matplotlib.axes import Axes
@@ -30,6 +30,7 @@ from ddim_jax.tables.lines import (
     sources,
     tables_by_steps,
 )
+from ddim_jax.tables.rows import Result
 
 # Pictures of larger images are shrunk for the page, and compressed with loss.
 _MAX_PICTURE_SIDE = 1080
@@ -132,15 +133,19 @@ def to_html(
         grids: by name of a row, its first images as one PNG picture.
     """
     figure = main_figure(table)
-    costs = [line for line in table if line.evaluations is not None]
-    page = _environment().get_template("report.html.jinja")
-    return page.render(
+    return _template().render(
         title=title,
         lead=f"{len(table)} settings, {sum(len(line.results) for line in table)} rows measured",
         notes=notes,
         tables=_tables(table),
-        quality=_picture(quality, "image/png", _quality_in_words(table, figure)) if figure and costs else None,
-        grids=_grids(table, grids),
+        quality=_address(quality, "image/png") if any(line.evaluations is not None for line in table) else "",
+        quality_in_words="" if figure is None else _quality_in_words(table, figure),
+        grids=[
+            (_row_in_words(line, result), result.name, _address(*_for_page(grids[result.name])))
+            for line in table
+            for result in line.results
+            if result.name in grids
+        ],
         sources=sources(table),
         settings={
             key.replace("_", " "): value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
@@ -150,34 +155,10 @@ def to_html(
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("ddim_jax.tables", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-
-
-class _Picture(NamedTuple):
-    """A picture that is part of the page.
-
-    Attributes:
-        source: the picture as a ``data:`` address.
-        description: what is to be seen, for who does not see it.
-        caption: the line under it.
-        file: name of what it belongs to, if any.
-    """
-
-    source: str
-    description: str
-    caption: str = ""
-    file: str = ""
-
-
-def _picture(content: bytes, media_type: str, description: str, caption: str = "", file: str = "") -> _Picture:
-    return _Picture(f"data:{media_type};base64,{base64.b64encode(content).decode()}", description, caption, file)
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("ddim_jax.tables", ".")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template("report.html.jinja")
 
 
 def _tables(table: Sequence[Line]) -> list[tuple[str, list[Column], list[tuple[str, ...]]]]:
@@ -187,10 +168,7 @@ def _tables(table: Sequence[Line]) -> list[tuple[str, list[Column], list[tuple[s
     for by_steps in tables_by_steps(table):
         words = f"{heading(by_steps.figure)} by number of steps S, checkpoint {by_steps.checkpoint:,}{published}"
         found.append((words, by_steps.columns()))
-    return [
-        (caption, by_column, list(zip(*(column.cells for column in by_column), strict=True)))
-        for caption, by_column in found
-    ]
+    return [(words, shown, list(zip(*(column.cells for column in shown), strict=True))) for words, shown in found]
 
 
 def _quality_in_words(table: Sequence[Line], figure: str) -> str:
@@ -202,20 +180,16 @@ def _quality_in_words(table: Sequence[Line], figure: str) -> str:
     return f"{heading(figure)} against network evaluations and seconds. {points}"
 
 
-def _grids(table: Sequence[Line], grids: Mapping[str, bytes]) -> list[_Picture]:
-    """Returns the first images of each row."""
-    found = []
-    for line in table:
-        for result in line.results:
-            if result.name not in grids:
-                continue
-            steps = f", S = {line.columns['steps']}" if "steps" in line.columns else ""
-            seed = "" if result.seed is None else f", seed {result.seed}"
-            checkpoint = f", checkpoint {line.columns['checkpoint']:,}" if "checkpoint" in line.columns else ""
-            words = f"{sampler_label(line)}{steps}{checkpoint}{seed}"
-            content, media_type = _for_page(grids[result.name])
-            found.append(_picture(content, media_type, f"The first images of {words}", words, result.name))
-    return found
+def _row_in_words(line: Line, result: Result) -> str:
+    steps = f", S = {line.columns['steps']}" if "steps" in line.columns else ""
+    checkpoint = f", checkpoint {line.columns['checkpoint']:,}" if "checkpoint" in line.columns else ""
+    seed = "" if result.seed is None else f", seed {result.seed}"
+    return f"{sampler_label(line)}{steps}{checkpoint}{seed}"
+
+
+def _address(picture: bytes, media_type: str) -> str:
+    """Returns an address that is the picture itself."""
+    return f"data:{media_type};base64,{base64.b64encode(picture).decode()}"
 
 
 def _for_page(png: bytes) -> tuple[bytes, str]:
