@@ -179,7 +179,7 @@ def _finish(writing: list[concurrent.futures.Future[None]]) -> None:
 
 
 def _turns(rows: Sequence[Row], table: TableFolder) -> Generator[int]:
-    """Places of rows that this job shall measure, each claimed until the next one is asked for; for process 0 alone."""
+    """Yields places of rows to measure, each claimed until the next one is asked for; for process 0 alone."""
     if not parallel.is_main_process():
         return
     while True:
