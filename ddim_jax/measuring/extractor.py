@@ -87,7 +87,7 @@ class Extractor:
 
     @property
     def widths(self) -> dict[str, int]:
-        """Numbers per image of each field of :class:`Features` that this extractor gives."""
+        """The numbers per image of each field of :class:`Features` that this extractor gives."""
         widths = {"features": self.dimension}
         if self.num_logits:
             widths["logits"] = self.num_logits

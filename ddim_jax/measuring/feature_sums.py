@@ -119,7 +119,7 @@ class FeatureSums:
 
     @property
     def kept_features(self) -> np.ndarray:
-        """Float32 [m', d]: the kept features that have come, in the order of the images."""
+        """The kept features that have come, in the order of the images: float32 [m', d]."""
         return self.kept[self.seen[self.kept_index]]
 
     def to_arrays(self) -> dict[str, np.ndarray]:

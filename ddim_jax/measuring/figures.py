@@ -57,7 +57,7 @@ class Figure:
         return self.name if prefix == _STANDARD else f"{prefix}_{self.general}"
 
     def heading_with(self, prefix: str) -> str:
-        """Returns the heading of its column with an extractor's prefix.
+        """Returns the heading of the figure's column with an extractor's prefix.
 
         >>> METRICS["fid"].figures[0].heading_with("pixels_pca")
         'pixels pca Fréchet distance'
@@ -83,10 +83,10 @@ class Counts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A metric.
+    """A way to say how good a set of images is, as one or more figures.
 
     Attributes:
-        figures: what it gives.
+        figures: the numbers that it gives.
         compute: ``compute(sums, reference, settings)``, the values of ``figures`` in their order.
         words: what it tells, for a message that it cannot be had.
         accumulators: names of the sums that it needs.
@@ -111,7 +111,7 @@ class Metric:
         return next((figure for figure in self.figures if figure.decides), None)
 
     def obstacle(self, extractor: Extractor, reference: Reference) -> str:
-        """Returns why it cannot be had with this extractor and reference; empty if it can."""
+        """Returns why the metric cannot be had with this extractor and reference; empty if it can."""
         for name in self.accumulators:
             row = ACCUMULATORS[name]
             if row.input not in extractor.widths:
@@ -174,8 +174,14 @@ METRICS: dict[str, Metric] = {
     "fid": Metric(
         figures=(
             Figure(
-                *("fid", "frechet", "FID", "Fréchet distance"),
-                **{"higher_is_better": False, "decides": True, "is_main": True, "has_published": True},
+                name="fid",
+                general="frechet",
+                heading="FID",
+                general_heading="Fréchet distance",
+                higher_is_better=False,
+                decides=True,
+                is_main=True,
+                has_published=True,
             ),
         ),
         compute=_frechet,

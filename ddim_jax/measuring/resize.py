@@ -115,7 +115,7 @@ def _cubic_matrix(length: int, size: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class Resizing:
     """A way to make images as large as the network expects.
 
     Attributes:
@@ -127,9 +127,9 @@ class Protocol:
     normalize: Callable[[jax.Array], jax.Array]
 
 
-PROTOCOLS: dict[str, Protocol] = {
-    "tf1": Protocol(_corner_matrix, lambda pixels: (pixels - 128) / 128),
-    "pytorch": Protocol(_centre_matrix, lambda pixels: 2 * pixels / 255 - 1),
+PROTOCOLS: dict[str, Resizing] = {
+    "tf1": Resizing(_corner_matrix, lambda pixels: (pixels - 128) / 128),
+    "pytorch": Resizing(_centre_matrix, lambda pixels: 2 * pixels / 255 - 1),
     # Cubic weights can be negative, and overshoot at edges.
-    "clean": Protocol(_cubic_matrix, lambda pixels: (jnp.clip(pixels, 0, 255) - 128) / 128),
+    "clean": Resizing(_cubic_matrix, lambda pixels: (jnp.clip(pixels, 0, 255) - 128) / 128),
 }

@@ -49,9 +49,7 @@ class RowProgress:
         self.measurement.update(batch.index, batch.image)
         is_shown = batch.index < _SHOWN_IMAGES
         if is_shown.any():
-            new = batch.image[is_shown]
-            self.shown = new if self.shown is None else np.concatenate([self.shown, new])
-            self.shown_index = np.concatenate([self.shown_index, batch.index[is_shown]])
+            self._show(batch.index[is_shown], batch.image[is_shown])
         self.batches += 1
         if batch.seconds is not None:
             self.timed_batches += 1
@@ -61,9 +59,12 @@ class RowProgress:
         """Adds what another process has, which worked at the same time."""
         self.measurement.merge(other.measurement)
         if other.shown is not None:
-            self.shown = other.shown if self.shown is None else np.concatenate([self.shown, other.shown])
-            self.shown_index = np.concatenate([self.shown_index, other.shown_index])
+            self._show(other.shown_index, other.shown)
         self.seconds = max(self.seconds, other.seconds)
+
+    def _show(self, index: np.ndarray, images: np.ndarray) -> None:
+        self.shown = images if self.shown is None else np.concatenate([self.shown, images])
+        self.shown_index = np.concatenate([self.shown_index, index])
 
     @property
     def sampling_seconds(self) -> float | None:

@@ -90,7 +90,7 @@ class Result:
     versions: dict[str, str]
 
     def to_json(self) -> str:
-        """Writes it as JSON."""
+        """Returns the result as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
