@@ -58,7 +58,7 @@ def test_the_figures_of_two_sets_of_images(tmp_path, monkeypatch):
         measured[name] = Measurement(extractor, settings, len(images))
         measured[name].update(np.arange(len(images)), images)
     sums = measured["real"]._sums.finish()
-    moments = sums.moments
+    moments = sums.sums["moments"]
     reference = Reference(
         np.asarray(moments.mean), np.asarray(moments.covariance), moments.count, np.asarray(sums.kept_features), {}
     )
