@@ -25,7 +25,7 @@ import ddim_jax
 from ddim_jax.config import DataConfig
 from ddim_jax.data.sources import open_source
 from ddim_jax.errors import UserError
-from ddim_jax.measuring.classifier import Classifier, classifier_for, labelled_images
+from ddim_jax.measuring.classifier import ClassifierExtractor, classifier_for, labelled_images
 
 
 class Recognition(NamedTuple):
@@ -44,7 +44,7 @@ class Recognition(NamedTuple):
     most_frequent: float
 
 
-def recognise(classifier: Classifier, images: np.ndarray, confidence: float) -> Recognition:
+def recognise(classifier: ClassifierExtractor, images: np.ndarray, confidence: float) -> Recognition:
     """Classifies images uint8 [n, h, w, 1], of the classifier's size."""
     probabilities = scipy.special.softmax(np.asarray(classifier(images).logits, np.float64), axis=1)
     shares = np.bincount(probabilities.argmax(axis=1), minlength=classifier.num_classes) / len(images)

@@ -31,7 +31,12 @@ def test_examples_of_the_python_api(pipe):
 
 
 @pytest.mark.parametrize(
-    "module", ["measuring.measurement", "measuring.reference", "weights.unet_names", "names", "digests"]
+    "module",
+    [
+        *("measuring.figures", "measuring.reference", "weights.unet_names", "names", "digests"),
+        *("metrics.features", "metrics.frechet", "metrics.inception_score", "metrics.kernel_distance"),
+        *("metrics.moments", "metrics.precision_recall"),
+    ],
 )
 def test_examples_of_functions(module):
     results = doctest.testmod(importlib.import_module(f"ddim_jax.{module}"))

@@ -23,10 +23,12 @@ from ddim_jax.errors import UserError
 from ddim_jax.jobs.sample import PngStore
 from ddim_jax.measuring.extractor import Extractor
 from ddim_jax.measuring.extractors import make_extractor
+from ddim_jax.measuring.figures import Counts, chosen_metrics, computed_by, heading
 from ddim_jax.measuring.measurement import Measurement
-from ddim_jax.measuring.reference import Reference, reference_for
+from ddim_jax.measuring.reference import reference_for
+from ddim_jax.measuring.reference_file import Reference
 from ddim_jax.tables.folder import TableFolder
-from ddim_jax.tables.lines import Comparison, comparison, format_figure, heading
+from ddim_jax.tables.lines import Comparison, comparison, format_figure
 from ddim_jax.tables.published_figures import PUBLISHED
 from ddim_jax.tables.row_images import RowImages, row_images
 from ddim_jax.tables.row_progress import RowProgress
@@ -36,9 +38,6 @@ from ddim_jax.writers import progress, say
 
 # How much of a killed job's work may be lost.
 _SAVE_EVERY_SECONDS = 60
-
-# Of each row, in the report.
-_SHOWN_IMAGES = 64
 
 
 def evaluate(config: Config, workdir: epath.PathLike) -> epath.Path:
@@ -70,7 +69,8 @@ def evaluate(config: Config, workdir: epath.PathLike) -> epath.Path:
     # Asks for as many splits as it can have, before anything takes long.
     Measurement(extractor, settings, source.num)
     reference = reference_for(config, extractor)
-    _check_counts(settings, source.num, reference)
+    counts = _counts(settings, extractor, source.num, reference)
+    _check_counts(settings, counts)
     compared = _comparison(config, extractor, source.num)
     shared = _shared_settings(settings, extractor, reference, source.num)
     # Packages' versions are told, but decide nothing.
@@ -78,7 +78,7 @@ def evaluate(config: Config, workdir: epath.PathLike) -> epath.Path:
     folder = job_dir(workdir, "evaluate", f"{extractor.name}-n{source.num}", decides)
     title = f"{source.name}: {source.num:,} images, by {extractor.name}"
     table = TableFolder(folder, title, {**shared, "data": dataclasses.asdict(config.data)}, compared)
-    notes = _notes(config, extractor, reference, compared, source.num)
+    notes = _notes(config, extractor, reference, compared, counts)
     if parallel.is_main_process():
         for note in notes:
             say(note)
@@ -179,7 +179,7 @@ def _finish(writing: list[concurrent.futures.Future[None]]) -> None:
 
 
 def _turns(rows: Sequence[Row], table: TableFolder) -> Generator[int]:
-    """Places of rows that this job shall measure, each claimed until the next one is asked for; for process 0 alone."""
+    """Yields places of rows to measure, each claimed until the next one is asked for; for process 0 alone."""
     if not parallel.is_main_process():
         return
     while True:
@@ -207,8 +207,7 @@ def _turns(rows: Sequence[Row], table: TableFolder) -> Generator[int]:
 
 
 def _shared_settings(settings: EvalConfig, extractor: Extractor, reference: Reference, num: int) -> dict[str, Any]:
-    """All that rows must share to be compared."""
-    names = ("is_splits", "kid_subsets", "kid_subset_size", "neighbours", "features_kept")
+    """Returns all that rows must share to be compared."""
     provenance = reference.provenance
     if not provenance:
         # Of a file that does not say what it is, the numbers themselves do.
@@ -218,7 +217,7 @@ def _shared_settings(settings: EvalConfig, extractor: Extractor, reference: Refe
         "num": num,
         "extractor": extractor.provenance,
         "reference": provenance,
-        "metrics": {"names": sorted(settings.metrics), **{name: getattr(settings, name) for name in names}},
+        "metrics": {"names": sorted(settings.metrics), **computed_by(settings)},
     }
 
 
@@ -235,29 +234,30 @@ def _comparison(config: Config, extractor: Extractor, num: int) -> Comparison:
     )
 
 
-def _check_counts(settings: EvalConfig, num: int, reference: Reference) -> None:
-    """Refuses what could not be computed in the end, before it is drawn."""
+def _counts(settings: EvalConfig, extractor: Extractor, num: int, reference: Reference) -> Counts:
     kept = min(num, settings.features_kept)
     if reference.features is not None:
         kept = min(kept, len(reference.features))
-    if "precision_recall" in settings.metrics and kept <= settings.neighbours:
-        raise UserError(
-            f"eval.neighbours={settings.neighbours}: precision and recall need more than so many images, on both "
-            f"sides, but there are {kept}; leave precision_recall out of eval.metrics"
-        )
+    return Counts(num, kept, extractor.dimension)
 
 
-def _notes(config: Config, extractor: Extractor, reference: Reference, compared: Comparison, num: int) -> list[str]:
-    """What is to be known of the figures."""
+def _check_counts(settings: EvalConfig, counts: Counts) -> None:
+    """Refuses what could not be computed in the end, before it is drawn."""
+    for metric in chosen_metrics(settings):
+        refusal = metric.too_few(counts, settings)
+        if refusal:
+            raise UserError(refusal)
+
+
+def _notes(
+    config: Config, extractor: Extractor, reference: Reference, compared: Comparison, counts: Counts
+) -> list[str]:
+    """Returns what is to be known of the figures."""
     settings = config.eval
     count = "an unknown number of" if reference.count is None else f"{reference.count:,}"
     where = settings.reference or reference.provenance.get("name", "the training data")
     notes = [f"Compared with {count} images of {where}, by {extractor.name}."]
-    if num <= extractor.dimension and "fid" in settings.metrics:
-        notes.append(
-            f"Warning: {num:,} images are no more than the {extractor.dimension:,} features that a Fréchet distance "
-            "compares; its bias is so large that it says nothing. Raise eval.num."
-        )
+    notes += filter(None, (metric.caution(counts, settings) for metric in chosen_metrics(settings)))
     preset = PUBLISHED.get(settings.preset)
     is_other = preset is not None and bool(preset.data_names) and config.data.name not in preset.data_names
     if preset is not None and is_other and not settings.images:

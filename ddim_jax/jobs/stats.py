@@ -10,16 +10,14 @@ from ddim_jax.errors import UserError
 from ddim_jax.measuring.extractors import make_extractor
 from ddim_jax.measuring.image_sets import ImageSet, open_image_set
 from ddim_jax.measuring.reference import (
-    is_statistics,
     measure_reference,
     provenance_digest,
-    read_reference,
     reference_images,
     reference_name,
     reference_provenance,
     same_provenance,
-    write_reference,
 )
+from ddim_jax.measuring.reference_file import is_statistics, read_reference, write_reference
 from ddim_jax.writers import say
 
 

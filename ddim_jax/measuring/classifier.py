@@ -23,9 +23,9 @@ from ddim_jax.data.reading import Images, load_images
 from ddim_jax.data.sources import Source
 from ddim_jax.digests import digest_of_arrays, digest_of_facts
 from ddim_jax.errors import UserError
-from ddim_jax.measuring.extractor import Extractor, Features
+from ddim_jax.measuring.extractor import Extractor, FeatureProgram, Features
 from ddim_jax.measuring.image_sets import spread_indices
-from ddim_jax.models import classifier as models
+from ddim_jax.models.classifier import NUM_FEATURES, Classifier
 from ddim_jax.npz import load_arrays, save_arrays
 from ddim_jax.random_streams import PRNG_IMPL
 from ddim_jax.writers import progress, say
@@ -44,41 +44,44 @@ _LEARNING_RATE = 2e-3
 _RECIPE = "1"
 
 
-class Classifier(Extractor):
-    """The trained network as an extractor: its last layer but one as features, and its logits.
+class ClassifierExtractor(Extractor):
+    """The trained network as an extractor: its last layer but one as features, and its logits."""
 
-    Attributes:
-        accuracy: share of the held-out images that is classified rightly.
+    @property
+    def accuracy(self) -> float:
+        """The share of the held-out images that is classified rightly."""
+        return self.provenance["held_out_accuracy"]
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return self.num_logits
+
+
+def classifier_extractor(
+    params: Any, provenance: dict[str, Any], num_classes: int, shape: tuple[int, int, int], batch_size: int
+) -> ClassifierExtractor:
+    """Makes an extractor of a trained network.
+
+    Args:
+        params: of :class:`~ddim_jax.models.classifier.Classifier`.
+        provenance: what it was trained on, with ``held_out_accuracy``.
         num_classes: number of classes.
+        shape: [h, w, c] of the images.
+        batch_size: images per device at a time.
     """
+    network = Classifier(num_classes)
 
-    def __init__(
-        self, params: Any, provenance: dict[str, Any], num_classes: int, shape: tuple[int, int, int], batch_size: int
-    ) -> None:
-        """Prepares the program.
+    def function(params: Any, images: jax.Array) -> Features:
+        output: Any = network.apply({"params": params}, _to_float(images))
+        return Features(output.features, output.logits)
 
-        Args:
-            params: of :class:`~ddim_jax.models.classifier.Classifier`.
-            provenance: what it was trained on, with ``held_out_accuracy``.
-            num_classes: number of classes.
-            shape: [h, w, c] of the images.
-            batch_size: images per device at a time.
-        """
-        network = models.Classifier(num_classes)
-
-        def function(params: Any, images: jax.Array) -> Features:
-            output: Any = network.apply({"params": params}, _to_float(images))
-            return Features(output.features, output.logits)
-
-        super().__init__(
-            "classifier", provenance, function, params, batch_size, models.NUM_FEATURES, num_classes, shape=shape
-        )
-        self.accuracy: float = provenance["held_out_accuracy"]
-        self.num_classes = num_classes
+    program = FeatureProgram(function, params, batch_size)
+    return ClassifierExtractor("classifier", provenance, program, NUM_FEATURES, num_classes, shape=shape)
 
 
-def classifier_for(data: DataConfig, batch_size: int = 64) -> Classifier:
-    """The classifier of a data set, trained now or before.
+def classifier_for(data: DataConfig, batch_size: int = 64) -> ClassifierExtractor:
+    """Returns the classifier of a data set, trained now or before.
 
     Args:
         data: the images, with labels.
@@ -109,11 +112,11 @@ def classifier_for(data: DataConfig, batch_size: int = 64) -> Classifier:
     provenance = json.loads(str(arrays.pop("provenance")))
     provenance["weights_sha256"] = digest_of_arrays(arrays, separator="")
     params = traverse_util.unflatten_dict(arrays, sep="/")
-    return Classifier(params, provenance, source.num_classes, data.image_shape, batch_size)
+    return classifier_extractor(params, provenance, source.num_classes, data.image_shape, batch_size)
 
 
 def labelled_images(source: Source, data: DataConfig) -> tuple[Images, Images]:
-    """The images that a classifier learns from, and the tenth of them that is held out to judge it.
+    """Loads the images that a classifier learns from, and the tenth of them that is held out to judge it.
 
     Raises:
         UserError: an image cannot be read, or there are fewer than 20.
@@ -128,9 +131,9 @@ def labelled_images(source: Source, data: DataConfig) -> tuple[Images, Images]:
 
 
 def _train(source: Source, data: DataConfig) -> tuple[Any, float]:
-    """Parameters as NumPy arrays, and the accuracy on the held-out images."""
+    """Returns parameters as NumPy arrays, and the accuracy on the held-out images."""
     learnt, held_out = labelled_images(source, data)
-    network = models.Classifier(source.num_classes)
+    network = Classifier(source.num_classes)
     params = network.init(jax.random.key(_SEED, impl=PRNG_IMPL), _to_float(learnt.image[:1]))["params"]
     steps = max(_FEWEST_STEPS, _EPOCHS * len(learnt.image) // _BATCH_SIZE)
     optimizer = optax.adam(optax.cosine_onecycle_schedule(steps, _LEARNING_RATE))
@@ -155,7 +158,8 @@ def _train(source: Source, data: DataConfig) -> tuple[Any, float]:
             bar.update()
     params = jax.tree.map(np.asarray, params)
     shape = held_out.image.shape[1:]
-    classify = Classifier(params, {"name": "classifier", "held_out_accuracy": 0.0}, source.num_classes, shape, 64)
+    unjudged = {"name": "classifier", "held_out_accuracy": 0.0}
+    classify = classifier_extractor(params, unjudged, source.num_classes, shape, batch_size=64)
     right = classify(held_out.image).logits.argmax(axis=1) == held_out.label
     accuracy = float(right.mean())
     say(f"the classifier of {source.name} is right on {accuracy:.2%} of {len(right):,} images that it has not seen")
@@ -163,7 +167,7 @@ def _train(source: Source, data: DataConfig) -> tuple[Any, float]:
 
 
 def _shifted(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Each image moved by up to a fourteenth of its side (at least a pixel) both ways; its border repeats."""
+    """Moves each image by up to a fourteenth of its side (at least a pixel) both ways; its border repeats."""
     count, height, width, _ = images.shape
     most = max(1, height // 14)
     padded = np.pad(images, [(0, 0), (most, most), (most, most), (0, 0)], mode="edge")

@@ -1,5 +1,6 @@
 """What an image looks like to a metric: features, and what makes them."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,59 +28,75 @@ class Features(NamedTuple):
     spatial: Any = None
 
 
-class Extractor:
-    """Images → features, over all devices of this process.
+class FeatureProgram:
+    """The computation of features, over all devices of this process.
 
     Attributes:
-        name: e.g. ``inception-tf1`` or ``pixels_pca-64``.
-        prefix: what figures of this extractor are called by, e.g. ``pixels``.
-        provenance: all that makes two figures comparable, as JSON's types: the name, the protocol, the hash of weights.
-        dimension: d.
-        num_logits: k; 0 where there are no logits.
-        spatial: whether there are spatial features.
-        shape: [h, w, c] of the images that it takes; None if it takes any.
         images_per_call: images that it computes at a time; calls with multiples of it waste nothing.
     """
 
-    def __init__(
-        self,
-        prefix: str,
-        provenance: dict[str, Any],
-        function: Callable[[Any, Any], Features],
-        variables: Any,
-        batch_size: int,
-        dimension: int,
-        num_logits: int = 0,
-        spatial: bool = False,
-        shape: tuple[int, int, int] | None = None,
-    ) -> None:
+    def __init__(self, function: Callable[[Any, Any], Features], variables: Any, batch_size: int) -> None:
         """Prepares the program; it is compiled at the first call.
 
         Args:
-            prefix: see above.
-            provenance: see above; its ``name`` is the extractor's.
             function: ``function(variables, images)``, traced by JAX, for uint8 [n, h, w, c].
             variables: a tree of arrays.
             batch_size: images per device at a time.
-            dimension: see above, as the rest.
-            num_logits: see above.
-            spatial: see above.
-            shape: see above.
         """
-        self.name: str = provenance["name"]
-        self.prefix = prefix
-        self.provenance = provenance
-        self.dimension = dimension
-        self.num_logits = num_logits
-        self.spatial = spatial
-        self.shape = shape
         devices = parallel.local_devices()
         self.images_per_call = batch_size * len(devices)
         self._map = ShardedMap(function, BatchSize(batch_size, what="images", key="eval.batch_size"))
         self._variables = parallel.replicate(variables, devices)
 
     def __call__(self, images: np.ndarray) -> Features:
-        """Features of images uint8 [n, h, w, 1 or 3], as NumPy arrays; those of an image depend on it alone.
+        """Computes features of images uint8 [n, h, w, c], as NumPy arrays."""
+        return self._map(self._variables, images)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Extractor:
+    """A program from images to features, and what is known of it.
+
+    Attributes:
+        prefix: what figures of this extractor are called by, e.g. ``pixels``.
+        provenance: all that makes two figures comparable, as JSON's types: the name, the protocol, the hash of weights.
+        program: computes the features.
+        dimension: d.
+        num_logits: k; 0 where there are no logits.
+        spatial: whether there are spatial features.
+        shape: [h, w, c] of the images that it takes; None if it takes any.
+    """
+
+    prefix: str
+    provenance: dict[str, Any]
+    program: FeatureProgram
+    dimension: int
+    num_logits: int = 0
+    spatial: bool = False
+    shape: tuple[int, int, int] | None = None
+
+    @property
+    def name(self) -> str:
+        """The name with the protocol or number, e.g. ``inception-tf1`` or ``pixels_pca-64``."""
+        return self.provenance["name"]
+
+    @property
+    def images_per_call(self) -> int:
+        """The number of images that the program computes at a time."""
+        return self.program.images_per_call
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The numbers per image of each field of :class:`Features` that this extractor gives."""
+        widths = {"features": self.dimension}
+        if self.num_logits:
+            widths["logits"] = self.num_logits
+        if self.spatial:
+            widths["spatial"] = SPATIAL_DIMENSION
+        return widths
+
+    def __call__(self, images: np.ndarray) -> Features:
+        """Computes features of images uint8 [n, h, w, 1 or 3], as NumPy arrays; an image's depend on it alone.
 
         Raises:
             TypeError: images are not uint8: rounding is part of every figure, so it is not done here in silence.
@@ -94,7 +111,7 @@ class Extractor:
                 f"images are {_in_words(images.shape[1:])}, but the extractor '{self.name}' compares "
                 f"{_in_words(self.shape)}: set data.image_size and data.channels, or eval.extractor=inception"
             )
-        return self._map(self._variables, images)
+        return self.program(images)
 
 
 def _in_words(shape: tuple[int, ...]) -> str:

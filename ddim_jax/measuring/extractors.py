@@ -10,7 +10,7 @@ other alone, and are never called FID, IS or KID.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,14 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
+from ddim_jax import names
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
 from ddim_jax.measuring.classifier import classifier_for
-from ddim_jax.measuring.extractor import Extractor, Features
+from ddim_jax.measuring.extractor import Extractor, FeatureProgram, Features
 from ddim_jax.measuring.image_sets import ImageSet, spread_indices
 from ddim_jax.measuring.reference import reference_images
-from ddim_jax.measuring.resize import Protocol, resize
+from ddim_jax.measuring.resize import resize
 from ddim_jax.models.inception import NUM_FEATURES, NUM_LOGITS, Inception
+from ddim_jax.names import ResizeProtocol
 from ddim_jax.weights.inception import inception_variables
 
 _SPATIAL_BLOCK, _SPATIAL_CHANNELS = "Mixed_6d", 7
@@ -40,31 +42,8 @@ _COMPONENT_IMAGES = 2048
 _NO_VARIANCE = 1e-12
 
 
-def make_extractor(config: Config, spatial: bool = False) -> Extractor:
-    """Builds the extractor that ``config.eval`` names.
-
-    Args:
-        config: ``eval`` says which; ``data`` which images a classifier is trained on, and their size.
-        spatial: have Inception's spatial features too.
-
-    Raises:
-        UserError: weights or images that it needs cannot be had, or it does not suit the images.
-    """
-    settings, data = config.eval, config.data
-    shape = data.image_shape
-    if settings.extractor == "inception":
-        return inception_extractor(settings.inception_path, settings.resize, settings.batch_size, spatial)
-    if settings.extractor == "pixels":
-        return pixels_extractor(shape, settings.batch_size)
-    if settings.extractor == "pixels_pca":
-        return components_extractor(reference_images(config), shape, settings.components, settings.batch_size)
-    if settings.extractor == "classifier":
-        return classifier_for(data, settings.batch_size)
-    raise ValueError(f"no extractor is called {settings.extractor!r}")
-
-
-def inception_extractor(path: str, protocol: Protocol, batch_size: int, spatial: bool = False) -> Extractor:
-    """The network of FID: pool3 as features, logits without bias for the Inception score.
+def inception_extractor(path: str, protocol: ResizeProtocol, batch_size: int, spatial: bool = False) -> Extractor:
+    """Makes the network of FID: pool3 as features, logits without bias for the Inception score.
 
     Args:
         path: file of its weights; the published ones when empty.
@@ -91,11 +70,12 @@ def inception_extractor(path: str, protocol: Protocol, batch_size: int, spatial:
 
     name = f"inception-{protocol}"
     provenance = {"name": name, "protocol": protocol, "weights_sha256": weights.sha256, "logits": "without bias"}
-    return Extractor("inception", provenance, function, weights.params, batch_size, NUM_FEATURES, NUM_LOGITS, spatial)
+    program = FeatureProgram(function, weights.params, batch_size)
+    return Extractor("inception", provenance, program, NUM_FEATURES, NUM_LOGITS, spatial)
 
 
 def _spatial_features(inside: Any) -> jax.Array:
-    """What ADM's evaluator compares by sFID (Nash et al. 2021): [n, 2023].
+    """Returns what ADM's evaluator compares by sFID (Nash et al. 2021): [n, 2023].
 
     The graph's tensor ``mixed_6/conv:0`` is that of the 1x1 convolution of the block ``Mixed_6d``, after batch norm and
     relu (what precedes those is called ``mixed_6/conv/Conv2D``). It is the first part of the block's output.
@@ -105,7 +85,7 @@ def _spatial_features(inside: Any) -> jax.Array:
 
 
 def pixels_extractor(shape: tuple[int, int, int], batch_size: int) -> Extractor:
-    """The pixels in [0, 1] as features.
+    """Takes the pixels in [0, 1] as features.
 
     Args:
         shape: [h, w, c] of the images.
@@ -125,13 +105,12 @@ def pixels_extractor(shape: tuple[int, int, int], batch_size: int) -> Extractor:
         del variables
         return Features(_flat_pixels(images))
 
-    return Extractor(
-        "pixels", {"name": "pixels", "shape": list(shape)}, function, (), batch_size, dimension, shape=shape
-    )
+    program = FeatureProgram(function, (), batch_size)
+    return Extractor("pixels", {"name": "pixels", "shape": list(shape)}, program, dimension, shape=shape)
 
 
 def components_extractor(images: ImageSet, shape: tuple[int, int, int], components: int, batch_size: int) -> Extractor:
-    """The principal components of some images as features: those directions in which they differ most.
+    """Takes the principal components of some images as features: those directions in which they differ most.
 
     Args:
         images: what they are found from, by 2,048 of these at most, evenly spread.
@@ -161,12 +140,12 @@ def components_extractor(images: ImageSet, shape: tuple[int, int, int], componen
         # Components that are computed twice may differ in their last digits, the images that decide them do not.
         "images_sha256": hashlib.sha256(found.tobytes()).hexdigest(),
     }
-    variables = (mean.astype(np.float32), basis.astype(np.float32))
-    return Extractor("pixels_pca", provenance, function, variables, batch_size, components, shape=shape)
+    program = FeatureProgram(function, (mean.astype(np.float32), basis.astype(np.float32)), batch_size)
+    return Extractor("pixels_pca", provenance, program, components, shape=shape)
 
 
 def principal_components(pixels: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and principal components of images, for pixels in [0, 1].
+    """Computes mean and principal components of images, for pixels in [0, 1].
 
     With X [n, d] the centred pixels, each eigenvector u of X X' [n, n] gives an eigenvector X' u of the covariance
     X' X / n [d, d], which may be far larger. Products of uint8 values are whole numbers, and float64 holds their sums
@@ -206,11 +185,38 @@ def principal_components(pixels: np.ndarray, components: int) -> tuple[np.ndarra
 
 
 def _column_blocks(pixels: np.ndarray) -> Iterator[np.ndarray]:
-    """All images as float64, some pixels at a time: all at once could be gigabytes."""
+    """Yields all images as float64, some pixels at a time: all at once could be gigabytes."""
     for start in range(0, pixels.shape[1], _MOST_PIXELS):
         yield pixels[:, start : start + _MOST_PIXELS].astype(np.float64)
 
 
 def _flat_pixels(images: jax.Array) -> jax.Array:
-    """uint8 [n, h, w, c] → float32 [n, h w c] in [0, 1]."""
+    """Returns images uint8 [n, h, w, c] as float32 [n, h w c] in [0, 1]."""
     return images.reshape(len(images), -1).astype(jnp.float32) / 255
+
+
+# By ``eval.extractor``: functions of the config and of whether Inception's spatial features are wanted.
+EXTRACTORS: dict[str, Callable[[Config, bool], Extractor]] = {
+    "inception": lambda config, spatial: inception_extractor(
+        config.eval.inception_path, config.eval.resize, config.eval.batch_size, spatial
+    ),
+    "pixels": lambda config, spatial: pixels_extractor(config.data.image_shape, config.eval.batch_size),
+    "pixels_pca": lambda config, spatial: components_extractor(
+        reference_images(config), config.data.image_shape, config.eval.components, config.eval.batch_size
+    ),
+    "classifier": lambda config, spatial: classifier_for(config.data, config.eval.batch_size),
+}
+
+
+def make_extractor(config: Config, spatial: bool = False) -> Extractor:
+    """Builds the extractor that ``config.eval`` names.
+
+    Args:
+        config: ``eval`` says which; ``data`` which images a classifier is trained on, and their size.
+        spatial: have Inception's spatial features too.
+
+    Raises:
+        UserError: there is none of that name, weights or images that it needs cannot be had, or it does not suit the
+            images.
+    """
+    return names.lookup(EXTRACTORS, config.eval.extractor, "extractor")(config, spatial)

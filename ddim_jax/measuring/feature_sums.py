@@ -1,15 +1,16 @@
 """What is kept of the features of a set of images, while they come batch by batch, on one machine or many."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import numpy as np
 
-from ddim_jax.measuring.extractor import SPATIAL_DIMENSION, Extractor, Features
+from ddim_jax import names
+from ddim_jax.config import EvalConfig
+from ddim_jax.measuring.accumulators import ACCUMULATORS
+from ddim_jax.measuring.extractor import Extractor, Features
 from ddim_jax.measuring.image_sets import spread_indices
-from ddim_jax.metrics.inception_score import InceptionSums
-from ddim_jax.metrics.moments import Moments
 
 # Features wait until there are so many, since adding to a covariance costs as much for one image as for thousands.
 _BLOCK = 2048
@@ -17,7 +18,7 @@ _BLOCK = 2048
 
 @dataclasses.dataclass(eq=False)
 class FeatureSums:
-    """Moments, class sums, and some of the features themselves, of images 0 ... num - 1.
+    """Sums over the images 0 ... num - 1 of a set, and the features of some of them.
 
     Where images come in the same order the result has the same bits for any batch sizes, also when it was saved and
     read again in between. In another order, or merged from several machines, it is equal to rounding.
@@ -26,51 +27,42 @@ class FeatureSums:
         seen: bool [num], the images that have come.
         kept_index: int64 [m], the images whose features are kept: evenly spread.
         kept: float32 [m, d], their features; 0 until they come.
-        moments: of the features.
-        spatial_moments: of ``Features.spatial``, or None.
-        class_sums: for the Inception score, or None.
+        sums: by name of an accumulator.
         waiting_index: int64 [w], images that have come but are in no sum yet.
-        waiting: their features.
+        waiting: by field of :class:`~ddim_jax.measuring.extractor.Features`, what is to be added of them.
     """
 
     seen: np.ndarray
     kept_index: np.ndarray
     kept: np.ndarray
-    moments: Moments
-    spatial_moments: Moments | None
-    class_sums: InceptionSums | None
+    sums: dict[str, Any]
     waiting_index: np.ndarray
-    waiting: Features
+    waiting: dict[str, np.ndarray]
 
     @classmethod
-    def empty(cls, extractor: Extractor, num: int, keep: int, is_splits: int = 0) -> Self:
-        """Of no images yet.
+    def empty(cls, extractor: Extractor, num: int, settings: EvalConfig, accumulators: Iterable[str]) -> Self:
+        """Starts with no images.
 
         Args:
-            extractor: what the features come from; its class sums and spatial moments are kept if it has them.
+            extractor: what the features come from.
             num: images that there will be.
-            keep: images whose features are kept.
-            is_splits: splits of the Inception score; 0 for no score.
+            settings: ``features_kept`` says of how many images the features are kept; accumulators read theirs.
+            accumulators: names of the sums to keep. Those whose input the extractor has not are left out.
 
         Raises:
-            UserError: more splits than images.
+            UserError: the images cannot be summed so, e.g. more splits of the Inception score than images.
         """
-        dimension = extractor.dimension
-        kept_index = spread_indices(num, keep)
-        scored = is_splits > 0 and extractor.num_logits > 0
+        widths = extractor.widths
+        rows = {name: names.lookup(ACCUMULATORS, name, "accumulator") for name in accumulators}
+        rows = {name: row for name, row in rows.items() if row.input in widths}
+        kept_index = spread_indices(num, settings.features_kept)
         return cls(
             seen=np.zeros(num, bool),
             kept_index=kept_index,
-            kept=np.zeros((len(kept_index), dimension), np.float32),
-            moments=Moments.empty(dimension),
-            spatial_moments=Moments.empty(SPATIAL_DIMENSION) if extractor.spatial else None,
-            class_sums=InceptionSums.empty(num, extractor.num_logits, is_splits) if scored else None,
+            kept=np.zeros((len(kept_index), extractor.dimension), np.float32),
+            sums={name: row.empty(extractor, num, settings) for name, row in rows.items()},
             waiting_index=np.empty(0, np.int64),
-            waiting=Features(
-                np.empty((0, dimension), np.float32),
-                np.empty((0, extractor.num_logits), np.float32) if scored else None,
-                np.empty((0, SPATIAL_DIMENSION), np.float32) if extractor.spatial else None,
-            ),
+            waiting={row.input: np.empty((0, widths[row.input]), np.float32) for row in rows.values()},
         )
 
     @property
@@ -100,12 +92,9 @@ class FeatureSums:
         self.kept[place[is_kept]] = features.features[is_kept]
 
         self.waiting_index = np.concatenate([self.waiting_index, index])
-        self.waiting = Features(
-            *(
-                None if before is None else np.concatenate([before, new])
-                for before, new in zip(self.waiting, features, strict=True)
-            )
-        )
+        self.waiting = {
+            field: np.concatenate([before, getattr(features, field)]) for field, before in self.waiting.items()
+        }
         while len(self.waiting_index) >= _BLOCK:
             self._sum_up(_BLOCK)
 
@@ -117,15 +106,11 @@ class FeatureSums:
         """
         if (self.seen & other.seen).any():
             raise ValueError("an image was given to both")
-        self._sum_up(len(self.waiting_index))
-        other._sum_up(len(other.waiting_index))
+        self.finish()
+        other.finish()
         self.kept[other.seen[self.kept_index]] = other.kept[other.seen[self.kept_index]]
         self.seen |= other.seen
-        self.moments = self.moments.merge(other.moments)
-        if self.spatial_moments is not None and other.spatial_moments is not None:
-            self.spatial_moments = self.spatial_moments.merge(other.spatial_moments)
-        if self.class_sums is not None and other.class_sums is not None:
-            self.class_sums = self.class_sums.merge(other.class_sums)
+        self.sums = {name: sums.merge(other.sums[name]) for name, sums in self.sums.items()}
 
     def finish(self) -> Self:
         """Puts all that has come into the sums, which can be read then; returns itself."""
@@ -134,49 +119,46 @@ class FeatureSums:
 
     @property
     def kept_features(self) -> np.ndarray:
-        """Float32 [m', d]: the kept features that have come, in the order of the images."""
+        """The kept features that have come, in the order of the images: float32 [m', d]."""
         return self.kept[self.seen[self.kept_index]]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """By name, for ``numpy.savez``."""
+        """Returns everything as arrays by name, for ``numpy.savez``."""
         arrays = {name: getattr(self, name) for name in ("seen", "kept_index", "kept", "waiting_index")}
-        parts = {
-            "moments": self.moments.to_arrays(),
-            "spatial": None if self.spatial_moments is None else self.spatial_moments.to_arrays(),
-            "classes": None if self.class_sums is None else self.class_sums.to_arrays(),
-            "waiting": {name: x for name, x in self.waiting._asdict().items() if x is not None},
-        }
-        for part, of_part in parts.items():
-            arrays |= {f"{part}.{name}": array for name, array in (of_part or {}).items()}
-        return arrays
+        for name, sums in self.sums.items():
+            arrays |= with_prefix(name, sums.to_arrays())
+        return arrays | with_prefix("waiting", self.waiting)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
-        """The inverse of :meth:`to_arrays`, to the bit."""
-
-        def part(prefix: str) -> dict[str, Any]:
-            return {name.removeprefix(f"{prefix}."): arrays[name] for name in arrays if name.startswith(f"{prefix}.")}
-
-        spatial, classes = part("spatial"), part("classes")
+        """Reads what :meth:`to_arrays` returned, to the bit."""
+        saved = {name: of_prefix(name, arrays) for name in ACCUMULATORS}
         return cls(
             seen=np.array(arrays["seen"]),
             kept_index=np.array(arrays["kept_index"]),
             kept=np.array(arrays["kept"]),
-            moments=Moments.from_arrays(part("moments")),
-            spatial_moments=Moments.from_arrays(spatial) if spatial else None,
-            class_sums=InceptionSums.from_arrays(classes) if classes else None,
+            sums={name: ACCUMULATORS[name].from_arrays(of_name) for name, of_name in saved.items() if of_name},
             waiting_index=np.array(arrays["waiting_index"]),
-            waiting=Features(**part("waiting")),
+            waiting=of_prefix("waiting", arrays),
         )
 
     def _sum_up(self, count: int) -> None:
         """Moves the first waiting features into the sums."""
-        first = Features(*(None if x is None else x[:count] for x in self.waiting))
-        if count:
-            self.moments = self.moments.update(first.features)
-            if self.spatial_moments is not None:
-                self.spatial_moments = self.spatial_moments.update(first.spatial)
-            if self.class_sums is not None:
-                self.class_sums = self.class_sums.update(first.logits, self.waiting_index[:count])
-        self.waiting = Features(*(None if x is None else x[count:] for x in self.waiting))
+        if not count:
+            return
+        for name, sums in self.sums.items():
+            row = ACCUMULATORS[name]
+            self.sums[name] = row.update(sums, self.waiting[row.input][:count], self.waiting_index[:count])
+        self.waiting = {field: values[count:] for field, values in self.waiting.items()}
         self.waiting_index = self.waiting_index[count:]
+
+
+def with_prefix(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Puts ``PREFIX.`` before each name."""
+    return {f"{prefix}.{name}": array for name, array in arrays.items()}
+
+
+def of_prefix(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the arrays whose names begin with ``PREFIX.``, by the rest of their names."""
+    start = f"{prefix}."
+    return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}

@@ -45,7 +45,7 @@ class ImageSet(Protocol):
     identity: dict[str, Any]
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Returns the number of images."""
         ...
 
     def load(self, indices: np.ndarray) -> Loaded:
@@ -115,7 +115,7 @@ class DataImages(ImageSet):
         }
 
     def __len__(self) -> int:
-        """Number of examples, unusable ones among them."""
+        """Returns the number of examples, unusable ones among them."""
         return len(self._source)
 
     def load(self, indices: np.ndarray) -> Loaded:
@@ -145,7 +145,7 @@ class FolderImages(ImageSet):
         self.identity = {"data": self._source.identity(), "channels": data.channels, "decoder": _decoder()}
 
     def __len__(self) -> int:
-        """Number of image files."""
+        """Returns the number of image files."""
         return len(self._source)
 
     def load(self, indices: np.ndarray) -> Loaded:
@@ -194,7 +194,7 @@ class ArrayImages(ImageSet):
             self.identity = {"npz": hashlib.file_digest(opened, "sha256").hexdigest()}
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Returns the number of images."""
         return len(self._images)
 
     def load(self, indices: np.ndarray) -> Loaded:
@@ -203,7 +203,7 @@ class ArrayImages(ImageSet):
 
 
 def spread_indices(num: int, count: int) -> np.ndarray:
-    """``count`` of the numbers 0 ... num - 1, ascending and evenly spread: int64 [min(count, num)].
+    """Picks ``count`` of the numbers 0 ... num - 1, ascending and evenly spread: int64 [min(count, num)].
 
     Folders are often ordered by class, so that the first images are no fair sample of all.
     """
@@ -212,5 +212,5 @@ def spread_indices(num: int, count: int) -> np.ndarray:
 
 
 def _decoder() -> str:
-    """What decodes and resizes images: other programs' pixels may differ by a grey level."""
+    """Names what decodes and resizes images: other programs' pixels may differ by a grey level."""
     return f"pillow {PIL.__version__}"

@@ -8,10 +8,11 @@ import numpy as np
 from ddim_jax.config import EvalConfig
 from ddim_jax.measuring.extractor import Extractor
 from ddim_jax.measuring.feature_sums import FeatureSums
-from ddim_jax.measuring.reference import Reference
-from ddim_jax.metrics.frechet import frechet_distance
-from ddim_jax.metrics.kernel_distance import kernel_distance
-from ddim_jax.metrics.precision_recall import precision_recall
+from ddim_jax.measuring.figures import chosen_metrics
+from ddim_jax.measuring.reference_file import Reference
+
+# Kept whatever is asked for: they notice features that are not finite at once.
+_ALWAYS_KEPT = "moments"
 
 
 class Measurement:
@@ -30,12 +31,13 @@ class Measurement:
             num: images that there will be; the Inception score needs to know.
 
         Raises:
-            UserError: more splits of the Inception score than images.
+            UserError: a metric that does not exist, or more splits of the Inception score than images.
         """
         self._extractor = extractor
         self._settings = settings
-        splits = settings.is_splits if "is" in settings.metrics else 0
-        self._sums = FeatureSums.empty(extractor, num, settings.features_kept, splits)
+        self._metrics = chosen_metrics(settings)
+        needed = [_ALWAYS_KEPT, *(name for metric in self._metrics for name in metric.accumulators)]
+        self._sums = FeatureSums.empty(extractor, num, settings, dict.fromkeys(needed))
 
     @property
     def missing(self) -> np.ndarray:
@@ -65,28 +67,26 @@ class Measurement:
         self._sums.merge(other._sums)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """By name, for ``numpy.savez``."""
+        """Returns all sums so far as arrays by name, for ``numpy.savez``."""
         return self._sums.to_arrays()
 
     @classmethod
     def from_arrays(cls, extractor: Extractor, settings: EvalConfig, arrays: Mapping[str, np.ndarray]) -> Self:
-        """The inverse of :meth:`to_arrays`, to the bit, with the same extractor and settings."""
+        """Reads what :meth:`to_arrays` returned, to the bit, with the same extractor and settings."""
         measurement = cls(extractor, settings, len(arrays["seen"]))
         measurement._sums = FeatureSums.from_arrays(arrays)
         return measurement
 
     def figures(self, reference: Reference) -> dict[str, float]:
-        """The figures of ``eval.metrics``, once all images have come.
+        """Computes the figures of ``eval.metrics``, once all images have come.
 
         Args:
             reference: of the same extractor. Without features of single images, those that need them are left out.
 
         Returns:
-            With ``inception``: ``fid``, ``is_mean``, ``is_std``, ``kid_mean``, ``kid_std``, ``precision``, ``recall``.
-            Figures of another extractor are something else, and have other names: with ``classifier``,
-            ``classifier_frechet``, ``classifier_score_mean``, ``classifier_score_std``,
-            ``classifier_kernel_distance_mean``, ``classifier_kernel_distance_std``, ``classifier_precision``,
-            ``classifier_recall``. Without logits there is no score.
+            The figures by name, see :data:`~ddim_jax.measuring.figures.METRICS`: with ``inception`` e.g. ``fid``. Those
+            of another extractor are something else, and have other names, e.g. ``classifier_frechet``. Without logits
+            there is no score.
 
         Raises:
             ValueError: images are missing.
@@ -94,32 +94,12 @@ class Measurement:
         """
         if len(self.missing):
             raise ValueError(f"{len(self.missing)} images are missing, the first is {self.missing[0]}")
-        settings, sums = self._settings, self._sums.finish()
+        sums = self._sums.finish()
         found: dict[str, float] = {}
-        if "fid" in settings.metrics:
-            found["fid"] = frechet_distance(sums.moments, reference.gaussian)
-        if sums.class_sums is not None:
-            score = sums.class_sums.score()
-            found |= {"is_mean": score.mean, "is_std": score.std}
-        if "kid" in settings.metrics and reference.features is not None:
-            distance = kernel_distance(
-                sums.kept_features, reference.features, settings.kid_subsets, settings.kid_subset_size
-            )
-            found |= {"kid_mean": distance.mean, "kid_std": distance.std}
-        if "precision_recall" in settings.metrics and reference.features is not None:
-            shares = precision_recall(sums.kept_features, reference.features, settings.neighbours)
-            found |= {"precision": shares.precision, "recall": shares.recall}
-        return {figure_name(name, self._extractor.prefix): value for name, value in found.items()}
-
-
-def figure_name(name: str, prefix: str) -> str:
-    """What a figure of an extractor is called: FID, IS and KID are those of Inception alone.
-
-    >>> figure_name("fid", "inception"), figure_name("fid", "pixels"), figure_name("is_mean", "classifier")
-    ('fid', 'pixels_frechet', 'classifier_score_mean')
-    """
-    if prefix == "inception":
-        return name
-    general = {"fid": "frechet", "is": "score", "kid": "kernel_distance"}
-    first, *rest = name.split("_")
-    return "_".join([prefix, general.get(first, first), *rest])
+        for metric in self._metrics:
+            if metric.obstacle(self._extractor, reference):
+                continue
+            values = metric.compute(sums, reference, self._settings)
+            names = [figure.name_with(self._extractor.prefix) for figure in metric.figures]
+            found |= dict(zip(names, values, strict=True))
+        return found

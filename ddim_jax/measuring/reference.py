@@ -6,11 +6,10 @@ refused.
 """
 
 import contextlib
-import json
 import re
 import time
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -22,9 +21,10 @@ from ddim_jax.digests import digest_of_facts
 from ddim_jax.errors import UserError
 from ddim_jax.measuring.extractor import Extractor
 from ddim_jax.measuring.feature_sums import FeatureSums
+from ddim_jax.measuring.figures import chosen_metrics
 from ddim_jax.measuring.image_sets import ImageSet, open_image_set, spread_indices
-from ddim_jax.metrics.moments import Gaussian
-from ddim_jax.npz import array_names, load_arrays, save_arrays
+from ddim_jax.measuring.reference_file import Reference, is_statistics, read_reference, write_reference
+from ddim_jax.npz import load_arrays, save_arrays
 from ddim_jax.version import __version__
 from ddim_jax.writers import progress, say
 
@@ -34,33 +34,8 @@ _SAVE_EVERY_SECONDS = 60
 _UNKNOWN = "data set, split, number of images, crop, resize, and the protocol and weights of the network"
 
 
-class Reference(NamedTuple):
-    """Statistics of a set of images.
-
-    Attributes:
-        mean: float64 [d], of the features.
-        covariance: float64 [d, d].
-        count: number n of images; None if not known.
-        features: float32 [m, d] of some of the images, evenly spread, for KID, precision and recall; or None.
-        provenance: how they were made, see :func:`reference_provenance`; empty if not known.
-        spatial: of Inception's spatial features, which ADM's sFID needs; or None.
-    """
-
-    mean: np.ndarray
-    covariance: np.ndarray
-    count: int | None  # pyright: ignore[reportIncompatibleMethodOverride]
-    features: np.ndarray | None
-    provenance: dict[str, Any]
-    spatial: Gaussian | None = None
-
-    @property
-    def gaussian(self) -> Gaussian:
-        """Mean, covariance and count, as the Fréchet distance takes them."""
-        return Gaussian(self.mean, self.covariance, self.count)
-
-
 def reference_for(config: Config, extractor: Extractor) -> Reference:
-    """The reference that ``config.eval`` names; statistics of images are computed once and kept in the cache.
+    """Returns the reference that ``config.eval`` names; statistics of images are computed once and kept in the cache.
 
     Args:
         config: ``eval.reference``, or the training images.
@@ -84,13 +59,16 @@ def reference_for(config: Config, extractor: Extractor) -> Reference:
                 return reference
         reference = measure_reference(images, extractor, settings, kept.with_suffix(".parts"))
         write_reference(kept, reference)
-    if reference.features is None and {"kid", "precision_recall"} & set(settings.metrics):
-        say(f"warning: {settings.reference} has no features of single images: no kernel distance, precision or recall")
+    left_out = [word for metric in chosen_metrics(settings) if metric.needs_single_images for word in metric.words]
+    if reference.features is None and left_out:
+        *others, last = left_out
+        words = f"{', '.join(others)} or {last}" if others else last
+        say(f"warning: {settings.reference} has no features of single images: no {words}")
     return reference
 
 
 def reference_images(config: Config) -> ImageSet:
-    """The images that ``config.eval`` compares with: a folder, an ``.npz``, or the data set.
+    """Opens the images that ``config.eval`` compares with: a folder, an ``.npz``, or the data set.
 
     Where statistics are given, whose images are not at hand, these are the data set's.
     """
@@ -99,7 +77,7 @@ def reference_images(config: Config) -> ImageSet:
 
 
 def reference_provenance(images: ImageSet, extractor: Extractor, settings: EvalConfig) -> dict[str, Any]:
-    """How statistics are made, as JSON's types.
+    """Says how statistics are made, as JSON's types.
 
     Returns:
         ``images`` (their identity: data set or files, split, crop, resize, size, decoder), ``name``, ``count``,
@@ -118,7 +96,7 @@ def reference_provenance(images: ImageSet, extractor: Extractor, settings: EvalC
 
 
 def reference_name(provenance: Mapping[str, Any]) -> str:
-    """A name for a file: which images, how many, and by what they are compared.
+    """Returns a name for a file: which images, how many, and by what they are compared.
 
     >>> reference_name({"name": "cifar10-train[:90%]", "count": 45000, "extractor": {"name": "inception-tf1"}})
     'cifar10-train-to90%-45000-inception-tf1'
@@ -128,12 +106,12 @@ def reference_name(provenance: Mapping[str, Any]) -> str:
 
 
 def same_provenance(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether both describe the same statistics; by which version they were made does not matter."""
+    """Returns whether both describe the same statistics; by which version they were made does not matter."""
     return provenance_digest(a) == provenance_digest(b)
 
 
 def provenance_digest(provenance: Mapping[str, Any]) -> str:
-    """A hash of all that was known before the images were read."""
+    """Returns a hash of all that was known before the images were read."""
     return digest_of_facts({key: value for key, value in provenance.items() if key not in ("ddim_jax", "left_out")})
 
 
@@ -162,7 +140,7 @@ def measure_reference(
     if own.exists():
         sums = FeatureSums.from_arrays(load_arrays(own))
     else:
-        sums = FeatureSums.empty(extractor, len(chosen), settings.features_kept)
+        sums = FeatureSums.empty(extractor, len(chosen), settings, ("moments", "spatial"))
     share = np.arange(process, len(chosen), count)
     todo = share[~sums.seen[share]]
     bar = progress(len(share), f"measuring {images.name}", "image", len(share) - len(todo), parallel.is_main_process())
@@ -184,13 +162,13 @@ def measure_reference(
     provenance = reference_provenance(images, extractor, settings)
     if len(sums.missing):
         provenance["left_out"] = len(sums.missing)
-    spatial = None if sums.spatial_moments is None else sums.spatial_moments.gaussian()
-    moments = sums.moments
+    spatial = sums.sums["spatial"].gaussian() if "spatial" in sums.sums else None
+    moments = sums.sums["moments"]
     return Reference(moments.mean, moments.covariance, moments.count, sums.kept_features, provenance, spatial)
 
 
 def _merged(sums: FeatureSums, parts: epath.Path, process: int, count: int) -> FeatureSums:
-    """The sums of all processes, merged by each in the same order."""
+    """Returns the sums of all processes, merged by each in the same order."""
     save_arrays(parts / f"{process}-of-{count}.npz", sums.to_arrays())
     parallel.barrier("features measured")
     merged = FeatureSums.from_arrays(load_arrays(parts / f"0-of-{count}.npz"))
@@ -200,71 +178,7 @@ def _merged(sums: FeatureSums, parts: epath.Path, process: int, count: int) -> F
     return merged
 
 
-# --- files --------------------------------------------------------------------------------------
-
-
-def is_statistics(path: epath.PathLike) -> bool:
-    """Whether a file holds statistics, and not images.
-
-    Raises:
-        UserError: it is neither a folder nor an ``.npz``.
-    """
-    path = epath.Path(path)
-    return not path.expanduser().is_dir() and {"mu", "sigma"} <= set(array_names(path.expanduser()))
-
-
-def write_reference(
-    path: epath.PathLike, reference: Reference, format: Literal["ddim_jax", "adm"] = "ddim_jax"
-) -> None:
-    """Writes statistics as ``.npz``.
-
-    pytorch-fid, clean-fid and EDM read ``mu`` and ``sigma`` from it, ADM's evaluator ``mu_s`` and ``sigma_s`` too.
-    Besides there are ``count``, ``features``, and ``provenance`` as JSON.
-
-    Args:
-        path: file to write.
-        reference: the statistics.
-        format: with ``adm`` the spatial statistics must be there.
-
-    Raises:
-        UserError: they are not, or the file cannot be written.
-    """
-    arrays: dict[str, Any] = {"mu": reference.mean, "sigma": reference.covariance}
-    if reference.count is not None:
-        arrays["count"] = np.asarray(reference.count)
-    if reference.features is not None:
-        arrays["features"] = reference.features
-    if reference.provenance:
-        arrays["provenance"] = np.asarray(json.dumps(reference.provenance))
-    if reference.spatial is not None:
-        arrays |= {"mu_s": reference.spatial.mean, "sigma_s": reference.spatial.covariance}
-    elif format == "adm":
-        raise ValueError("ADM's format needs spatial statistics: make the extractor with spatial=True")
-    save_arrays(path, arrays)
-
-
-def read_reference(path: epath.PathLike) -> Reference:
-    """Reads statistics: ours, pytorch-fid's, EDM's or ADM's. Of the latter three nothing but moments is known.
-
-    Raises:
-        UserError: the file cannot be read or has not the form of statistics.
-    """
-    path = epath.Path(path).expanduser()
-    arrays = load_arrays(path)
-    mean, covariance = arrays.get("mu"), arrays.get("sigma")
-    if mean is None or covariance is None:
-        raise UserError(f"{path} holds no statistics: expected arrays mu and sigma, found {', '.join(arrays)}")
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise UserError(f"{path}: mu {list(mean.shape)} and sigma {list(covariance.shape)} are not [d] and [d, d]")
-    try:
-        provenance = json.loads(str(arrays["provenance"])) if "provenance" in arrays else {}
-    except ValueError as error:
-        raise UserError(f"{path}: its provenance cannot be read: {error}; make it anew with --mode=stats") from error
-    spatial = Gaussian(arrays["mu_s"], arrays["sigma_s"]) if {"mu_s", "sigma_s"} <= arrays.keys() else None
-    count = int(arrays["count"]) if "count" in arrays else None
-    return Reference(
-        mean.astype(np.float64), covariance.astype(np.float64), count, arrays.get("features"), provenance, spatial
-    )
+# --- whether they fit ---------------------------------------------------------------------------
 
 
 def check_provenance(reference: Reference, extractor: Extractor, path: epath.PathLike) -> None:

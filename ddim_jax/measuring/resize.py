@@ -8,18 +8,19 @@ the result is mixed from the pixels of a line, and an image X becomes ``weights_
 made on the host in float64.
 """
 
-from typing import Literal
+import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddim_jax import names
 from ddim_jax.models.inception import INPUT_SIZE
+from ddim_jax.names import ResizeProtocol
 
-Protocol = Literal["tf1", "pytorch", "clean"]
 
-
-def resize(images: jax.typing.ArrayLike, protocol: Protocol, size: int = INPUT_SIZE) -> jax.Array:
+def resize(images: jax.typing.ArrayLike, protocol: ResizeProtocol, size: int = INPUT_SIZE) -> jax.Array:
     """Resizes and normalises images for the Inception network; may be part of a compiled function.
 
     Args:
@@ -34,7 +35,8 @@ def resize(images: jax.typing.ArrayLike, protocol: Protocol, size: int = INPUT_S
 
     Raises:
         ValueError: images are not uint8 (round them first, as one who saved them would), have another number of
-            dimensions or channels, or no protocol has that name.
+            dimensions or channels.
+        UserError: no protocol has that name.
     """
     images = jnp.asarray(images)
     if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
@@ -46,18 +48,12 @@ def resize(images: jax.typing.ArrayLike, protocol: Protocol, size: int = INPUT_S
     # Rows of pixels first, as in the originals. Faster products in bfloat16 or TF32 would be off by a grey level.
     pixels = jnp.einsum("nhwc,xw->nhxc", pixels, columns, precision=jax.lax.Precision.HIGHEST)
     pixels = jnp.einsum("nhxc,yh->nyxc", pixels, rows, precision=jax.lax.Precision.HIGHEST)
-    if protocol == "pytorch":
-        normalized = 2 * pixels / 255 - 1
-    elif protocol == "clean":
-        # Cubic weights can be negative, and overshoot at edges.
-        normalized = (jnp.clip(pixels, 0, 255) - 128) / 128
-    else:
-        normalized = (pixels - 128) / 128
+    normalized = names.lookup(PROTOCOLS, protocol, "resize protocol").normalize(pixels)
     return jnp.repeat(normalized, 3, axis=-1) if normalized.shape[-1] == 1 else normalized
 
 
-def resize_matrix(length: int, size: int, protocol: Protocol) -> np.ndarray:
-    """The weights by which a line of ``length`` pixels becomes one of ``size`` pixels.
+def resize_matrix(length: int, size: int, protocol: ResizeProtocol) -> np.ndarray:
+    """Returns the weights by which a line of ``length`` pixels becomes one of ``size`` pixels.
 
     With s = length / size, pixel i of the result is taken
 
@@ -73,22 +69,29 @@ def resize_matrix(length: int, size: int, protocol: Protocol) -> np.ndarray:
         float64 [size, length]; each row sums to 1.
 
     Raises:
-        ValueError: no protocol has that name.
+        UserError: no protocol has that name.
     """
-    if protocol == "clean":
-        return _cubic_matrix(length, size)
-    # The originals have scale and positions in float32, rounded once; far from the start that is not negligible.
-    scale = float(np.float32(length / size))
-    i = np.arange(size)
-    if protocol == "tf1":
-        return _bilinear_matrix((i * scale).astype(np.float32), length)
-    if protocol == "pytorch":
-        return _bilinear_matrix(np.maximum((i + 0.5) * scale - 0.5, 0).astype(np.float32), length)
-    raise ValueError(f"no protocol is called {protocol!r}")
+    return names.lookup(PROTOCOLS, protocol, "resize protocol").matrix(length, size)
+
+
+def _corner_matrix(length: int, size: int) -> np.ndarray:
+    """Returns bilinear weights at i s."""
+    return _bilinear_matrix((np.arange(size) * _scale(length, size)).astype(np.float32), length)
+
+
+def _centre_matrix(length: int, size: int) -> np.ndarray:
+    """Returns bilinear weights at the centres of the result's pixels."""
+    positions = np.maximum((np.arange(size) + 0.5) * _scale(length, size) - 0.5, 0)
+    return _bilinear_matrix(positions.astype(np.float32), length)
+
+
+def _scale(length: int, size: int) -> float:
+    """Returns s; the originals have it and positions in float32, which far from the start is not negligible."""
+    return float(np.float32(length / size))
 
 
 def _bilinear_matrix(positions: np.ndarray, length: int) -> np.ndarray:
-    """Weights of the pixels below and above each position, those of pixels being 0 ... length - 1."""
+    """Returns weights of the pixels below and above each position, those of pixels being 0 ... length - 1."""
     below = np.minimum(np.floor(positions).astype(int), length - 1)
     above = np.minimum(below + 1, length - 1)
     fraction = (positions - below).astype(np.float64)
@@ -100,7 +103,7 @@ def _bilinear_matrix(positions: np.ndarray, length: int) -> np.ndarray:
 
 
 def _cubic_matrix(length: int, size: int) -> np.ndarray:
-    """Pillow's weights: the cubic kernel at the distance of each pixel, stretched when shrinking, with sum 1."""
+    """Returns Pillow's weights: the cubic kernel at the distance of each pixel, stretched when shrinking; sum 1."""
     scale = length / size
     stretch = max(scale, 1.0)
     centres = (np.arange(size)[:, None] + 0.5) * scale
@@ -109,3 +112,24 @@ def _cubic_matrix(length: int, size: int) -> np.ndarray:
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     weights = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
     return weights / weights.sum(axis=1, keepdims=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Resizing:
+    """A way to make images as large as the network expects.
+
+    Attributes:
+        matrix: ``matrix(length, size)``, see :func:`resize_matrix`.
+        normalize: from pixels in [0, 255] to what the network gets.
+    """
+
+    matrix: Callable[[int, int], np.ndarray]
+    normalize: Callable[[jax.Array], jax.Array]
+
+
+PROTOCOLS: dict[str, Resizing] = {
+    "tf1": Resizing(_corner_matrix, lambda pixels: (pixels - 128) / 128),
+    "pytorch": Resizing(_centre_matrix, lambda pixels: 2 * pixels / 255 - 1),
+    # Cubic weights can be negative, and overshoot at edges.
+    "clean": Resizing(_cubic_matrix, lambda pixels: (jnp.clip(pixels, 0, 255) - 128) / 128),
+}

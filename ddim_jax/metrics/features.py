@@ -8,6 +8,10 @@ from ddim_jax.errors import UserError
 def check_features(features: np.ndarray, of: str) -> None:
     """Refuses features from which any metric would be nonsense.
 
+    >>> check_features(np.array([[0.0, 1.0], [np.nan, 1.0]]), of="A")
+    Traceback (most recent call last):
+    ddim_jax.errors.UserError: features of A hold NaN or infinity, first in row 1: check these images and the weights
+
     Args:
         features: [n, d].
         of: whose features they are, for the message: ``"the generated images"``.
@@ -27,6 +31,10 @@ def check_features(features: np.ndarray, of: str) -> None:
 
 def check_pair(generated: np.ndarray, real: np.ndarray, at_least: int) -> None:
     """Refuses two sets of features that cannot be compared.
+
+    >>> check_pair(np.zeros((2, 8)), np.zeros((2, 4)), at_least=2)
+    Traceback (most recent call last):
+    ddim_jax.errors.UserError: generated images have 8 features each, real ones 4: use one feature network for both
 
     Args:
         generated: [n, d].

@@ -29,7 +29,7 @@ _SHUFFLE_SEED = 2020
 
 
 class InceptionScore(NamedTuple):
-    """Over the splits.
+    """The mean and deviation of the score over the splits.
 
     Attributes:
         mean: of the splits' scores.
@@ -47,6 +47,14 @@ class InceptionSums:
     Which split an image is in follows from its index and from how many there will be, so batches may come in any order
     and on any machine. To go on after an interruption, and end with the same bits, save :meth:`to_arrays`.
 
+    Four images, each surely of another class, have the score 4; four of which nothing is known have 1:
+
+    >>> empty = InceptionSums.empty(num=4, classes=4, splits=1)
+    >>> empty.update(1000 * np.eye(4), np.arange(4)).score()
+    InceptionScore(mean=4.0, std=0.0)
+    >>> empty.update(np.zeros((4, 4)), np.arange(4)).score()
+    InceptionScore(mean=1.0, std=0.0)
+
     Attributes:
         split_of: int64 [n], the split of each image.
         count: int64 [splits], images seen.
@@ -61,7 +69,7 @@ class InceptionSums:
 
     @classmethod
     def empty(cls, num: int, classes: int = 1008, splits: int = 10, shuffle: bool = True) -> "InceptionSums":
-        """Of no images yet.
+        """Starts with no images.
 
         Args:
             num: images that there will be.
@@ -82,7 +90,7 @@ class InceptionSums:
         return cls(split_of, np.zeros(splits, np.int64), np.zeros((splits, classes)), np.zeros(splits))
 
     def update(self, logits: np.ndarray, index: np.ndarray) -> "InceptionSums":
-        """With a batch added.
+        """Returns the sums with a batch added.
 
         Args:
             logits: [b, classes] of any dtype; the softmax is taken in float64.
@@ -112,7 +120,7 @@ class InceptionSums:
         )
 
     def merge(self, other: "InceptionSums") -> "InceptionSums":
-        """Of the images that either has seen, as of two machines that each saw a part.
+        """Returns the sums over the images that either has seen, as of two machines that each saw a part.
 
         Raises:
             ValueError: the two divide images into splits differently.
@@ -127,7 +135,7 @@ class InceptionSums:
         )
 
     def score(self) -> InceptionScore:
-        """The score of all images.
+        """Computes the score of all images.
 
         Raises:
             ValueError: not every image was seen, or some twice.
@@ -141,10 +149,10 @@ class InceptionSums:
         return InceptionScore(float(scores.mean()), float(scores.std()))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """By name, for ``numpy.savez(path, **sums.to_arrays())`` or to send to another machine."""
+        """Returns its arrays by name, for ``numpy.savez(path, **sums.to_arrays())`` or for another machine."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "InceptionSums":
-        """The inverse of :meth:`to_arrays`, to the bit."""
+        """Reads what :meth:`to_arrays` returned, to the bit."""
         return cls(**{field.name: np.asarray(arrays[field.name]) for field in dataclasses.fields(cls)})

@@ -42,6 +42,10 @@ class Moments:
     ``Moments.empty(2048).update(batch_1).update(batch_2)`` equals ``Moments.empty(2048).update(both)`` to rounding.
     To go on after an interruption, and end with the same bits, save :meth:`to_arrays`.
 
+    >>> moments = Moments.empty(2).update(np.array([[0, 0], [2, 0]])).update(np.array([[4, 3]]))
+    >>> moments.count, moments.mean.tolist(), moments.covariance.tolist()
+    (3, [2.0, 1.0], [[4.0, 3.0], [3.0, 3.0]])
+
     Attributes:
         count: number n of features.
         mean: float64 [d]; 0 if there are none.
@@ -54,11 +58,11 @@ class Moments:
 
     @classmethod
     def empty(cls, dimension: int) -> "Moments":
-        """Of no features yet, each of which will be ``dimension`` numbers."""
+        """Starts with no features; each of them will be ``dimension`` numbers."""
         return cls(0, np.zeros(dimension), np.zeros((dimension, dimension)))
 
     def update(self, features: np.ndarray) -> "Moments":
-        """With a batch added.
+        """Returns the moments with a batch added.
 
         Args:
             features: [b, d] of any dtype; they are cast to float64 first. b may be 0, and may change between calls.
@@ -78,7 +82,7 @@ class Moments:
         return self.merge(Moments(len(batch), mean, centred.T @ centred))
 
     def merge(self, other: "Moments") -> "Moments":
-        """Of both sets of features together, as of two machines that each saw a part.
+        """Returns the moments of both sets together, as of two machines that each saw a part.
 
         Raises:
             UserError: another d.
@@ -97,7 +101,7 @@ class Moments:
 
     @property
     def covariance(self) -> np.ndarray:
-        """Float64 [d, d]: the scatter divided by n - 1, as ``numpy.cov`` does.
+        """The scatter divided by n - 1, as ``numpy.cov`` does: float64 [d, d].
 
         Raises:
             UserError: fewer than 2 features.
@@ -107,7 +111,7 @@ class Moments:
         return self.scatter / (self.count - 1)
 
     def gaussian(self) -> Gaussian:
-        """The normal distribution with this mean and covariance.
+        """Returns the normal distribution with this mean and covariance.
 
         Raises:
             UserError: fewer than 2 features.
@@ -115,12 +119,12 @@ class Moments:
         return Gaussian(self.mean, self.covariance, self.count)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """By name, for ``numpy.savez(path, **moments.to_arrays())`` or to send to another machine."""
+        """Returns its arrays by name, for ``numpy.savez(path, **moments.to_arrays())`` or for another machine."""
         return {"count": np.asarray(self.count, np.int64), "mean": self.mean, "scatter": self.scatter}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Moments":
-        """The inverse of :meth:`to_arrays`, to the bit."""
+        """Reads what :meth:`to_arrays` returned, to the bit."""
         return cls(int(arrays["count"]), np.asarray(arrays["mean"]), np.asarray(arrays["scatter"]))
 
     def _check_dimension(self, dimension: int) -> None:

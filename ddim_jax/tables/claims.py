@@ -10,6 +10,10 @@ is done twice then, which does no harm: figures are the same from whichever job,
 (``files.py``).
 
 Clocks of machines are never compared: a job watches for a change, by its own clock.
+
+Of the packages for locks, filelock (its ``SoftFileLease``) takes over what is no longer touched too, but it does not
+say whether another holder is known to be alive, nor who it is, without which a job cannot tell when it may leave. It
+renames the files of the dead, and would not see the claims that jobs of other versions of this package hold.
 """
 
 import contextlib
@@ -44,7 +48,7 @@ class Claims:
         touch_seconds: float = _TOUCH_SECONDS,
         dead_after_seconds: float = _DEAD_AFTER_SECONDS,
     ) -> None:
-        """Claims nothing yet.
+        """Starts without any claim.
 
         Args:
             folder: must exist, on a file system that all jobs see.
@@ -83,7 +87,7 @@ class Claims:
         return Claim(self, name, holder["token"], file, self._touch_seconds)
 
     def state(self, name: str) -> State:
-        """Whether somebody has a piece of work.
+        """Returns whether somebody has a piece of work.
 
         A claim is ``alive`` once it was seen to be touched, until it was not for a while; before, ``unknown``. The work
         is ``free`` without a claim, or with one that is dead; that of a process of this machine that is gone, at once.
@@ -116,13 +120,13 @@ class Claims:
             time.sleep(min(_LOOK_SECONDS, self._touch_seconds))
 
     def holder(self, name: str) -> str:
-        """Who has it, e.g. ``node3 (process 4711)``."""
+        """Returns who has a piece of work, e.g. ``node3 (process 4711)``."""
         newest = self.newest(name)
         holder = {} if newest is None else _read(newest)
         return f"{holder['host']} (process {holder['pid']})" if holder else "another job"
 
     def newest(self, name: str) -> pathlib.Path | None:
-        """The claim that counts; None if there is none."""
+        """Returns the claim that counts; None if there is none."""
         return max(self._all(name), key=_number, default=None)
 
     def remove(self, name: str) -> None:
@@ -186,7 +190,7 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class _Sight:
-    """Of another job's claim: when it was touched (its clock), seen so (our clock), and whether it ever changed."""
+    """A look at another job's claim: when it was touched (its clock), seen so (ours), and whether it ever changed."""
 
     touched: int
     at: float
@@ -198,7 +202,7 @@ def _number(path: pathlib.Path) -> int:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-    """Who made a claim; empty where it is gone, or was made a moment ago and not written yet."""
+    """Reads who made a claim; empty where it is gone, or was made a moment ago and not written yet."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):

@@ -56,11 +56,11 @@ class TableFolder:
         self.claims = Claims(self._rows)
 
     def has(self, row: Row) -> bool:
-        """Whether the row is measured."""
+        """Returns whether the row is measured."""
         return self._result_path(row.name).exists()
 
     def results(self) -> list[Result]:
-        """All results there are, of this job and others.
+        """Reads all results there are, of this job and others.
 
         Raises:
             UserError: a file that is no result, or of another number of images.
@@ -90,7 +90,7 @@ class TableFolder:
         write_whole(self._result_path(result.name), result.to_json())
 
     def partial_path(self, row: Row, process: int, process_count: int) -> epath.Path:
-        """Where a process keeps what it has measured of a row."""
+        """Returns where a process keeps what it has measured of a row."""
         return self._rows / f"{row.name}.partial-{process}-of-{process_count}.npz"
 
     def remove_partials(self, row: Row) -> None:

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddim_jax.measuring import figures
 from ddim_jax.tables.published_figures import NUM_IMAGES, PublishedRow, published_row
 from ddim_jax.tables.rows import Result, in_table_order
 
+# Of columns that are no figures.
 _HEADINGS = {
     "checkpoint": "checkpoint",
     "images": "images",
@@ -25,13 +27,7 @@ _HEADINGS = {
     "evaluations": "network evaluations",
     "sampling_seconds": "sampling, s",
     "seconds": "in all, s",
-    "fid": "FID",
-    "is_mean": "IS",
-    "is_std": "IS, std of splits",
-    "kid_mean": "KID",
-    "kid_std": "KID, std of subsets",
 }
-
 
 # In a cell.
 _NOTHING = "-"
@@ -82,11 +78,17 @@ class Line(NamedTuple):
     seconds: float
     published: PublishedRow | None
 
+    def published_figure(self, name: str) -> float | None:
+        """Returns what was published of a figure, if that may stand beside ours."""
+        if self.published is None or not figures.has_published(name):
+            return None
+        return self.published.figures.get(name)
+
 
 def comparison(
     data_name: str, extractor_provenance: Mapping[str, Any], num: int, reference: str, of_training_images: bool
 ) -> Comparison:
-    """Whether published figures may stand beside ours: only where they are figures of the same thing.
+    """Says whether published figures may stand beside ours: only where they are figures of the same thing.
 
     Args:
         data_name: ``data.name`` of the model; empty if there is no model.
@@ -145,7 +147,7 @@ def _line(results: list[Result], compared: Comparison) -> Line:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and spread of one figure over seeds."""
+    """Computes mean and spread of one figure over seeds."""
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return Estimate(float(np.mean(values)), spread)
 
@@ -165,7 +167,7 @@ class Column(NamedTuple):
 
 
 def columns(table: Sequence[Line]) -> list[Column]:
-    """The table as text, by column; columns that say nothing are left out."""
+    """Returns the table as text, by column; columns that say nothing are left out."""
     found = []
     for name in dict.fromkeys(name for line in table for name in line.columns):
         values = [line.columns.get(name) for line in table]
@@ -176,7 +178,7 @@ def columns(table: Sequence[Line]) -> list[Column]:
     for name in figure_names(table):
         ours = [line.figures.get(name) for line in table]
         found.append(Column(heading(name), [format_estimate(one) for one in ours], True))
-        theirs = [None if line.published is None else line.published.figures.get(name) for line in table]
+        theirs = [line.published_figure(name) for line in table]
         if any(value is not None for value in theirs):
             found.append(Column(f"published {heading(name)}", [_published(value) for value in theirs], True))
             both = zip(ours, theirs, strict=True)
@@ -192,23 +194,22 @@ def columns(table: Sequence[Line]) -> list[Column]:
 
 
 def figure_names(table: Sequence[Line]) -> list[str]:
-    """Names of all figures in the table, in their order."""
+    """Returns the names of all figures in the table, in their order."""
     return list(dict.fromkeys(name for line in table for name in line.figures))
 
 
 def main_figure(table: Sequence[Line]) -> str | None:
-    """The figure that a table is read for: FID, or the Fréchet distance of another extractor, or the first there is."""
-    names = figure_names(table)
-    return next((name for name in names if name == "fid" or name.endswith("_frechet")), names[0] if names else None)
+    """Returns the figure that a table is read for; None where there are no figures."""
+    return figures.main_figure(figure_names(table))
 
 
 def heading(name: str) -> str:
-    """A column's heading."""
-    return _HEADINGS.get(name, name.replace("_", " ").replace("frechet", "Fréchet distance"))
+    """Returns the heading of a column, whether of a setting or of a figure."""
+    return _HEADINGS.get(name) or figures.heading(name)
 
 
 def sampler_label(line: Line) -> str:
-    """The line's setting but for S, in words: a curve over S has one."""
+    """Returns the line's setting but for S, in words: a curve over S has one."""
     setting = line.columns
     if "images" in setting:
         return setting["images"]
@@ -218,58 +219,61 @@ def sampler_label(line: Line) -> str:
     return f"{setting['sampler']}{eta}, {setting['spacing']}{clip}{other}"
 
 
-class StepTable(NamedTuple):
+class TableBySteps(NamedTuple):
     """The main figure of one checkpoint by S, as papers print it.
 
     Attributes:
+        figure: its name.
         checkpoint: step.
         steps: S of the columns.
         cells: by sampler, a line or None for each S.
     """
 
+    figure: str
     checkpoint: int
     steps: list[int]
     cells: dict[str, list[Line | None]]
 
+    def columns(self) -> list[Column]:
+        """Returns the table as text: samplers, and for each S our figure with the published one in brackets."""
+        by_column = [Column("sampler", list(self.cells), False)]
+        for place, steps in enumerate(self.steps):
+            cells = [self._cell(row[place]) for row in self.cells.values()]
+            by_column.append(Column(f"S = {steps}", cells, True))
+        return by_column
 
-def step_tables(table: Sequence[Line]) -> list[StepTable]:
-    """The lines by checkpoint, sampler and S; none where all have one S, or were made elsewhere."""
+    def _cell(self, line: Line | None) -> str:
+        if line is None or self.figure not in line.figures:
+            return _NOTHING
+        published = line.published_figure(self.figure)
+        return format_estimate(line.figures[self.figure]) + ("" if published is None else f" ({published:g})")
+
+
+def tables_by_steps(table: Sequence[Line]) -> list[TableBySteps]:
+    """Arranges the lines by checkpoint, sampler and S; none where all have one S, or were made elsewhere."""
     found = []
+    figure = main_figure(table)
     drawn = [line for line in table if "checkpoint" in line.columns]
     for checkpoint in dict.fromkeys(line.columns["checkpoint"] for line in drawn):
         chosen = [line for line in drawn if line.columns["checkpoint"] == checkpoint]
         steps = sorted({line.columns["steps"] for line in chosen})
-        if len(steps) < 2:
+        if figure is None or len(steps) < 2:
             continue
         cells: dict[str, list[Line | None]] = {}
         for line in chosen:
             row = cells.setdefault(sampler_label(line), [None] * len(steps))
             row[steps.index(line.columns["steps"])] = line
-        found.append(StepTable(checkpoint, steps, cells))
+        found.append(TableBySteps(figure, checkpoint, steps, cells))
     return found
 
 
-def step_cell(line: Line | None, figure: str) -> str:
-    """A cell of a :class:`StepTable`: our figure, and the published one in brackets."""
-    if line is None or figure not in line.figures:
-        return _NOTHING
-    published = None if line.published is None else line.published.figures.get(figure)
-    return format_estimate(line.figures[figure]) + ("" if published is None else f" ({published:g})")
-
-
 def to_markdown(title: str, table: Sequence[Line], notes: Sequence[str]) -> str:
-    """The table as Markdown, with the notes under it."""
+    """Writes the table as Markdown, with the notes under it."""
     parts = [f"# {title}", "", *_markdown_table(columns(table))]
-    figure = main_figure(table)
-    for by_step in step_tables(table):
-        assert figure is not None, "a table by S has lines, which have figures"
-        brackets = " (published in brackets)" if any(line.published for line in table) else ""
-        parts += ["", f"{heading(figure)} by S, checkpoint {by_step.checkpoint:,}{brackets}:", ""]
-        by_column = [Column("sampler", list(by_step.cells), False)]
-        for place, steps in enumerate(by_step.steps):
-            cells = [step_cell(row[place], figure) for row in by_step.cells.values()]
-            by_column.append(Column(f"S = {steps}", cells, True))
-        parts += _markdown_table(by_column)
+    brackets = " (published in brackets)" if any(line.published for line in table) else ""
+    for by_steps in tables_by_steps(table):
+        parts += ["", f"{heading(by_steps.figure)} by S, checkpoint {by_steps.checkpoint:,}{brackets}:", ""]
+        parts += _markdown_table(by_steps.columns())
     parts += ["", *(f"- {note}" for note in notes)]
     return "\n".join(parts) + "\n"
 
@@ -284,13 +288,13 @@ def _markdown_table(table: Sequence[Column]) -> list[str]:
 
 
 def to_csv(table: Sequence[Line]) -> str:
-    """The table as comma-separated values to all digits, for programs: mean and spread in columns of their own."""
+    """Writes the table as comma-separated values to all digits: mean and spread have columns of their own."""
     records = []
     for line in table:
         record = {**line.columns, "seeds": len(line.results), "num": line.results[0].num}
         for name, (mean, spread) in line.figures.items():
             record |= {name: mean, f"{name}_spread": spread}
-            published = None if line.published is None else line.published.figures.get(name)
+            published = line.published_figure(name)
             if published is not None:
                 record[f"{name}_published"] = published
         record |= {
@@ -308,7 +312,9 @@ def to_csv(table: Sequence[Line]) -> str:
 
 
 def to_json(settings: Mapping[str, Any], table: Sequence[Line], notes: Sequence[str]) -> str:
-    """All there is to know: settings and provenance, lines with mean and spread, and under each the rows of its seeds.
+    """Writes all there is to know as JSON.
+
+    These are the settings and provenance, the lines with mean and spread, and under each the rows of its seeds.
 
     Args:
         settings: what all rows share.
@@ -333,12 +339,12 @@ def to_json(settings: Mapping[str, Any], table: Sequence[Line], notes: Sequence[
 
 
 def sources(table: Sequence[Line]) -> list[str]:
-    """Where the published figures in the table come from."""
+    """Returns where the published figures in the table come from."""
     return list(dict.fromkeys(line.published.source for line in table if line.published is not None))
 
 
 def format_figure(value: float) -> str:
-    """Two decimals, or four significant digits if these are more: 367.43, 4.160, 0.01234."""
+    """Writes a figure with two decimals, or four significant digits if these are more: 367.43, 4.160, 0.01234."""
     if not math.isfinite(value) or value == 0:
         return f"{value:g}"
     digits = max(2, 3 - math.floor(math.log10(abs(value))))
@@ -346,7 +352,7 @@ def format_figure(value: float) -> str:
 
 
 def format_estimate(one: Estimate | None) -> str:
-    """Mean ± spread."""
+    """Writes an estimate as mean ± spread."""
     if one is None:
         return _NOTHING
     return format_figure(one.mean) + ("" if one.spread is None else f" ± {one.spread:.2g}")

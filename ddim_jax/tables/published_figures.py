@@ -58,7 +58,7 @@ _DIFFUSION_MODELS_PYTORCH = "xyfJASON, diffusion-models-pytorch, results measure
 def _ddim_rows(
     etas: Mapping[float, Sequence[float]], steps: Sequence[int], spacing: str, source: str
 ) -> tuple[PublishedRow, ...]:
-    """Rows of DDIM's code (``generalized_steps``), which does not clip: by eta, the FID of each S."""
+    """Makes rows of DDIM's code (``generalized_steps``), which does not clip: by eta, the FID of each S."""
     return tuple(
         PublishedRow("ddim", eta, _spacing(spacing, number), "none", number, {"fid": fid}, source)
         for eta, fids in etas.items()
@@ -67,7 +67,7 @@ def _ddim_rows(
 
 
 def _sigma_hat_rows(fids: Sequence[float], steps: Sequence[int], spacing: str, source: str) -> tuple[PublishedRow, ...]:
-    """Rows of the paper's sigma-hat: in its code (``ddpm_noisy_steps``) DDPM's larger variance, with clipping."""
+    """Makes rows of the paper's sigma-hat: in its code (``ddpm_noisy_steps``) DDPM's larger variance, with clipping."""
     return tuple(
         PublishedRow("ddpm_large", 0.0, _spacing(spacing, number), "rederive_eps", number, {"fid": fid}, source)
         for number, fid in zip(steps, fids, strict=True)
@@ -75,7 +75,7 @@ def _sigma_hat_rows(fids: Sequence[float], steps: Sequence[int], spacing: str, s
 
 
 def _spacing(spacing: str, steps: int) -> str:
-    """A thousand steps out of a thousand levels are all of them, where the code's quadratic list has 688."""
+    """Returns the spacing: a thousand steps of a thousand levels are all, where the code's quadratic list has 688."""
     return "uniform_published" if (spacing, steps) == ("quad_published", 1000) else spacing
 
 
@@ -87,7 +87,7 @@ def _rows(
     figures: Mapping[int, Mapping[str, float]],
     source: str = "",
 ) -> tuple[PublishedRow, ...]:
-    """Rows of one sampler: figures by S."""
+    """Makes rows of one sampler from figures by S."""
     return tuple(
         PublishedRow(sampler, eta, spacing, clip, steps, of_steps, source if of_steps else "")
         for steps, of_steps in figures.items()
@@ -218,14 +218,14 @@ PUBLISHED: dict[str, PublishedTable] = {
 
 
 def published_row(data_name: str, sampler: str, eta: float, spacing: str, clip: str, steps: int) -> PublishedRow | None:
-    """The published row made in just this way on this data set, if there is one with figures.
+    """Finds the published row made in just this way on this data set, if there is one with figures.
 
     Args:
         data_name: ``data.name`` of the model.
-        sampler: see :class:`PublishedRow`, as the rest.
-        eta: see there.
-        spacing: see there.
-        clip: see there.
+        sampler: see :class:`PublishedRow`.
+        eta: see :class:`PublishedRow`.
+        spacing: see :class:`PublishedRow`.
+        clip: see :class:`PublishedRow`.
         steps: S.
     """
     for table in PUBLISHED.values():

@@ -5,12 +5,13 @@ and kept. It follows the reader's light or dark setting, and can be read aloud.
 """
 
 import base64
-import html
+import functools
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jinja2
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,39 +28,13 @@ from ddim_jax.tables.lines import (
     main_figure,
     sampler_label,
     sources,
-    step_cell,
-    step_tables,
+    tables_by_steps,
 )
+from ddim_jax.tables.rows import Result
 
 # Pictures of larger images are shrunk for the page, and compressed with loss.
 _MAX_PICTURE_SIDE = 1080
 _JPEG_QUALITY = 88
-
-_STYLE = """
-:root { color-scheme: light dark; --text: #1c1c1e; --soft: #5a5a60; --page: #fdfdfc; --line: #d9d9dc; --band: #f3f3f1; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e9e9ea; --soft: #a5a5ab; --page: #17181a; --line: #3a3b40; --band: #202125; }
-}
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 72rem; background: var(--page); color: var(--text);
-  font: 1rem/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .25rem; }
-h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
-p.lead { color: var(--soft); margin-top: 0; }
-.wide { overflow-x: auto; margin-bottom: 1.5rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; margin-bottom: 1.5rem; }
-caption { text-align: left; white-space: nowrap; color: var(--soft); padding-bottom: .4rem; }
-th, td { padding: .35rem .75rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
-thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; }
-tbody th { font-weight: 500; }
-tbody tr:nth-child(even) { background: var(--band); }
-.number { text-align: right; }
-td.text { white-space: pre-wrap; overflow-wrap: anywhere; }
-figure { margin: 0 0 1.5rem; }
-figure img { display: block; max-width: 100%; height: auto; border: 1px solid var(--line); background: #fff; }
-figcaption { color: var(--soft); font-size: .88rem; margin-top: .4rem; overflow-wrap: anywhere; }
-.grids { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1.25rem; }
-.grids img { width: 100%; image-rendering: pixelated; }
-"""
 
 
 def quality_picture(table: Sequence[Line]) -> bytes:
@@ -99,14 +74,14 @@ def quality_picture(table: Sequence[Line]) -> bytes:
 
 
 def _name_ticks(axis: Axis) -> None:
-    """Ticks at 1, 2, 5, 10, 20 ..., in plain numbers."""
+    """Puts ticks at 1, 2, 5, 10, 20 ..., in plain numbers."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _apart(numbers: Iterable[int]) -> list[int]:
-    """The numbers in order, but for those so near to the one before that their names would overlap."""
+    """Returns the numbers in order, but for those so near to the one before that their names would overlap."""
     kept: list[int] = []
     for number in sorted(numbers):
         if not kept or number > 1.1 * kept[-1]:
@@ -125,16 +100,16 @@ def _curves(drawn: Sequence[Line]) -> dict[str, list[Line]]:
 
 def _draw_published(axes: Axes, places: Sequence[Any], curve: Sequence[Line], name: str, color: Any) -> None:
     points = [
-        (place, line.published.figures[name])
+        (place, value)
         for place, line in zip(places, curve, strict=True)
-        if line.published is not None and name in line.published.figures
+        if (value := line.published_figure(name)) is not None
     ]
     if points:
         axes.plot(*zip(*points, strict=True), "o--", color=color, markerfacecolor="none", alpha=0.6)
 
 
 def _scale(drawn: Sequence[Line], name: str | None) -> str:
-    """Logarithmic where figures span a factor of five, as those of few steps do."""
+    """Returns the kind of axis: logarithmic where figures span a factor of five, as those of few steps do."""
     values = [line.figures[name].mean for line in drawn] if name is not None else []
     return "log" if values and min(values) > 0 and max(values) > 5 * min(values) else "linear"
 
@@ -147,7 +122,7 @@ def to_html(
     quality: bytes,
     grids: Mapping[str, bytes],
 ) -> str:
-    """The page.
+    """Writes the page, by the template ``report.html.jinja``.
 
     Args:
         title: its heading.
@@ -157,105 +132,68 @@ def to_html(
         quality: of :func:`quality_picture`.
         grids: by name of a row, its first images as one PNG picture.
     """
-    lead = f"{len(table)} settings, {sum(len(line.results) for line in table)} rows measured"
-    parts = [
-        "<!DOCTYPE html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{_text(title)}</title>",
-        f"<style>{_STYLE}</style>",
-        "</head>",
-        "<body>",
-        "<main>",
-        f"<h1>{_text(title)}</h1>",
-        f'<p class="lead">{_text(lead)}</p>',
-        *(f"<p>{_text(note)}</p>" for note in notes),
-        "<h2>Figures</h2>",
-        *_table("All settings; several seeds as mean ± standard deviation", columns(table)),
-    ]
     figure = main_figure(table)
-    for by_step in step_tables(table):
-        assert figure is not None, "a table by S has lines, which have figures"
-        published = "; published figures in brackets" if any(line.published for line in table) else ""
-        caption = f"{heading(figure)} by number of steps S, checkpoint {by_step.checkpoint:,}{published}"
-        by_column = [Column("sampler", list(by_step.cells), False)]
-        for place, steps in enumerate(by_step.steps):
-            cells = [step_cell(row[place], figure) for row in by_step.cells.values()]
-            by_column.append(Column(f"S = {steps}", cells, True))
-        parts += _table(caption, by_column)
-    if figure is not None and any(line.evaluations is not None for line in table):
-        described = "; ".join(
-            f"{sampler_label(line)}, S = {line.columns['steps']}: {format_estimate(line.figures.get(figure))}"
+    return _template().render(
+        title=title,
+        lead=f"{len(table)} settings, {sum(len(line.results) for line in table)} rows measured",
+        notes=notes,
+        tables=_tables(table),
+        quality=_address(quality, "image/png") if any(line.evaluations is not None for line in table) else "",
+        quality_in_words="" if figure is None else _quality_in_words(table, figure),
+        grids=[
+            (_row_in_words(line, result), result.name, _address(*_for_page(grids[result.name])))
             for line in table
-            if "steps" in line.columns
-        )
-        hollow = "; hollow points are published figures" if sources(table) else ""
-        parts += [
-            "<h2>Quality against cost</h2>",
-            "<figure>",
-            _image(quality, "image/png", f"{heading(figure)} against network evaluations and seconds. {described}"),
-            f"<figcaption>A curve for each sampler{hollow}.</figcaption>",
-            "</figure>",
-        ]
-    parts += _grids(table, grids)
-    if sources(table):
-        parts += ["<h2>Published figures</h2>", "<ul>", *(f"<li>{_text(s)}</li>" for s in sources(table)), "</ul>"]
-    parts += ["<h2>Settings and provenance</h2>", *_settings(settings), "</main>", "</body>", "</html>"]
-    return "\n".join(parts) + "\n"
+            for result in line.results
+            if result.name in grids
+        ],
+        sources=sources(table),
+        settings={
+            key.replace("_", " "): value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+            for key, value in settings.items()
+        },
+    )
 
 
-def _table(caption: str, table: Sequence[Column]) -> list[str]:
-    """An HTML table whose first column heads its rows."""
-    # Focus, so that a wide table can be scrolled by keyboard.
-    region = f'<div class="wide" role="region" tabindex="0" aria-label="{html.escape(caption)}">'
-    parts = [region, "<table>", f"<caption>{_text(caption)}</caption>", "<thead>", "<tr>"]
-    parts += [f'<th scope="col"{_class(column)}>{_text(column.heading)}</th>' for column in table]
-    parts += ["</tr>", "</thead>", "<tbody>"]
-    for row in zip(*(column.cells for column in table), strict=True):
-        first, *rest = zip(table, row, strict=True)
-        cells = [f'<th scope="row"{_class(first[0])}>{_text(first[1])}</th>']
-        cells += [f"<td{_class(column)}>{_text(cell)}</td>" for column, cell in rest]
-        parts.append(f"<tr>{''.join(cells)}</tr>")
-    return [*parts, "</tbody>", "</table>", "</div>"]
+@functools.cache
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("ddim_jax.tables", ".")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template("report.html.jinja")
 
 
-def _class(column: Column) -> str:
-    return ' class="number"' if column.is_number else ""
+def _tables(table: Sequence[Line]) -> list[tuple[str, list[Column], list[tuple[str, ...]]]]:
+    """Returns the tables of figures: their captions, columns, and cells by row."""
+    found = [("All settings; several seeds as mean ± standard deviation", columns(table))]
+    published = "; published figures in brackets" if any(line.published for line in table) else ""
+    for by_steps in tables_by_steps(table):
+        words = f"{heading(by_steps.figure)} by number of steps S, checkpoint {by_steps.checkpoint:,}{published}"
+        found.append((words, by_steps.columns()))
+    return [(words, shown, list(zip(*(column.cells for column in shown), strict=True))) for words, shown in found]
 
 
-def _grids(table: Sequence[Line], grids: Mapping[str, bytes]) -> list[str]:
-    parts = ["<h2>Images</h2>", '<div class="grids">']
-    for line in table:
-        for result in line.results:
-            if result.name not in grids:
-                continue
-            steps = f", S = {line.columns['steps']}" if "steps" in line.columns else ""
-            seed = "" if result.seed is None else f", seed {result.seed}"
-            checkpoint = f", checkpoint {line.columns['checkpoint']:,}" if "checkpoint" in line.columns else ""
-            words = f"{sampler_label(line)}{steps}{checkpoint}{seed}"
-            parts += [
-                "<figure>",
-                _image(*_for_page(grids[result.name]), f"The first images of {words}"),
-                f"<figcaption>{_text(words)} <br><small>{_text(result.name)}</small></figcaption>",
-                "</figure>",
-            ]
-    return [*parts, "</div>"]
+def _quality_in_words(table: Sequence[Line], figure: str) -> str:
+    points = "; ".join(
+        f"{sampler_label(line)}, S = {line.columns['steps']}: {format_estimate(line.figures.get(figure))}"
+        for line in table
+        if "steps" in line.columns
+    )
+    return f"{heading(figure)} against network evaluations and seconds. {points}"
 
 
-def _settings(settings: Mapping[str, Any]) -> list[str]:
-    parts = ['<div class="wide">', "<table>", "<caption>What all rows share</caption>", "<tbody>"]
-    for key, value in settings.items():
-        words = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
-        parts.append(
-            f'<tr><th scope="row">{_text(key.replace("_", " "))}</th><td class="text">{_text(words)}</td></tr>'
-        )
-    return [*parts, "</tbody>", "</table>", "</div>"]
+def _row_in_words(line: Line, result: Result) -> str:
+    steps = f", S = {line.columns['steps']}" if "steps" in line.columns else ""
+    checkpoint = f", checkpoint {line.columns['checkpoint']:,}" if "checkpoint" in line.columns else ""
+    seed = "" if result.seed is None else f", seed {result.seed}"
+    return f"{sampler_label(line)}{steps}{checkpoint}{seed}"
+
+
+def _address(picture: bytes, media_type: str) -> str:
+    """Returns an address that is the picture itself."""
+    return f"data:{media_type};base64,{base64.b64encode(picture).decode()}"
 
 
 def _for_page(png: bytes) -> tuple[bytes, str]:
-    """A picture small enough for the page, and its media type."""
+    """Returns a picture small enough for the page, and its media type."""
     with Image.open(io.BytesIO(png)) as picture:
         if max(picture.size) <= _MAX_PICTURE_SIDE:
             return png, "image/png"
@@ -263,12 +201,3 @@ def _for_page(png: bytes) -> tuple[bytes, str]:
         file = io.BytesIO()
         picture.save(file, format="JPEG", quality=_JPEG_QUALITY)
         return file.getvalue(), "image/jpeg"
-
-
-def _image(content: bytes, media_type: str, description: str) -> str:
-    data = base64.b64encode(content).decode()
-    return f'<img src="data:{media_type};base64,{data}" alt="{html.escape(description)}">'
-
-
-def _text(words: str) -> str:
-    return html.escape(words, quote=False)

@@ -25,7 +25,7 @@ from ddim_jax.workdir import best_dir, checkpoint_dir, config_for_job
 _READ_AT_ONCE = 64
 
 
-class Batch(NamedTuple):
+class RowBatch(NamedTuple):
     """Images of a row.
 
     Attributes:
@@ -52,17 +52,17 @@ class RowImages(Protocol):
     rows: list[Row]
     num: int
 
-    def batches(self, row: Row, indices: np.ndarray) -> Iterator[Batch]:
-        """The images of these indices, in this order."""
+    def batches(self, row: Row, indices: np.ndarray) -> Iterator[RowBatch]:
+        """Yields the images of these indices, in this order."""
         ...
 
     def evaluations(self, row: Row) -> int | None:
-        """Network evaluations per image; None where no network is evaluated."""
+        """Returns the network evaluations per image; None where no network is evaluated."""
         ...
 
 
 def row_images(config: Config, workdir: epath.PathLike) -> tuple[Config, RowImages]:
-    """What is to be measured, and the config of the job."""
+    """Finds what is to be measured; returns the config of the job with it."""
     if config.eval.images:
         return config, _FoundImages(open_image_set(config.eval.images, config.data), config.eval.num)
     config = config_for_job(workdir, config)
@@ -87,7 +87,7 @@ class _ModelImages:
             # Settings that cannot be used are refused before the first row is drawn.
             build_sampler(self._drawing(row))
 
-    def batches(self, row: Row, indices: np.ndarray) -> Iterator[Batch]:
+    def batches(self, row: Row, indices: np.ndarray) -> Iterator[RowBatch]:
         """Draws a batch at a time: not ahead, so that its time is that of drawing alone."""
         variables, sampler = self._variables(row.columns["checkpoint"]), self._sampler(row)
         sampler.compile(variables)
@@ -98,7 +98,7 @@ class _ModelImages:
             chosen = indices[start : start + per_call]
             started = time.perf_counter()
             images = sampler.draw(variables, chosen)
-            yield Batch(chosen, images, time.perf_counter() - started)
+            yield RowBatch(chosen, images, time.perf_counter() - started)
 
     def evaluations(self, row: Row) -> int:
         return build_sampler(self._drawing(row)).evaluations
@@ -108,7 +108,7 @@ class _ModelImages:
         return dataclasses.replace(self._config, sample=row.sample)
 
     def _sampler(self, row: Row) -> ImageSampler:
-        """The row's sampler, compiled once for all checkpoints and seeds, which are data to it."""
+        """Returns the row's sampler, compiled once for all checkpoints and seeds, which are data to it."""
         drawing = self._drawing(row)
         program = dataclasses.replace(drawing, sample=program_settings(drawing.sample))
         if program not in self._samplers:
@@ -118,7 +118,7 @@ class _ModelImages:
         return sampler
 
     def _variables(self, checkpoint: int) -> Any:
-        """A checkpoint's weights on all devices of this process; those of one checkpoint are kept."""
+        """Loads a checkpoint's weights to all devices of this process; those of one checkpoint are kept."""
         if self._loaded is None or self._loaded[0] != checkpoint:
             self._loaded = None
             with Checkpoints(self._checkpoints[checkpoint], read_only=True) as checkpoints:
@@ -129,7 +129,7 @@ class _ModelImages:
 
 
 def checkpoint_steps(workdir: epath.PathLike, names: Sequence[str]) -> dict[int, epath.Path]:
-    """The checkpoints that ``eval.checkpoints`` names: by step, oldest first, the folder that holds them.
+    """Finds the checkpoints that ``eval.checkpoints`` names: by step, oldest first, the folder that holds them.
 
     Args:
         workdir: with ``checkpoints/STEP/`` and, where a run kept its best one, ``best/STEP/``.
@@ -179,10 +179,10 @@ class _FoundImages:
         self._images = images
         self._chosen = spread_indices(len(images), self.num)
 
-    def batches(self, row: Row, indices: np.ndarray) -> Iterator[Batch]:
+    def batches(self, row: Row, indices: np.ndarray) -> Iterator[RowBatch]:
         del row
         for loaded in self._images.batches(self._chosen[indices], _READ_AT_ONCE):
-            yield Batch(np.searchsorted(self._chosen, loaded.index), loaded.image, None)
+            yield RowBatch(np.searchsorted(self._chosen, loaded.index), loaded.image, None)
 
     def evaluations(self, row: Row) -> None:
         del row

@@ -8,9 +8,10 @@ from etils import epath
 
 from ddim_jax.config import EvalConfig
 from ddim_jax.measuring.extractor import Extractor
+from ddim_jax.measuring.feature_sums import of_prefix, with_prefix
 from ddim_jax.measuring.measurement import Measurement
 from ddim_jax.npz import load_arrays, save_arrays
-from ddim_jax.tables.row_images import Batch
+from ddim_jax.tables.row_images import RowBatch
 
 # Of each row, in the report.
 _SHOWN_IMAGES = 64
@@ -40,17 +41,15 @@ class RowProgress:
 
     @classmethod
     def start(cls, extractor: Extractor, settings: EvalConfig, num: int) -> Self:
-        """With no images yet."""
+        """Starts with no images."""
         return cls(Measurement(extractor, settings, num), np.empty(0, np.int64), None)
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: RowBatch) -> None:
         """Measures a batch."""
         self.measurement.update(batch.index, batch.image)
         is_shown = batch.index < _SHOWN_IMAGES
         if is_shown.any():
-            new = batch.image[is_shown]
-            self.shown = new if self.shown is None else np.concatenate([self.shown, new])
-            self.shown_index = np.concatenate([self.shown_index, batch.index[is_shown]])
+            self._show(batch.index[is_shown], batch.image[is_shown])
         self.batches += 1
         if batch.seconds is not None:
             self.timed_batches += 1
@@ -60,17 +59,20 @@ class RowProgress:
         """Adds what another process has, which worked at the same time."""
         self.measurement.merge(other.measurement)
         if other.shown is not None:
-            self.shown = other.shown if self.shown is None else np.concatenate([self.shown, other.shown])
-            self.shown_index = np.concatenate([self.shown_index, other.shown_index])
+            self._show(other.shown_index, other.shown)
         self.seconds = max(self.seconds, other.seconds)
+
+    def _show(self, index: np.ndarray, images: np.ndarray) -> None:
+        self.shown = images if self.shown is None else np.concatenate([self.shown, images])
+        self.shown_index = np.concatenate([self.shown_index, index])
 
     @property
     def sampling_seconds(self) -> float | None:
-        """Time of drawing all batches, had they all taken as long as those that were timed; None if none was."""
+        """The time of drawing all batches, had they all taken as long as those that were timed; None if none was."""
         return self.timed_seconds / self.timed_batches * self.batches if self.timed_batches else None
 
     def first_images(self) -> np.ndarray:
-        """Of the row, in order: uint8 [n, h, w, c]."""
+        """Returns the first images of the row, in order: uint8 [n, h, w, c]."""
         assert self.shown is not None, "image 0 is shown"
         return self.shown[np.argsort(self.shown_index)]
 
@@ -81,20 +83,14 @@ class RowProgress:
             for field in dataclasses.fields(self)
             if field.name != "measurement" and getattr(self, field.name) is not None
         }
-        arrays = {f"measurement.{name}": array for name, array in self.measurement.to_arrays().items()}
-        save_arrays(path, {**own, **arrays})
+        save_arrays(path, {**own, **with_prefix("measurement", self.measurement.to_arrays())})
 
     @classmethod
     def load(cls, path: epath.Path, extractor: Extractor, settings: EvalConfig) -> Self:
         """Reads what :meth:`save` wrote, with the same extractor and settings."""
         arrays = load_arrays(path)
-        inner = {
-            name.removeprefix("measurement."): array
-            for name, array in arrays.items()
-            if name.startswith("measurement.")
-        }
         return cls(
-            Measurement.from_arrays(extractor, settings, inner),
+            Measurement.from_arrays(extractor, settings, of_prefix("measurement", arrays)),
             arrays["shown_index"],
             arrays.get("shown"),
             float(arrays["seconds"]),

@@ -49,7 +49,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Of its files, e.g. ``step800-ddim-S10-eta0-quad-seed0-1a2b3c4d``."""
+        """The name of its files, e.g. ``step800-ddim-S10-eta0-quad-seed0-1a2b3c4d``."""
         digest = digest_of_facts(self.identity)[:8]
         if self.sample is None:
             return f"images-{_for_file(self.columns['images'])}-{digest}"
@@ -90,7 +90,7 @@ class Result:
     versions: dict[str, str]
 
     def to_json(self) -> str:
-        """As JSON."""
+        """Returns the result as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
@@ -107,7 +107,7 @@ class Result:
 
 
 def model_rows(config: Config, checkpoints: Iterable[int]) -> list[Row]:
-    """The rows that ``config.eval`` asks for: by checkpoint, sampler, eta, spacing, S, seed.
+    """Makes the rows that ``config.eval`` asks for: by checkpoint, sampler, eta, spacing, S, seed.
 
     Args:
         config: ``eval`` says which rows, ``sample`` what they have in common.
@@ -162,7 +162,7 @@ def _model_row(checkpoint: int, sample: SampleConfig) -> Row:
 
 
 def images_row(name: str, identity: Mapping[str, Any]) -> Row:
-    """The row of images made elsewhere.
+    """Makes the row of images made elsewhere.
 
     Args:
         name: of the folder or file.
@@ -172,7 +172,7 @@ def images_row(name: str, identity: Mapping[str, Any]) -> Row:
 
 
 def in_table_order(results: Iterable[Result]) -> list[Result]:
-    """Results in the one order that tables have: images made elsewhere, then the order of :func:`model_rows`.
+    """Puts results in the one order that tables have: images made elsewhere, then the order of :func:`model_rows`.
 
     Samplers and spacings come in the order of the config's lists.
     """

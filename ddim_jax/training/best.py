@@ -7,22 +7,22 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from ddim_jax import parallel
+from ddim_jax import names, parallel
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
 from ddim_jax.files import write_whole
+from ddim_jax.measuring.extractor import Extractor
 from ddim_jax.measuring.extractors import make_extractor
-from ddim_jax.measuring.measurement import Measurement, figure_name
+from ddim_jax.measuring.figures import METRICS, Figure
+from ddim_jax.measuring.measurement import Measurement
 from ddim_jax.measuring.reference import reference_for
+from ddim_jax.measuring.reference_file import Reference
 from ddim_jax.models import Model
 from ddim_jax.sampling.image_sampler import sampler_for
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
 from ddim_jax.training.state import TrainState
 from ddim_jax.workdir import best_dir, best_record_path
 from ddim_jax.writers import MetricWriter, say
-
-# The figure of each metric that decides, and whether higher is better.
-_DECIDING = {"fid": ("fid", False), "kid": ("kid_mean", False), "is": ("is_mean", True)}
 
 
 class BestCheckpoint:
@@ -47,12 +47,9 @@ class BestCheckpoint:
         self._ema = config.sample.ema
         self._extractor = make_extractor(config)
         self._reference = reference_for(config, self._extractor)
-        name, self._higher_is_better = _DECIDING[train.measure_metric]
-        self._figure = figure_name(name, self._extractor.prefix)
-        if train.measure_metric == "is" and not self._extractor.num_logits:
-            raise UserError(f"train.measure_metric=is: eval.extractor={config.eval.extractor} has no classes; use fid")
-        if train.measure_metric == "kid" and self._reference.features is None:
-            raise UserError("train.measure_metric=kid: the reference has no features of single images; use fid")
+        figure = deciding_figure(train.measure_metric, self._extractor, self._reference)
+        self._figure = figure.name_with(self._extractor.prefix)
+        self._higher_is_better = bool(figure.higher_is_better)
         self._workdir = workdir
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
         self._pending: tuple[int, TrainState, concurrent.futures.Future[dict[str, float]]] | None = None
@@ -60,7 +57,7 @@ class BestCheckpoint:
         self._measured = self._measured_before()
 
     def _measured_before(self) -> dict[str, float]:
-        """The figures of an earlier start of this run, by step; none if they cannot be compared with ours."""
+        """Reads the figures of an earlier start of this run, by step; none if they cannot be compared with ours."""
         path = best_record_path(self._workdir)
         if not path.exists():
             return {}
@@ -72,7 +69,7 @@ class BestCheckpoint:
         return record["measured"] if record["best_step"] in self._checkpoints.steps() else {}
 
     def _settings_record(self) -> dict[str, Any]:
-        """What figures must share to be compared."""
+        """Returns what figures must share to be compared."""
         return {
             "figure": self._figure,
             "images": self._num,
@@ -131,3 +128,24 @@ class BestCheckpoint:
 
     def _better(self, value: float, other: float) -> bool:
         return value > other if self._higher_is_better else value < other
+
+
+def deciding_figure(name: str, extractor: Extractor, reference: Reference) -> Figure:
+    """Returns the figure by which a metric says which checkpoint is better.
+
+    Args:
+        name: the metric's.
+        extractor: what images are compared by.
+        reference: what they are compared with.
+
+    Raises:
+        UserError: it does not say, or cannot be had with this extractor and reference.
+    """
+    metric = names.lookup(METRICS, name, "metric")
+    obstacle = metric.obstacle(extractor, reference)
+    if metric.deciding is not None and not obstacle:
+        return metric.deciding
+    usable = [other for other, row in METRICS.items() if row.deciding and not row.obstacle(extractor, reference)]
+    raise UserError(
+        f"train.measure_metric={name}: {obstacle or 'none of its figures alone says which is better'}; use {usable[0]}"
+    )

@@ -24,7 +24,8 @@ from ddim_jax.jobs.evaluate import evaluate
 from ddim_jax.jobs.train import train
 from ddim_jax.measuring.extractors import make_extractor
 from ddim_jax.measuring.measurement import Measurement
-from ddim_jax.measuring.reference import Reference, reference_for, write_reference
+from ddim_jax.measuring.reference import reference_for
+from ddim_jax.measuring.reference_file import Reference, write_reference
 from ddim_jax.pipeline import load
 from ddim_jax.tables.claims import Claims
 from ddim_jax.tables.row_images import checkpoint_steps

@@ -14,7 +14,8 @@ from ddim_jax.jobs.stats import stats
 from ddim_jax.measuring import reference as reference_module
 from ddim_jax.measuring.extractor import Extractor
 from ddim_jax.measuring.extractors import make_extractor
-from ddim_jax.measuring.reference import read_reference, reference_for
+from ddim_jax.measuring.reference import reference_for
+from ddim_jax.measuring.reference_file import read_reference
 
 CONFIG = Config(
     data=DataConfig(image_size=8, channels=1, split="train[:200]"), eval=EvalConfig(extractor="pixels", batch_size=4)

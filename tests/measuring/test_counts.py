@@ -12,7 +12,7 @@ from ddim_jax.config import EvalConfig
 from ddim_jax.errors import UserError
 from ddim_jax.measuring.extractors import pixels_extractor
 from ddim_jax.measuring.measurement import Measurement
-from ddim_jax.measuring.reference import Reference
+from ddim_jax.measuring.reference_file import Reference
 from ddim_jax.metrics.moments import Moments
 
 SHAPE, DIMENSION = (8, 8, 1), 64
@@ -69,7 +69,7 @@ def check(num, layout, monkeypatch):
     """Counts, moments and figures of ``num`` images."""
     measurement = measured(num, layout, monkeypatch)
     assert len(measurement.missing) == 0
-    moments = measurement._sums.finish().moments
+    moments = measurement._sums.finish().sums["moments"]
     assert moments.count == num == measurement._sums.seen.sum()
     features = pictures(num).reshape(num, -1) / 255
     np.testing.assert_allclose(moments.mean, features.mean(0), rtol=1e-6)

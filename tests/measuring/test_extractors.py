@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddim_jax import names
 from ddim_jax.config import Config, DataConfig, EvalConfig
 from ddim_jax.errors import UserError
 from ddim_jax.images import save_png
@@ -249,6 +250,10 @@ def test_files_that_hold_no_images_are_refused(tmp_path):
         with pytest.raises(UserError, match=message) as caught:
             open_image_set(str(tmp_path / name), DataConfig())
         assert "\n" not in str(caught.value)
+
+
+def test_extractors_are_those_that_a_config_may_name():
+    assert tuple(extractors.EXTRACTORS) == names.choices(names.ExtractorName)
 
 
 def test_spread_indices_are_fair():

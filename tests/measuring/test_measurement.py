@@ -10,9 +10,9 @@ import pytest
 from ddim_jax.config import EvalConfig
 from ddim_jax.errors import UserError
 from ddim_jax.measuring import feature_sums
-from ddim_jax.measuring.extractor import Extractor, Features
+from ddim_jax.measuring.extractor import Extractor, FeatureProgram, Features
 from ddim_jax.measuring.measurement import Measurement
-from ddim_jax.measuring.reference import Reference
+from ddim_jax.measuring.reference_file import Reference
 from ddim_jax.metrics.frechet import frechet_distance
 from ddim_jax.metrics.inception_score import InceptionSums
 from ddim_jax.metrics.kernel_distance import kernel_distance
@@ -31,7 +31,7 @@ def extractor(prefix="inception", classes=CLASSES):
         found = jnp.matmul(images.reshape(len(images), -1) / 255, matrix, precision="highest")
         return Features(found[:, :DIMENSION], found[:, DIMENSION:] if classes else None)
 
-    return Extractor(prefix, {"name": prefix}, function, matrix, 1, DIMENSION, classes)
+    return Extractor(prefix, {"name": prefix}, FeatureProgram(function, matrix, 1), DIMENSION, classes)
 
 
 def pictures(seed=0, num=NUM):

@@ -12,20 +12,17 @@ from ddim_jax.config import Config, DataConfig, EvalConfig
 from ddim_jax.errors import UserError
 from ddim_jax.images import save_png
 from ddim_jax.measuring import reference as module
-from ddim_jax.measuring.extractor import SPATIAL_DIMENSION, Extractor, Features
+from ddim_jax.measuring.extractor import SPATIAL_DIMENSION, Extractor, FeatureProgram, Features
 from ddim_jax.measuring.extractors import make_extractor
 from ddim_jax.measuring.image_sets import open_image_set
 from ddim_jax.measuring.reference import (
-    Reference,
     check_provenance,
-    is_statistics,
     measure_reference,
-    read_reference,
     reference_for,
     reference_provenance,
     same_provenance,
-    write_reference,
 )
+from ddim_jax.measuring.reference_file import Reference, is_statistics, read_reference, write_reference
 from ddim_jax.metrics.moments import Gaussian
 
 GREY = DataConfig(image_size=8, channels=1)
@@ -52,7 +49,7 @@ def said(capsys):
 def inception():
     """An extractor with the name and dimension of the real one."""
     provenance = {"name": "inception-tf1", "protocol": "tf1", "weights_sha256": "6726", "logits": "without bias"}
-    return Extractor("inception", provenance, lambda v, x: x, (), 1, 2048, 1008)
+    return Extractor("inception", provenance, FeatureProgram(lambda v, x: x, (), 1), 2048, 1008)
 
 
 def inception_reference(**changes):
@@ -185,7 +182,7 @@ def test_spatial_statistics_for_adm(tmp_path):
         pixels = images.reshape(len(images), -1) / 255
         return Features(pixels, None, jnp.tile(pixels, (1, 32))[:, :SPATIAL_DIMENSION])
 
-    extractor = Extractor("pixels", EXTRACTOR.provenance, function, (), 16, 64, spatial=True)
+    extractor = Extractor("pixels", EXTRACTOR.provenance, FeatureProgram(function, (), 16), 64, spatial=True)
     settings = dataclasses.replace(CONFIG.eval, reference_num=200)
     found = measure_reference(DIGITS, extractor, settings, epath.Path(tmp_path / "parts"))
     write_reference(tmp_path / "adm.npz", found, "adm")

@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from ddim_jax.measuring.resize import resize, resize_matrix
+from ddim_jax import names
+from ddim_jax.errors import UserError
+from ddim_jax.measuring.resize import PROTOCOLS, resize, resize_matrix
 
 LENGTHS = (1, 2, 8, 28, 32, 64, 256, 299, 300, 512)
 
@@ -115,9 +117,14 @@ def test_compiled_and_another_size():
         (np.zeros((2, 8, 8, 3), np.float32), "tf1"),
         (np.zeros((8, 8, 3), np.uint8), "tf1"),
         (np.zeros((2, 8, 8, 4), np.uint8), "tf1"),
-        (np.zeros((2, 8, 8, 3), np.uint8), "tf2"),
     ],
 )
 def test_what_cannot_be_resized(images, protocol):
     with pytest.raises(ValueError):
         resize(images, protocol)
+
+
+def test_protocols_are_those_that_a_config_may_name():
+    assert tuple(PROTOCOLS) == names.choices(names.ResizeProtocol)
+    with pytest.raises(UserError, match="resize protocol 'tf2' does not exist"):
+        resize(np.zeros((2, 8, 8, 3), np.uint8), "tf2")

@@ -8,7 +8,7 @@ import pytest
 from ddim_jax.config import EvalConfig
 from ddim_jax.measuring.extractors import inception_extractor
 from ddim_jax.measuring.measurement import Measurement
-from ddim_jax.measuring.reference import Reference
+from ddim_jax.measuring.reference_file import Reference
 
 torch = pytest.importorskip("torch")
 torch_fidelity = pytest.importorskip("torch_fidelity")
@@ -58,7 +58,7 @@ def test_the_figures_of_two_sets_of_images(tmp_path, monkeypatch):
         measured[name] = Measurement(extractor, settings, len(images))
         measured[name].update(np.arange(len(images)), images)
     sums = measured["real"]._sums.finish()
-    moments = sums.moments
+    moments = sums.sums["moments"]
     reference = Reference(
         np.asarray(moments.mean), np.asarray(moments.covariance), moments.count, np.asarray(sums.kept_features), {}
     )

@@ -18,7 +18,7 @@ from ddim_jax.tables.lines import (
     format_figure,
     lines,
     main_figure,
-    step_tables,
+    tables_by_steps,
     to_csv,
     to_json,
     to_markdown,
@@ -130,14 +130,14 @@ def test_figures_keep_two_decimals_or_four_digits(value, text):
 
 
 def test_tables_by_steps_are_laid_out_as_in_papers():
-    (table,) = step_tables(lines(RESULTS, COMPARABLE))
+    (table,) = tables_by_steps(lines(RESULTS, COMPARABLE))
     assert table.steps == [10, 20]
     assert list(table.cells) == ["ddim eta 0, quad_published", "ddpm_large, quad_published, rederive_eps"]
     assert table.cells["ddpm_large, quad_published, rederive_eps"][1] is None
     text = to_markdown("t", lines(RESULTS, COMPARABLE), [])
     assert "| ddim eta 0, quad_published | 14.00 ± 1 (13.36) | 14.00 ± 1 (6.84) |" in text
     assert "| ddpm_large, quad_published, rederive_eps | 370.00 (367.43) | - |" in text
-    assert step_tables(lines(RESULTS[:3], COMPARABLE)) == []
+    assert tables_by_steps(lines(RESULTS[:3], COMPARABLE)) == []
 
 
 def test_several_devices_are_told_one_is_not():

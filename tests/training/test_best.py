@@ -15,7 +15,7 @@ import ddim_jax
 from ddim_jax.config import EvalConfig
 from ddim_jax.errors import UserError
 from ddim_jax.jobs.train import train
-from ddim_jax.measuring.extractor import Extractor, Features
+from ddim_jax.measuring.extractor import Extractor, FeatureProgram, Features
 from ddim_jax.measuring.extractors import make_extractor
 from ddim_jax.measuring.measurement import Measurement
 from ddim_jax.measuring.reference import reference_for
@@ -159,7 +159,7 @@ def linear_classifier(config):
         logits = jnp.matmul(images.reshape(len(images), -1) / 255, matrix, precision="highest")
         return Features(logits, logits)
 
-    return Extractor("classifier", {"name": "linear"}, function, matrix, 8, 10, 10)
+    return Extractor("classifier", {"name": "linear"}, FeatureProgram(function, matrix, 8), 10, 10)
 
 
 def test_the_highest_score_is_the_best(tmp_path, monkeypatch):

@@ -1,0 +1,289 @@
+"""The metrics: one row of :data:`METRICS` says all there is to know of one.
+
+A metric gives one or more *figures*. To add one, write a function of the finished sums, the reference and the settings,
+and a row; where it needs other sums, add a row to ``ACCUMULATORS`` in ``accumulators.py`` too. From outside the package
+its name is added by ``names.add(names.Metric, NAME)``.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from ddim_jax import names
+from ddim_jax.config import EvalConfig
+from ddim_jax.measuring.accumulators import ACCUMULATORS
+from ddim_jax.measuring.extractor import Extractor
+from ddim_jax.measuring.feature_sums import FeatureSums
+from ddim_jax.measuring.reference_file import Reference
+from ddim_jax.metrics.frechet import frechet_distance
+from ddim_jax.metrics.kernel_distance import kernel_distance
+from ddim_jax.metrics.precision_recall import precision_recall
+
+# The extractor whose figures have the names that papers use.
+_STANDARD = "inception"
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A number that a metric gives.
+
+    Attributes:
+        name: with Inception's features, e.g. ``fid``.
+        general: with another extractor's, after its prefix, e.g. ``frechet``: FID, IS and KID are Inception's alone.
+        heading: of its column, with Inception's features.
+        general_heading: of its column with another extractor's, after the prefix; the general name when empty.
+        higher_is_better: whether it is; None where neither is, as of a deviation.
+        decides: whether the best checkpoint is found by this figure, where it is found by this metric.
+        is_main: whether tables that have it are read for it.
+        has_published: whether published figures may stand beside it.
+    """
+
+    name: str
+    general: str
+    heading: str
+    general_heading: str = ""
+    higher_is_better: bool | None = None
+    decides: bool = False
+    is_main: bool = False
+    has_published: bool = False
+
+    def name_with(self, prefix: str) -> str:
+        """Returns the name of this figure with an extractor's prefix.
+
+        >>> fid, is_mean = METRICS["fid"].figures[0], METRICS["is"].figures[0]
+        >>> fid.name_with("inception"), fid.name_with("pixels"), is_mean.name_with("classifier")
+        ('fid', 'pixels_frechet', 'classifier_score_mean')
+        """
+        return self.name if prefix == _STANDARD else f"{prefix}_{self.general}"
+
+    def heading_with(self, prefix: str) -> str:
+        """Returns the heading of the figure's column with an extractor's prefix.
+
+        >>> METRICS["fid"].figures[0].heading_with("pixels_pca")
+        'pixels pca Fréchet distance'
+        """
+        if prefix == _STANDARD:
+            return self.heading
+        return f"{prefix} {self.general_heading or self.general}".replace("_", " ")
+
+
+class Counts(NamedTuple):
+    """How much there is to compute from.
+
+    Attributes:
+        images: images measured.
+        kept: single images whose features are compared, on the side that has fewer.
+        dimension: of the features.
+    """
+
+    images: int
+    kept: int
+    dimension: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A way to say how good a set of images is, as one or more figures.
+
+    Attributes:
+        figures: the numbers that it gives.
+        compute: ``compute(sums, reference, settings)``, the values of ``figures`` in their order.
+        words: what it tells, for a message that it cannot be had.
+        accumulators: names of the sums that it needs.
+        needs_single_images: whether it needs features of single images, of both sides.
+        settings: keys of ``eval`` by which it is computed.
+        too_few: ``too_few(counts, settings)``, why it cannot be computed from so little; empty if it can.
+        caution: ``caution(counts, settings)``, what is to be known of it, computed from so little; or empty.
+    """
+
+    figures: tuple[Figure, ...]
+    compute: Callable[[FeatureSums, Reference, EvalConfig], Sequence[float]]
+    words: tuple[str, ...]
+    accumulators: tuple[str, ...] = ()
+    needs_single_images: bool = False
+    settings: tuple[str, ...] = ()
+    too_few: Callable[[Counts, EvalConfig], str] = lambda counts, settings: ""
+    caution: Callable[[Counts, EvalConfig], str] = lambda counts, settings: ""
+
+    @property
+    def deciding(self) -> Figure | None:
+        """The figure by which the best checkpoint is found; None where no single one says which is better."""
+        return next((figure for figure in self.figures if figure.decides), None)
+
+    def obstacle(self, extractor: Extractor, reference: Reference) -> str:
+        """Returns why the metric cannot be had with this extractor and reference; empty if it can."""
+        for name in self.accumulators:
+            row = ACCUMULATORS[name]
+            if row.input not in extractor.widths:
+                return f"eval.extractor={extractor.prefix} has no {row.without}"
+        if self.needs_single_images and reference.features is None:
+            return "the reference has no features of single images"
+        return ""
+
+
+# --- what each is computed from -----------------------------------------------------------------
+
+
+def _frechet(sums: FeatureSums, reference: Reference, settings: EvalConfig) -> Sequence[float]:
+    del settings
+    return [frechet_distance(sums.sums["moments"], reference.gaussian)]
+
+
+def _frechet_caution(counts: Counts, settings: EvalConfig) -> str:
+    del settings
+    if counts.images > counts.dimension:
+        return ""
+    return (
+        f"Warning: {counts.images:,} images are no more than the {counts.dimension:,} features that a Fréchet distance "
+        "compares; its bias is so large that it says nothing. Raise eval.num."
+    )
+
+
+def _score(sums: FeatureSums, reference: Reference, settings: EvalConfig) -> Sequence[float]:
+    del reference, settings
+    return sums.sums["classes"].score()
+
+
+def _kernel(sums: FeatureSums, reference: Reference, settings: EvalConfig) -> Sequence[float]:
+    assert reference.features is not None, "features of single images are needed"
+    found = kernel_distance(
+        sums.kept_features, reference.features, settings.kid_subsets, max_subset_size=settings.kid_subset_size
+    )
+    return [found.mean, found.std]
+
+
+def _precision_recall(sums: FeatureSums, reference: Reference, settings: EvalConfig) -> Sequence[float]:
+    assert reference.features is not None, "features of single images are needed"
+    found = precision_recall(sums.kept_features, reference.features, settings.neighbours)
+    return [found.precision, found.recall]
+
+
+def _too_few_neighbours(counts: Counts, settings: EvalConfig) -> str:
+    if counts.kept > settings.neighbours:
+        return ""
+    return (
+        f"eval.neighbours={settings.neighbours}: precision and recall need more than so many images, on both "
+        f"sides, but there are {counts.kept}; leave precision_recall out of eval.metrics"
+    )
+
+
+# --- the metrics --------------------------------------------------------------------------------
+
+# In the order of a table's columns.
+METRICS: dict[str, Metric] = {
+    "fid": Metric(
+        figures=(
+            Figure(
+                name="fid",
+                general="frechet",
+                heading="FID",
+                general_heading="Fréchet distance",
+                higher_is_better=False,
+                decides=True,
+                is_main=True,
+                has_published=True,
+            ),
+        ),
+        compute=_frechet,
+        words=("Fréchet distance",),
+        accumulators=("moments",),
+        caution=_frechet_caution,
+    ),
+    "is": Metric(
+        figures=(
+            Figure("is_mean", "score_mean", "IS", higher_is_better=True, decides=True, has_published=True),
+            Figure("is_std", "score_std", "IS, std of splits"),
+        ),
+        compute=_score,
+        words=("score",),
+        accumulators=("classes",),
+        settings=("is_splits",),
+    ),
+    "kid": Metric(
+        figures=(
+            Figure("kid_mean", "kernel_distance_mean", "KID", higher_is_better=False, decides=True, has_published=True),
+            Figure("kid_std", "kernel_distance_std", "KID, std of subsets"),
+        ),
+        compute=_kernel,
+        words=("kernel distance",),
+        needs_single_images=True,
+        settings=("kid_subsets", "kid_subset_size"),
+    ),
+    "precision_recall": Metric(
+        figures=(
+            Figure("precision", "precision", "precision", higher_is_better=True),
+            Figure("recall", "recall", "recall", higher_is_better=True),
+        ),
+        compute=_precision_recall,
+        words=("precision", "recall"),
+        needs_single_images=True,
+        settings=("neighbours",),
+        too_few=_too_few_neighbours,
+    ),
+}
+
+
+def chosen_metrics(settings: EvalConfig) -> list[Metric]:
+    """Returns the metrics that ``eval.metrics`` names, in the order of a table's columns.
+
+    Raises:
+        UserError: a metric that does not exist.
+    """
+    for name in settings.metrics:
+        names.lookup(METRICS, name, "metric")
+    return [metric for name, metric in METRICS.items() if name in settings.metrics]
+
+
+def computed_by(settings: EvalConfig) -> dict[str, Any]:
+    """Returns the settings that figures must share to be compared: those of all metrics, whichever are chosen."""
+    keys = [key for metric in METRICS.values() for key in metric.settings]
+    return {key: getattr(settings, key) for key in dict.fromkeys((*keys, "features_kept"))}
+
+
+# --- figures by name ----------------------------------------------------------------------------
+
+
+def heading(name: str) -> str:
+    """Returns the heading of a figure's column.
+
+    >>> heading("fid"), heading("classifier_frechet"), heading("of_an_older_version")
+    ('FID', 'classifier Fréchet distance', 'of an older version')
+    """
+    known = _known(name)
+    return name.replace("_", " ") if known is None else known[0].heading_with(known[1])
+
+
+def main_figure(figures: Iterable[str]) -> str | None:
+    """Returns the figure that a table is read for: a main one, else the first, else None.
+
+    >>> main_figure(["is_mean", "fid"]), main_figure(["pixels_precision", "pixels_frechet"]), main_figure(["recall"])
+    ('fid', 'pixels_frechet', 'recall')
+    """
+    figures = list(figures)
+    for name in figures:
+        known = _known(name)
+        if known is not None and known[0].is_main:
+            return name
+    return figures[0] if figures else None
+
+
+def has_published(name: str) -> bool:
+    """Returns whether published figures may stand beside a figure; they are all by Inception.
+
+    >>> has_published("fid"), has_published("pixels_frechet"), has_published("recall")
+    (True, False, False)
+    """
+    known = _known(name)
+    return known is not None and known[0].has_published and known[1] == _STANDARD
+
+
+def _known(name: str) -> tuple[Figure, str] | None:
+    """Returns the figure that has this name with some extractor, and the extractor's prefix."""
+    figures = [figure for metric in METRICS.values() for figure in metric.figures]
+    for figure in figures:
+        if figure.name == name:
+            return figure, _STANDARD
+    for figure in figures:
+        if name.endswith(f"_{figure.general}"):
+            return figure, name.removesuffix(f"_{figure.general}")
+    return None
