@@ -62,7 +62,7 @@ EditTask = Literal["recover", "inpaint"]
 
 # --- measuring ----------------------------------------------------------------------------------
 
-Metric = Literal["fid", "is", "kid", "precision_recall"]
+MetricName = Literal["fid", "is", "kid", "precision_recall"]
 ExtractorName = Literal["inception", "pixels", "pixels_pca", "classifier"]
 ResizeProtocol = Literal["tf1", "pytorch", "clean"]
 TableName = Literal[

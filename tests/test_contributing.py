@@ -37,8 +37,6 @@ def test_each_example_has_a_test():
     assert len(TESTS) == GUIDE.count("```python") == 6
 
 
-# Remove the mark once all mappings exist.
-@pytest.mark.xfail(strict=False, reason="some mappings do not exist yet")
 @pytest.mark.parametrize("name", TESTS)
 def test_the_example_does_what_it_says(examples, name):
     examples[name]()

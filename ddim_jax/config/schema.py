@@ -20,7 +20,7 @@ from ddim_jax.names import (
     LearningRateSchedule,
     LikelihoodMethod,
     Loss,
-    Metric,
+    MetricName,
     NetworkName,
     Norm,
     Objective,
@@ -251,7 +251,7 @@ class TrainConfig:
     validate_every: int = key(0, Role.PROGRESS, at_least=0)
     measure_every: int = key(0, Role.PROGRESS, at_least=0)
     measure_num: int = key(5000, Role.PROGRESS, at_least=2)
-    measure_metric: Metric = key("fid", Role.PROGRESS)
+    measure_metric: MetricName = key("fid", Role.PROGRESS)
     sample_num: int = key(64, Role.PROGRESS, at_least=1)
     final_sample_steps: tuple[int, ...] = key((10, 20, 50), Role.PROGRESS)
     tensorboard: bool = key(True, Role.PROGRESS)
@@ -502,7 +502,7 @@ class EvalConfig:
     extractor: ExtractorName = key("inception", Role.RESULT)
     inception_path: str = key("", Role.RESULT, is_path=True)
     resize: ResizeProtocol = key("tf1", Role.RESULT)
-    metrics: tuple[Metric, ...] = key(("fid", "is", "kid", "precision_recall"), Role.RESULT, is_filled=True)
+    metrics: tuple[MetricName, ...] = key(("fid", "is", "kid", "precision_recall"), Role.RESULT, is_filled=True)
     is_splits: int = key(10, Role.RESULT, at_least=1)
     kid_subsets: int = key(100, Role.RESULT, at_least=1)
     kid_subset_size: int = key(1000, Role.RESULT, at_least=2)

@@ -2,7 +2,7 @@
 
 A metric gives one or more *figures*. To add one, write a function of the finished sums, the reference and the settings,
 and a row; where it needs other sums, add a row to ``ACCUMULATORS`` in ``accumulators.py`` too. From outside the package
-its name is added by ``names.add(names.Metric, NAME)``.
+its name is added by ``names.add(names.MetricName, NAME)``.
 """
 
 import dataclasses

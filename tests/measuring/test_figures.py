@@ -46,7 +46,7 @@ def pictures():
 
 
 def test_rows_are_those_that_a_config_may_name():
-    assert tuple(METRICS) == names.choices(names.Metric)
+    assert tuple(METRICS) == names.choices(names.MetricName)
     keys = {field.name for field in dataclasses.fields(EvalConfig)}
     for metric in METRICS.values():
         assert set(metric.accumulators) <= set(ACCUMULATORS) and set(metric.settings) <= keys
@@ -130,12 +130,12 @@ BRIGHTNESS = Metric(
 @pytest.fixture
 def added(monkeypatch):
     monkeypatch.setattr(names, "_added", {})
-    names.add(names.Metric, "brightness")
+    names.add(names.MetricName, "brightness")
     monkeypatch.setitem(METRICS, "brightness", BRIGHTNESS)
 
 
 def test_a_metric_from_outside_is_one_row(added):
-    assert "brightness" in names.choices(names.Metric)
+    assert "brightness" in names.choices(names.MetricName)
     settings = dataclasses.replace(SETTINGS, metrics=("brightness", "fid"), components=7)
     found = {}
     for prefix in ("inception", "pixels"):
