@@ -10,6 +10,7 @@ from etils import epath
 
 from ddim_jax import memory, parallel
 from ddim_jax.config import Config, DataConfig
+from ddim_jax.configured import build_sampler
 from ddim_jax.data.batch_order import BatchOrder, steps_for_epochs
 from ddim_jax.data.batches import train_batches
 from ddim_jax.data.on_device import lives_on_device, read_device_images, train_selections
@@ -18,7 +19,7 @@ from ddim_jax.data.reading import read_example
 from ddim_jax.data.sources import Source, check_labels
 from ddim_jax.data.statistics import pixel_statistics
 from ddim_jax.models import build_model, parameter_count
-from ddim_jax.training.best import BestCheckpoint
+from ddim_jax.training.best import BestCheckpoint, check_metric
 from ddim_jax.training.checkpoint import Checkpoints
 from ddim_jax.training.host_average import HostAverage
 from ddim_jax.training.loop import Duties, TrainingLoop, catching_sigterm
@@ -45,6 +46,9 @@ def train(config: Config, workdir: epath.PathLike) -> None:
         UserError: the workdir, data or config cannot be used, a batch does not fit into memory, or the loss stopped
             being finite.
     """
+    # What can be refused without the data is refused before they are opened, which may mean to prepare them.
+    build_sampler(config)
+    check_metric(config)
     main_process = parallel.is_main_process()
     devices = parallel.training_devices(config.train.batch_size, config.train.accumulate)
     free = memory.free_bytes([device for device in devices if device in parallel.local_devices()])

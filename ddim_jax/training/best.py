@@ -130,22 +130,34 @@ class BestCheckpoint:
         return value > other if self._higher_is_better else value < other
 
 
+def check_metric(config: Config) -> None:
+    """Refuses a metric that cannot say which checkpoint is better: before any data are opened.
+
+    Raises:
+        UserError: ``train.measure_metric`` is such a metric, and checkpoints are to be measured.
+    """
+    name = config.train.measure_metric
+    if config.train.measure_every and names.lookup(METRICS, name, "metric").deciding is None:
+        deciding = ", ".join(other for other, row in METRICS.items() if row.deciding)
+        raise UserError(
+            f"train.measure_metric={name}: none of its figures alone says which is better; choose from: {deciding}"
+        )
+
+
 def deciding_figure(name: str, extractor: Extractor, reference: Reference) -> Figure:
     """Returns the figure by which a metric says which checkpoint is better.
 
     Args:
-        name: the metric's.
+        name: the metric's, one that :func:`check_metric` lets pass.
         extractor: what images are compared by.
         reference: what they are compared with.
 
     Raises:
-        UserError: it does not say, or cannot be had with this extractor and reference.
+        UserError: it cannot be had with this extractor and reference.
     """
     metric = names.lookup(METRICS, name, "metric")
     obstacle = metric.obstacle(extractor, reference)
     if metric.deciding is not None and not obstacle:
         return metric.deciding
     usable = [other for other, row in METRICS.items() if row.deciding and not row.obstacle(extractor, reference)]
-    raise UserError(
-        f"train.measure_metric={name}: {obstacle or 'none of its figures alone says which is better'}; use {usable[0]}"
-    )
+    raise UserError(f"train.measure_metric={name}: {obstacle}; use {usable[0]}")
