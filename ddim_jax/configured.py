@@ -18,6 +18,7 @@ from ddim_jax.diffusion.schedule import SCHEDULES, Schedule, ScheduleRule, make_
 from ddim_jax.diffusion.spacing import explicit_levels, level_pairs, levels_from, sampling_levels
 from ddim_jax.errors import ConfigError
 from ddim_jax.models import Model
+from ddim_jax.names import Clip
 from ddim_jax.pixels import Normalization
 
 
@@ -97,7 +98,7 @@ def build_encoder(config: Config, iterations: int = 0) -> Sampler:
     return make_encoder(solver, build_schedule(config), build_levels(config), iterations)
 
 
-def build_predict(config: Config, model: Model, variables: Any, label: jax.Array, clip: str) -> Predict:
+def build_predict(config: Config, model: Model, variables: Any, label: jax.Array, clip: Clip) -> Predict:
     """The network as samplers call it, guided towards its labels if ``config.sample`` says so."""
     sample, num_classes = config.sample, config.model.num_classes
 

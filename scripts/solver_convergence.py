@@ -23,8 +23,9 @@ from matplotlib import pyplot as plt
 from ddim_jax.diffusion.prediction import Prediction, Question
 from ddim_jax.diffusion.samplers import make_sampler
 from ddim_jax.diffusion.schedule import Schedule, make_schedule
+from ddim_jax.names import SamplerName
 
-SOLVERS = ("ddim", "heun", "ab2", "ab3", "ab4", "plms", "dpmpp_2m", "unipc2", "unipc3")
+SOLVERS: tuple[SamplerName, ...] = ("ddim", "heun", "ab2", "ab3", "ab4", "plms", "dpmpp_2m", "unipc2", "unipc3")
 WEIGHTS, MEANS, DEVIATION = np.array([0.3, 0.7]), np.array([-0.6, 0.5]), 0.2
 # The usual linear schedule in 200 times as many levels, so that steps can be as equal as one likes.
 FINENESS = 200
@@ -70,7 +71,7 @@ def equal_pairs(schedule: Schedule, steps: int, end: int) -> np.ndarray:
 
 
 def measure(
-    name: str, schedule: Schedule, counts: list[int], x: np.ndarray, exact: np.ndarray
+    name: SamplerName, schedule: Schedule, counts: list[int], x: np.ndarray, exact: np.ndarray
 ) -> tuple[list[int], list[float]]:
     """Network evaluations and errors of a solver for each number of steps."""
     evaluations, errors = [], []

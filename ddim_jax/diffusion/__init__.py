@@ -3,7 +3,7 @@
 To learn diffusion from the code, read in this order:
 
 1. ``schedule.py``: how much noise each level has, and how levels are numbered.
-2. ``losses.py``: how a network learns to remove noise.
+2. ``objectives.py``: what a network predicts, the noise, the image or v; ``losses.py``: how it learns to.
 3. ``prediction.py``: from the network's output to a clean image and the noise in it.
 4. ``spacing.py``: which of the levels a fast sampler visits.
 5. ``table.py``: a sampler's arithmetic as a table with one row per network evaluation, and the loop that runs it.
@@ -44,7 +44,8 @@ from ddim_jax.diffusion.interpolation import slerp, slerp_grid, slerp_path
 from ddim_jax.diffusion.inversion import make_encoder
 from ddim_jax.diffusion.likelihood import bound_table, flow_table, ode_bits_per_dim, ode_log_density, variational_bound
 from ddim_jax.diffusion.losses import diffuse, draw_levels, example_loss, min_snr_weight, training_target
-from ddim_jax.diffusion.prediction import Prediction, clipped, make_predict, to_prediction
+from ddim_jax.diffusion.objectives import OBJECTIVES, Prediction
+from ddim_jax.diffusion.prediction import CLIPS, clipped, make_predict, to_prediction
 from ddim_jax.diffusion.samplers import SAMPLERS, Sampler, initial_noise, make_sampler
 from ddim_jax.diffusion.schedule import SCHEDULES, Schedule, make_schedule
 from ddim_jax.diffusion.spacing import (
@@ -59,6 +60,8 @@ from ddim_jax.diffusion.table import SamplerTable, sample, sample_keeping
 from ddim_jax.random_streams import image_keys
 
 __all__ = [
+    "CLIPS",
+    "OBJECTIVES",
     "SAMPLERS",
     "SCHEDULES",
     "SPACINGS",

@@ -25,6 +25,11 @@ from ddim_jax.random_streams import normal_each
 def noise_to_level(x0: jax.Array, schedule: Schedule, level: int, keys: jax.Array) -> jax.Array:
     """Adds noise to pictures: x_t of DDPM's eq. 4, with the noise that the same keys would have as x_T.
 
+    >>> from ddim_jax.diffusion import image_keys, make_schedule
+    >>> pictures, keys = jnp.ones((2, 4, 4, 1)), image_keys(0, jnp.arange(2))
+    >>> bool((noise_to_level(pictures, make_schedule("linear"), 0, keys) == pictures).all())
+    True
+
     Args:
         x0: [n, h, w, c].
         schedule: the noise levels.

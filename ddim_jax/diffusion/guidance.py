@@ -32,6 +32,11 @@ def guided(
 ) -> Network:
     """Fixes the classes of a conditional network and guides it towards them.
 
+    >>> network = lambda x, time, label: label.reshape(-1, 1, 1, 1) * jnp.ones_like(x)
+    >>> guide = guided(network, label=jnp.array([3]), null_label=10, scale=2.0)
+    >>> float(guide(jnp.zeros((1, 1, 1, 1)), jnp.zeros(1))[0, 0, 0, 0])  # 10 + 2 (3 - 10)
+    -4.0
+
     Both predictions are made in one batch of 2 n, which costs twice the time of a plain one. With scale 1 there is
     nothing to add and only the plain one is made; likewise, while sampling, outside the interval.
 

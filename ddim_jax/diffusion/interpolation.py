@@ -14,6 +14,9 @@ def slerp(z1: jax.Array, z2: jax.Array, alpha: jax.typing.ArrayLike) -> jax.Arra
         z = sin((1 - alpha) theta) / sin(theta) z1 + sin(alpha theta) / sin(theta) z2,
         theta = the angle between z1 and z2.
 
+    >>> [round(value, 4) for value in slerp(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), 0.5)[0].tolist()]
+    [0.7071, 0.7071]
+
     Where that is undefined: for vectors in one direction, or a zero, it is taken as its limit, the straight line. For
     exactly opposite vectors there are many arcs; one of them is taken, always the same.
 

@@ -24,6 +24,7 @@ from ddim_jax.diffusion.schedule import Schedule
 from ddim_jax.diffusion.spacing import rising_pairs
 from ddim_jax.diffusion.table import SamplerTable
 from ddim_jax.errors import UserError
+from ddim_jax.names import EncoderName
 
 # From the schedule and the rising pairs of levels to the table of explicit encoding.
 ENCODERS: dict[str, Callable[[Schedule, np.ndarray], SamplerTable]] = {
@@ -32,10 +33,20 @@ ENCODERS: dict[str, Callable[[Schedule, np.ndarray], SamplerTable]] = {
 }
 
 
-def make_encoder(solver: str, schedule: Schedule, levels: np.ndarray, iterations: int = 0) -> Sampler:
+def make_encoder(solver: EncoderName, schedule: Schedule, levels: np.ndarray, iterations: int = 0) -> Sampler:
     """Builds an encoder by name: a sampler that takes clean images, [n, h, w, c], to the noisiest of the levels.
 
     The ``predict`` that it is run with should not clip: clipping loses what decoding would need.
+
+    >>> import jax.numpy as jnp
+    >>> from ddim_jax.diffusion import level_pairs, make_predict, make_sampler, make_schedule, sampling_levels
+    >>> schedule, levels = make_schedule("linear"), sampling_levels("uniform", 1000, 20)
+    >>> predict = make_predict(lambda x, time: 0.5 * x, "eps")
+    >>> encoder = make_encoder("ddim", schedule, levels, iterations=10)
+    >>> decoder = make_sampler("ddim", schedule, level_pairs(levels))
+    >>> image = jnp.full((1, 2, 2, 1), 0.7)
+    >>> bool(jnp.allclose(decoder.run(predict, encoder.run(predict, image)), image, atol=1e-4))
+    True
 
     Args:
         solver: ``ddim``, or ``heun`` with two evaluations a step. Images that Heun encodes and decodes come back with

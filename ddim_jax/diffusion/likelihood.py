@@ -27,6 +27,7 @@ from ddim_jax.diffusion.prediction import Predict, Question
 from ddim_jax.diffusion.schedule import Schedule
 from ddim_jax.diffusion.table import Column
 from ddim_jax.errors import UserError
+from ddim_jax.names import Variance, check
 from ddim_jax.pixels import Normalization, to_float
 from ddim_jax.random_streams import fold_in_each, normal_each
 
@@ -77,7 +78,7 @@ class Bound(NamedTuple):
         return self.prior + jnp.sum(self.kl, axis=1) + self.decoder
 
 
-def bound_table(schedule: Schedule, variance: str = "small") -> BoundTable:
+def bound_table(schedule: Schedule, variance: Variance = "small") -> BoundTable:
     """The bound of DDPM's reverse process on all T levels.
 
     The forward process, run backwards with x_0 known, is Gaussian (Ho et al. 2020, eq. 6 and 7):
@@ -101,8 +102,7 @@ def bound_table(schedule: Schedule, variance: str = "small") -> BoundTable:
     Raises:
         UserError: an unknown variance.
     """
-    if variance not in ("small", "large"):
-        raise UserError(f"variance '{variance}' does not exist; choose from: small, large")
+    check(Variance, variance, "variance")
     alpha_bar, cleaner = schedule.alpha_bar[1:], schedule.alpha_bar[:-1]
     beta = schedule.beta
     posterior = beta * (1 - cleaner) / (1 - alpha_bar)
@@ -217,6 +217,11 @@ def log_bin_probability(
     normalization: Normalization = Normalization(),  # noqa: B008 - immutable
 ) -> jax.Array:
     """Log probability of each pixel value under a Gaussian cut into 256 bins (Ho et al. 2020, eq. 13).
+
+    >>> every_value = jnp.arange(256, dtype=jnp.uint8).reshape(1, 16, 16, 1)
+    >>> probabilities = jnp.exp(log_bin_probability(every_value, jnp.full((1, 16, 16, 1), 0.3), 0.1))
+    >>> round(float(probabilities.sum()), 4)
+    1.0
 
     Each bin reaches half a level of grey to both sides, those of 0 and 255 to infinity, so that the probabilities of
     the 256 values add up to 1. In DDPM's [-1, 1] bins are 2 / 255 wide; in general 1 / (255 std). The Gaussian integral

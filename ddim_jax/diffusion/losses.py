@@ -5,16 +5,23 @@ and compares the output with the target. For the noise as target and mean square
 of DDPM (Ho et al. 2020, eq. 14 and algorithm 1), which DDIM shares: its models are DDPM's.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
+from ddim_jax.diffusion.objectives import OBJECTIVES
 from ddim_jax.diffusion.prediction import per_image
 from ddim_jax.errors import UserError
+from ddim_jax.names import Loss, Objective, Reduction, TimeSampling, lookup
 from ddim_jax.random_streams import fold_in_each
 
 
 def diffuse(x0: jax.Array, eps: jax.Array, alpha_bar: jax.typing.ArrayLike) -> jax.Array:
     """Brings clean images to a noise level: x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps (DDPM, eq. 4).
+
+    >>> diffuse(jnp.ones((2, 1, 1, 1)), jnp.zeros((2, 1, 1, 1)), jnp.array([1.0, 0.25])).ravel().tolist()
+    [1.0, 0.5]
 
     Args:
         x0: [n, h, w, c].
@@ -25,7 +32,7 @@ def diffuse(x0: jax.Array, eps: jax.Array, alpha_bar: jax.typing.ArrayLike) -> j
     return jnp.sqrt(alpha_bar) * x0 + jnp.sqrt(1 - alpha_bar) * eps
 
 
-def training_target(objective: str, x0: jax.Array, eps: jax.Array, alpha_bar: jax.typing.ArrayLike) -> jax.Array:
+def training_target(objective: Objective, x0: jax.Array, eps: jax.Array, alpha_bar: jax.typing.ArrayLike) -> jax.Array:
     """What the network shall answer: eps, x0, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0.
 
     The inverse of :func:`~ddim_jax.diffusion.prediction.to_prediction`. v asks for the noise where there is little of
@@ -40,17 +47,12 @@ def training_target(objective: str, x0: jax.Array, eps: jax.Array, alpha_bar: ja
     Raises:
         UserError: an unknown objective.
     """
-    if objective == "eps":
-        return eps
-    if objective == "x0":
-        return x0
-    if objective == "v":
-        alpha_bar = per_image(alpha_bar, x0)
-        return jnp.sqrt(alpha_bar) * eps - jnp.sqrt(1 - alpha_bar) * x0
-    raise UserError(f"objective '{objective}' does not exist; choose from: eps, x0, v")
+    alpha_bar = per_image(alpha_bar, x0)
+    rule = lookup(OBJECTIVES, objective, "objective")
+    return rule.target(x0, eps, jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar))
 
 
-def draw_levels(kind: str, num_levels: int, key: jax.Array, index: jax.Array, batch_size: int) -> jax.Array:
+def draw_levels(kind: TimeSampling, num_levels: int, key: jax.Array, index: jax.Array, batch_size: int) -> jax.Array:
     """Draws the noise levels of a training batch: int32 [n], in 1 ... T; ``continuous`` ones float32 [n], in (0, T].
 
     Over a batch, levels are uniform on 1 ... T in expectation. The kinds differ in how the examples depend on each
@@ -76,27 +78,50 @@ def draw_levels(kind: str, num_levels: int, key: jax.Array, index: jax.Array, ba
     Raises:
         UserError: an unknown kind.
     """
-    if kind == "uniform":
-        return _uniform_levels(fold_in_each(key, index), num_levels)
-    if kind == "antithetic":
-        level = _uniform_levels(fold_in_each(key, index // 2), num_levels)
-        return jnp.where(index % 2 == 0, level, num_levels + 1 - level)
-    if kind == "stratified":
-        # floor(T (i + u) / n), u uniform in [0, 1), depends on floor(T u) alone: in integers nothing is rounded.
-        within = _uniform_levels(fold_in_each(key, index), num_levels) - 1
-        return 1 + (num_levels * index + within) // batch_size
-    if kind == "continuous":
-        # 1 - u, since u may be 0 but not 1.
-        uniform = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(fold_in_each(key, index))
-        return num_levels * (1 - uniform)
-    raise UserError(f"time sampling '{kind}' does not exist; choose from: antithetic, uniform, stratified, continuous")
+    return lookup(TIME_SAMPLINGS, kind, "time sampling")(num_levels, key, index, batch_size)
+
+
+def _uniform(num_levels: int, key: jax.Array, index: jax.Array, batch_size: int) -> jax.Array:
+    return _uniform_levels(fold_in_each(key, index), num_levels)
+
+
+def _antithetic(num_levels: int, key: jax.Array, index: jax.Array, batch_size: int) -> jax.Array:
+    level = _uniform_levels(fold_in_each(key, index // 2), num_levels)
+    return jnp.where(index % 2 == 0, level, num_levels + 1 - level)
+
+
+def _stratified(num_levels: int, key: jax.Array, index: jax.Array, batch_size: int) -> jax.Array:
+    # floor(T (i + u) / n), u uniform in [0, 1), depends on floor(T u) alone: in integers nothing is rounded.
+    within = _uniform_levels(fold_in_each(key, index), num_levels) - 1
+    return 1 + (num_levels * index + within) // batch_size
+
+
+def _continuous(num_levels: int, key: jax.Array, index: jax.Array, batch_size: int) -> jax.Array:
+    # 1 - u, since u may be 0 but not 1.
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(fold_in_each(key, index))
+    return num_levels * (1 - uniform)
 
 
 def _uniform_levels(keys: jax.Array, num_levels: int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.randint(key, (), 1, num_levels + 1, jnp.int32))(keys)
 
 
-def example_loss(output: jax.Array, target: jax.Array, loss: str = "mse", reduction: str = "mean") -> jax.Array:
+# From T, the step's key, positions in the global batch and its size to levels.
+TIME_SAMPLINGS: dict[str, Callable[[int, jax.Array, jax.Array, int], jax.Array]] = {
+    "uniform": _uniform,
+    "antithetic": _antithetic,
+    "stratified": _stratified,
+    "continuous": _continuous,
+}
+
+# Distance of the values of two images.
+LOSSES: dict[str, Callable[[jax.Array], jax.Array]] = {"mse": jnp.square, "mae": jnp.abs}
+
+# Over the values of an image.
+REDUCTIONS: dict[str, Callable[..., jax.Array]] = {"mean": jnp.mean, "sum": jnp.sum}
+
+
+def example_loss(output: jax.Array, target: jax.Array, loss: Loss = "mse", reduction: Reduction = "mean") -> jax.Array:
     """Distance between output and target of each example: float32 [n].
 
     Args:
@@ -109,17 +134,12 @@ def example_loss(output: jax.Array, target: jax.Array, loss: str = "mse", reduct
     Raises:
         UserError: an unknown loss or reduction.
     """
-    if loss not in ("mse", "mae"):
-        raise UserError(f"loss '{loss}' does not exist; choose from: mse, mae")
-    if reduction not in ("mean", "sum"):
-        raise UserError(f"loss reduction '{reduction}' does not exist; choose from: mean, sum")
+    distance, reduce = lookup(LOSSES, loss, "loss"), lookup(REDUCTIONS, reduction, "loss reduction")
     difference = output.astype(jnp.float32) - target.astype(jnp.float32)
-    distance = jnp.square(difference) if loss == "mse" else jnp.abs(difference)
-    axes = tuple(range(1, difference.ndim))
-    return jnp.mean(distance, axes) if reduction == "mean" else jnp.sum(distance, axes)
+    return reduce(distance(difference), tuple(range(1, difference.ndim)))
 
 
-def min_snr_weight(alpha_bar: jax.typing.ArrayLike, objective: str, gamma: float) -> jax.Array:
+def min_snr_weight(alpha_bar: jax.typing.ArrayLike, objective: Objective, gamma: float) -> jax.Array:
     """Min-SNR weights (Hang et al. 2023): levels with little noise shall not rule the training.
 
     On the error of the clean image the weight is min(SNR, gamma), SNR = alpha_bar / (1 - alpha_bar). Errors of the
@@ -143,11 +163,4 @@ def min_snr_weight(alpha_bar: jax.typing.ArrayLike, objective: str, gamma: float
     """
     if not gamma > 0:
         raise UserError(f"min-SNR gamma={gamma}: must be positive; the paper uses 5")
-    alpha_bar = jnp.asarray(alpha_bar)
-    if objective == "x0":
-        return jnp.minimum(alpha_bar / (1 - alpha_bar), gamma)
-    if objective == "eps":
-        return jnp.minimum(1, gamma * (1 - alpha_bar) / alpha_bar)
-    if objective == "v":
-        return jnp.minimum(alpha_bar, gamma * (1 - alpha_bar))
-    raise UserError(f"objective '{objective}' does not exist; choose from: eps, x0, v")
+    return lookup(OBJECTIVES, objective, "objective").min_snr(jnp.asarray(alpha_bar), gamma)

@@ -11,24 +11,14 @@ closed-form denoiser of a toy distribution is another such function, which is ho
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from ddim_jax.diffusion.objectives import OBJECTIVES, Prediction
 from ddim_jax.errors import UserError
-
-
-class Prediction(NamedTuple):
-    """What an image at some noise level is thought to be made of.
-
-    Attributes:
-        x0: the clean image, like x.
-        eps: the noise, like x; of unit variance.
-    """
-
-    x0: jax.Array
-    eps: jax.Array
+from ddim_jax.names import Clip, Objective, lookup
 
 
 class Question(Protocol):
@@ -51,8 +41,8 @@ Predict = Callable[[jax.Array, Question], Prediction]
 
 def make_predict(
     network: Network,
-    objective: str,
-    clip: str = "none",
+    objective: Objective,
+    clip: Clip = "none",
     percentile: float = 99.5,
     largest: float = math.inf,
 ) -> Predict:
@@ -68,7 +58,7 @@ def make_predict(
     Raises:
         UserError: an unknown objective or clip, or thresholds that cannot be used.
     """
-    _check_objective(objective)
+    lookup(OBJECTIVES, objective, "objective")
 
     def predict(x: jax.Array, row: Question) -> Prediction:
         time = jnp.full(x.shape[0], row.time, x.dtype)
@@ -77,13 +67,18 @@ def make_predict(
     return clipped(predict, clip, percentile, largest)
 
 
-def to_prediction(output: jax.Array, x: jax.Array, alpha_bar: jax.typing.ArrayLike, objective: str) -> Prediction:
+def to_prediction(output: jax.Array, x: jax.Array, alpha_bar: jax.typing.ArrayLike, objective: Objective) -> Prediction:
     """Solves for the clean image and the noise, given the network's output.
 
     - ``eps``: x̂0 = (x - sqrt(1 - alpha_bar) ε̂) / sqrt(alpha_bar). Not defined at alpha_bar = 0, where x is all noise
       and the noise says nothing about the image (the last level of ``jsd``); the other two are.
     - ``x0``: ε̂ = (x - sqrt(alpha_bar) x̂0) / sqrt(1 - alpha_bar).
     - ``v``: x̂0 = sqrt(alpha_bar) x - sqrt(1 - alpha_bar) v̂ and ε̂ = sqrt(1 - alpha_bar) x + sqrt(alpha_bar) v̂.
+
+    >>> x = 0.8 * 1.0 + 0.6 * 0.5  # alpha_bar = 0.64, x_0 = 1, eps = 0.5
+    >>> x0, eps = to_prediction(jnp.full((1, 1, 1, 1), 0.5), jnp.full((1, 1, 1, 1), x), 0.64, "eps")
+    >>> round(float(x0[0, 0, 0, 0]), 4), float(eps[0, 0, 0, 0])
+    (1.0, 0.5)
 
     Args:
         output: [n, ...].
@@ -94,17 +89,11 @@ def to_prediction(output: jax.Array, x: jax.Array, alpha_bar: jax.typing.ArrayLi
     Raises:
         UserError: an unknown objective.
     """
-    _check_objective(objective)
     alpha_bar = per_image(alpha_bar, x)
-    signal, noise = jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar)
-    if objective == "eps":
-        return Prediction(x0=(x - noise * output) / signal, eps=output)
-    if objective == "x0":
-        return Prediction(x0=output, eps=(x - signal * output) / noise)
-    return Prediction(x0=signal * x - noise * output, eps=noise * x + signal * output)
+    return lookup(OBJECTIVES, objective, "objective").read(output, x, jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar))
 
 
-def clipped(predict: Predict, clip: str, percentile: float = 99.5, largest: float = math.inf) -> Predict:
+def clipped(predict: Predict, clip: Clip, percentile: float = 99.5, largest: float = math.inf) -> Predict:
     """Keeps predicted clean images inside [-1, 1], the range of normalised pixels.
 
     Projects differ in what becomes of the noise, and results with them:
@@ -126,24 +115,23 @@ def clipped(predict: Predict, clip: str, percentile: float = 99.5, largest: floa
     Raises:
         UserError: an unknown clip, or thresholds that cannot be used.
     """
-    if clip == "none":
-        return predict
+    return lookup(CLIPS, clip, "clip")(predict, percentile, largest)
 
+
+def _kept_eps(predict: Predict) -> Predict:
     def keep_eps(x: jax.Array, row: Question) -> Prediction:
         x0, eps = predict(x, row)
         return Prediction(jnp.clip(x0, -1, 1), eps)
 
+    return keep_eps
+
+
+def _rederived_eps(predict: Predict) -> Predict:
     def rederive_eps(x: jax.Array, row: Question) -> Prediction:
         x0 = jnp.clip(predict(x, row).x0, -1, 1)
         return to_prediction(x0, x, row.alpha_bar, "x0")
 
-    if clip == "keep_eps":
-        return keep_eps
-    if clip == "rederive_eps":
-        return rederive_eps
-    if clip == "dynamic_threshold":
-        return dynamically_thresholded(predict, percentile, largest)
-    raise UserError(f"clip '{clip}' does not exist; choose from: none, keep_eps, rederive_eps, dynamic_threshold")
+    return rederive_eps
 
 
 def dynamically_thresholded(predict: Predict, percentile: float = 99.5, largest: float = math.inf) -> Predict:
@@ -182,6 +170,10 @@ def per_image(values: jax.typing.ArrayLike, images: jax.Array) -> jax.Array:
     return values.reshape(values.shape + (1,) * (images.ndim - 1) * values.ndim)
 
 
-def _check_objective(objective: str) -> None:
-    if objective not in ("eps", "x0", "v"):
-        raise UserError(f"objective '{objective}' does not exist; choose from: eps, x0, v")
+# From predict, and the percentile and the largest threshold of dynamic thresholding, to a predict that clips.
+CLIPS: dict[str, Callable[[Predict, float, float], Predict]] = {
+    "none": lambda predict, percentile, largest: predict,
+    "keep_eps": lambda predict, percentile, largest: _kept_eps(predict),
+    "rederive_eps": lambda predict, percentile, largest: _rederived_eps(predict),
+    "dynamic_threshold": dynamically_thresholded,
+}

@@ -20,7 +20,7 @@ from ddim_jax.diffusion.schedule import Schedule
 from ddim_jax.diffusion.table import SamplerTable, sample, sample_keeping
 from ddim_jax.diffusion.trajectory import KeptStates
 from ddim_jax.errors import UserError
-from ddim_jax.names import lookup
+from ddim_jax.names import SamplerName, lookup
 from ddim_jax.random_streams import normal_each
 
 
@@ -102,7 +102,7 @@ def takes_eta(name: str) -> bool:
     return lookup(SAMPLERS, name, "sampler").eta == "taken"
 
 
-def make_sampler(name: str, schedule: Schedule, pairs: np.ndarray, eta: ArrayLike = 0.0) -> Sampler:
+def make_sampler(name: SamplerName, schedule: Schedule, pairs: np.ndarray, eta: ArrayLike = 0.0) -> Sampler:
     """Builds a sampler by name.
 
     With S steps, ending at the clean image:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddim_jax.errors import UserError
-from ddim_jax.names import lookup
+from ddim_jax.names import ScheduleName, lookup
 
 
 class Schedule(NamedTuple):
@@ -97,7 +97,7 @@ class Schedule(NamedTuple):
 
 
 def make_schedule(
-    name: str,
+    name: ScheduleName,
     num_levels: int = 1000,
     beta_start: float = 1e-4,
     beta_end: float = 0.02,

@@ -91,6 +91,11 @@ def adams_bashforth_table(schedule: Schedule, pairs: np.ndarray, order: int) -> 
     limits order 3 and 4 to 2, but it lies where x is nearly all noise and ε̂ nearly constant: the error it makes is far
     below that of the rest of any run of practical length.
 
+    >>> from ddim_jax.diffusion import level_pairs, make_schedule
+    >>> table = adams_bashforth_table(make_schedule("linear"), level_pairs(np.array([1000, 500, 100])), order=2)
+    >>> (table.weights != 0).tolist()  # of the newest noise and the one before
+    [[True, False], [True, True], [True, True]]
+
     Args:
         schedule: the noise levels.
         pairs: [S, 2], falling; for order 1 rising ones too.

@@ -11,13 +11,13 @@ import numpy as np
 
 from ddim_jax.diffusion.schedule import Schedule
 from ddim_jax.errors import UserError
-from ddim_jax.names import lookup
+from ddim_jax.names import Spacing, lookup
 
 # From T, S and the schedule of the levels (None where it is not known) to the levels to visit, noisiest first.
 SpacingFunction = Callable[[int, int, Schedule | None], np.ndarray]
 
 
-def sampling_levels(spacing: str, num_levels: int, steps: int, schedule: Schedule | None = None) -> np.ndarray:
+def sampling_levels(spacing: Spacing, num_levels: int, steps: int, schedule: Schedule | None = None) -> np.ndarray:
     """Returns the levels to visit, noisiest first: int64, each in 1 ... T.
 
     With i = 0 ... S - 1 and levels less one, as the DDIM paper's code counts them:

@@ -63,6 +63,9 @@ def scan_keeping(
 def check_kept_steps(steps: Sequence[int] | np.ndarray, num_steps: int) -> np.ndarray:
     """Checks the numbers of steps to keep: int64 [K], each in 0 ... num_steps - 1 and none twice.
 
+    >>> check_kept_steps([0, 9], num_steps=10).tolist()
+    [0, 9]
+
     Raises:
         UserError: they are not.
     """

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddim_jax import names
-from ddim_jax.config import EvalConfig
+from ddim_jax.config import Config, EvalConfig, with_values
 from ddim_jax.errors import UserError
 from ddim_jax.measuring.accumulators import ACCUMULATORS
 from ddim_jax.measuring.extractor import Extractor, FeatureProgram, Features
@@ -20,7 +20,7 @@ from ddim_jax.metrics.inception_score import InceptionSums
 from ddim_jax.metrics.moments import Moments
 from ddim_jax.tables.lines import columns, comparison, lines
 from ddim_jax.tables.rows import Result
-from ddim_jax.training.best import deciding_figure
+from ddim_jax.training.best import check_metric, deciding_figure
 
 NUM, DIMENSION, CLASSES = 12, 4, 3
 SETTINGS = EvalConfig(metrics=("fid", "is"), is_splits=2, features_kept=5)
@@ -98,8 +98,11 @@ def test_metrics_that_cannot_decide(name, classes, message):
 
 def test_two_shares_do_not_say_which_checkpoint_is_better():
     reference = NOWHERE._replace(features=np.zeros((9, DIMENSION), np.float32))
-    with pytest.raises(UserError, match="none of its figures alone says which is better; use fid"):
-        deciding_figure("precision_recall", extractor(), reference)
+    message = (
+        "measure_metric=precision_recall: none of its figures alone says which is better; choose from: fid, is, kid"
+    )
+    with pytest.raises(UserError, match=message):
+        check_metric(with_values(Config(), {"train.measure_every": 5, "train.measure_metric": "precision_recall"}))
     assert [deciding_figure(name, extractor(), reference).name for name in ("fid", "is", "kid")] == [
         "fid",
         "is_mean",
