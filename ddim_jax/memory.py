@@ -114,7 +114,7 @@ class ResidentMemory(NamedTuple):
 
 
 def resident_memory() -> ResidentMemory | None:
-    """Of this process; None where the system does not tell."""
+    """The memory of this process; None where the system does not tell."""
     if not _STATUS.exists():
         return None
     # What getrusage has for a peak begins with that of the process which started this one.

@@ -200,7 +200,7 @@ def write_run_record(folder: epath.Path, config: Config, **facts: Any) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of this package and those that decide its numbers."""
+    """The versions of this package and of those that decide its numbers."""
     return {"ddim_jax": __version__, **{name: _version(name) for name in ("jax", "jaxlib", "flax", "numpy")}}
 
 

@@ -30,7 +30,7 @@ class Question(Protocol):
 
     @property
     def alpha_bar(self) -> Any:
-        """Of the level, a scalar in x's dtype."""
+        """The level's alpha_bar, a scalar in x's dtype."""
 
 
 # network(x [n, h, w, c], time [n]) -> output like x; time is in x's dtype.

@@ -145,7 +145,7 @@ def _known(schedule: Schedule | None, num_levels: int) -> Schedule:
 
 
 def _finite_log_snr(schedule: Schedule) -> np.ndarray:
-    """Of levels 1, 2 ... but those of pure noise; it falls."""
+    """The log SNRs of levels 1, 2 ..., which fall, without those of pure noise."""
     return schedule.log_snr[np.isfinite(schedule.log_snr)]
 
 

@@ -179,7 +179,7 @@ def _print_training_memory(config: Config, state: TrainState) -> None:
 
 
 def _training_memory(config: Config, devices: parallel.Devices) -> ProgramMemory | None:
-    """Of the training step, without a set of images kept on the devices; None where XLA does not tell."""
+    """The memory of the training step, without images kept on the devices; None where XLA does not tell."""
     model = build_model(config, parallel.mean_over_devices)
     total_steps = max(1, config.train.steps)
     optimizer = make_optimizer(config.train, total_steps)

@@ -95,7 +95,7 @@ def _ode_program(config: Config, model: Model) -> Program:
 
 
 def _build_flow(config: Config) -> FlowTable:
-    """From level 1 to the noisiest level that is not all noise, evenly in log SNR."""
+    """The flow from level 1 to the noisiest level that is not all noise, in steps even in log SNR."""
     schedule, steps = build_schedule(config), config.likelihood.steps
     schedule = schedule._replace(alpha_bar=np.trim_zeros(schedule.alpha_bar))
     most = schedule.num_levels - 1
