@@ -13,12 +13,12 @@ from ddim_jax.config import Config
 from ddim_jax.diffusion.guidance import guided
 from ddim_jax.diffusion.inversion import make_encoder
 from ddim_jax.diffusion.prediction import Predict, make_predict
-from ddim_jax.diffusion.samplers import Sampler, make_sampler
+from ddim_jax.diffusion.samplers import SAMPLERS, Sampler, make_sampler
 from ddim_jax.diffusion.schedule import SCHEDULES, Schedule, ScheduleRule, make_schedule, noise_variance
 from ddim_jax.diffusion.spacing import explicit_levels, level_pairs, levels_from, sampling_levels
 from ddim_jax.errors import ConfigError
 from ddim_jax.models import Model
-from ddim_jax.names import Clip
+from ddim_jax.names import Clip, lookup
 from ddim_jax.pixels import Normalization
 
 
@@ -85,6 +85,10 @@ def build_sampler(config: Config, start_level: int | None = None) -> Sampler:
     if start_level is not None:
         levels = levels_from(levels, start_level)
     eta = np.asarray(sample.eta_per_step) if sample.eta_per_step else sample.eta
+    if lookup(SAMPLERS, sample.sampler, "sampler").eta == "zero" and np.any(np.asarray(eta) != 0):
+        raise ConfigError(
+            f"sample.eta={sample.eta}: sample.sampler={sample.sampler} adds no noise: set it to 0, or choose ddim"
+        )
     return make_sampler(sample.sampler, build_schedule(config), level_pairs(levels), eta)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from ddim_jax.config import Config, DiffusionConfig, ModelConfig
 from ddim_jax.configured import build_sampler, build_schedule
-from ddim_jax.errors import ConfigError, UserError
+from ddim_jax.errors import ConfigError
 from ddim_jax.names import SamplerName, choices
 
 
@@ -55,5 +55,5 @@ def test_eta_is_an_error_where_it_would_be_passed_over(name):
         sampler = build_sampler(config_with(sample=sample))
         assert np.count_nonzero(sampler.table.noise) == 4
     else:
-        with pytest.raises(UserError, match=rf"eta=0.5: sampler '{name}' adds no noise; set eta=0, or choose ddim"):
+        with pytest.raises(ConfigError, match=f"sample.eta=0.5: sample.sampler={name} adds no noise: set it to 0"):
             build_sampler(config_with(sample=sample))

@@ -5,7 +5,7 @@ What depends on the schedule or the sampler is checked where these are made, in 
 
 from typing import Any
 
-from ddim_jax.config.keys import LARGEST_INDEX, check_ranges
+from ddim_jax.config.keys import LARGEST_INDEX, check_values
 from ddim_jax.config.schema import Config, DataConfig, EvalConfig, ModelConfig
 from ddim_jax.errors import ConfigError
 
@@ -16,7 +16,7 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: at the first value that cannot be used.
     """
-    check_ranges(config)
+    check_values(config)
     _check_data(config.data)
     _check_model(config.model, config.data)
     _check_train(config)

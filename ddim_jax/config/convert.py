@@ -7,15 +7,14 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from ddim_jax.config.checks import check
-from ddim_jax.config.keys import flatten
+from ddim_jax.config.keys import check_name, flatten
 from ddim_jax.config.presets import preset, table_for
 from ddim_jax.config.schema import Config, without_none
 from ddim_jax.config.tree import ConfigTree
 from ddim_jax.errors import ConfigError
-from ddim_jax.names import choices
 
 
 def from_config_dict(config: ConfigTree) -> Config:
@@ -93,13 +92,7 @@ def _build(cls: Any, values: Any, prefix: str) -> Any:
 
 
 def _convert(annotation: Any, value: Any, key: str) -> Any:
-    named = _choices(annotation)
-    if named:
-        if value not in named:
-            close = difflib.get_close_matches(str(value), named, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
-            known = ", ".join(choice or "''" for choice in named)
-            raise ConfigError(f"{key}: {value!r} is not one of {known}{hint}")
+    if check_name(annotation, value, key):
         return value
     if typing.get_origin(annotation) is types.UnionType:
         if value is None:
@@ -117,16 +110,6 @@ def _convert(annotation: Any, value: Any, key: str) -> Any:
     if annotation is float and not math.isfinite(value):
         raise ConfigError(f"{key}: {value} is not a finite number")
     return value
-
-
-def _choices(annotation: Any) -> tuple[str, ...]:
-    """The names that a key may have; none where it has no list of names."""
-    if typing.get_origin(annotation) is Literal:
-        return choices(annotation)
-    arms = typing.get_args(annotation)
-    if typing.get_origin(annotation) is typing.Union and all(typing.get_origin(arm) is Literal for arm in arms):
-        return tuple(name for arm in arms for name in choices(arm))
-    return ()
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:

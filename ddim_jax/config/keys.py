@@ -5,11 +5,14 @@ of a job, what exported weights say of themselves, which settings a compiled pro
 """
 
 import dataclasses
+import difflib
 import enum
+import typing
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ddim_jax.errors import ConfigError
+from ddim_jax.names import choices
 
 # The largest seed and image index.
 LARGEST_INDEX = 2**31 - 1
@@ -125,13 +128,18 @@ def key(
     return dataclasses.field(default=default, metadata={"key": known})
 
 
-def keys_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Key]]:
-    """Yields (dotted name, :class:`Key`) of all keys of a config, a group of it, or their classes."""
+def _fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted name, field) of all keys of a config, a group of it, or their classes."""
     for field in dataclasses.fields(config):
         if dataclasses.is_dataclass(field.type):
-            yield from keys_of(field.type, f"{prefix}{field.name}.")
+            yield from _fields_of(field.type, f"{prefix}{field.name}.")
         else:
-            yield f"{prefix}{field.name}", field.metadata["key"]
+            yield f"{prefix}{field.name}", field
+
+
+def keys_of(config: Any) -> Iterator[tuple[str, Key]]:
+    """Yields (dotted name, :class:`Key`) of all keys of a config, a group of it, or their classes."""
+    return ((name, field.metadata["key"]) for name, field in _fields_of(config))
 
 
 def keys_with(config: Any, *roles: Role) -> tuple[str, ...]:
@@ -153,17 +161,47 @@ def flatten(config: Any) -> dict[str, Any]:
     return flat
 
 
-def check_ranges(config: Any) -> None:
+def check_name(annotation: Any, value: Any, key: str) -> bool:
+    """Checks the value of a key whose type is a list of names.
+
+    Args:
+        annotation: the key's type.
+        value: one of its names, it is hoped.
+        key: the dotted name, for the message.
+
+    Returns:
+        Whether the type is such a list.
+
+    Raises:
+        ConfigError: it is, and does not have that name.
+    """
+    arms = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Union else (annotation,)
+    if any(typing.get_origin(arm) is not Literal for arm in arms):
+        return False
+    known = [name for arm in arms for name in choices(arm)]
+    if value not in known:
+        close = difflib.get_close_matches(str(value), known, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        listed = ", ".join(name or "''" for name in known)
+        raise ConfigError(f"{key}: {value!r} is not one of {listed}{hint}")
+    return True
+
+
+def check_values(config: Any) -> None:
     """Checks each value by itself.
 
     Raises:
-        ConfigError: the first value out of its range, or a list that is empty and should not be.
+        ConfigError: the first value that is out of its range or no name of its list, or a list that is empty and should
+            not be.
     """
     flat = flatten(config)
-    for name, known in keys_of(config):
-        value = flat[name]
+    for name, field in _fields_of(config):
+        value, known = flat[name], field.metadata["key"]
         values = value if isinstance(value, tuple) else () if value is None else (value,)
         if known.range is not None and not all(map(known.range.holds, values)):
             raise ConfigError(f"{name}={value}: {known.range}")
         if known.is_filled and not value:
             raise ConfigError(f"{name}={value}: name at least one")
+        of_each = typing.get_args(field.type)[0] if typing.get_origin(field.type) is tuple else field.type
+        for each in values:
+            check_name(of_each, each, name)
