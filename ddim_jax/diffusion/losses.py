@@ -108,8 +108,8 @@ def _uniform_levels(keys: jax.Array, num_levels: int) -> jax.Array:
 
 # From T, the step's key, positions in the global batch and its size to levels.
 TIME_SAMPLINGS: dict[str, Callable[[int, jax.Array, jax.Array, int], jax.Array]] = {
-    "uniform": _uniform,
     "antithetic": _antithetic,
+    "uniform": _uniform,
     "stratified": _stratified,
     "continuous": _continuous,
 }

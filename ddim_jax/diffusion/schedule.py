@@ -93,7 +93,9 @@ class Schedule(NamedTuple):
 
     def time_input(self, level: int | np.ndarray | jax.Array) -> Any:
         """The number that tells the network a level in 1 ... T: ``level - 1``, unless the schedule has its own."""
-        return jnp.asarray(self.times, jnp.float32)[level] if isinstance(level, jax.Array) else self.times[level]
+        if isinstance(level, jax.Array):
+            return jnp.asarray(self.times, jnp.float32)[level]
+        return self.rule.told(level, self.alpha_bar[level])
 
 
 def make_schedule(

@@ -132,6 +132,7 @@ def test_the_known_part_comes_back_exactly():
     assert not np.allclose(result, pictures())
 
 
+@pytest.mark.slow
 def test_resampling_makes_the_unknown_part_go_with_the_known_one():
     """Pixels of an image are all equal, N(0, 1): the unknown half has to take the value of the known one."""
 

@@ -46,6 +46,7 @@ def test_explicit_encoding_is_the_papers_step_upwards():
     np.testing.assert_allclose(result, x, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spacing", ["uniform", "quad", "logsnr"])
 @pytest.mark.parametrize(("solver", "low", "high"), [("ddim", -1.03, -0.93), ("heun", -3.1, -2.8)])
 def test_the_way_there_and_back_converges_with_the_solvers_order(solver, low, high, spacing):

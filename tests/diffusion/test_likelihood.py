@@ -116,6 +116,7 @@ def test_terms_are_those_of_ddpm_written_out(variance):
     np.testing.assert_allclose(result.total, result.prior + result.kl.sum(1) + result.decoder, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance", ["small", "large"])
 def test_divergences_have_the_expectation_of_the_closed_form(variance):
     """Of Gaussian data x̂0 is linear in x, and the mean over noise of its squared error is known."""
@@ -172,6 +173,7 @@ def expected_bound(data, probability, schedule, variance):
     return (total - probability @ logs @ weights / weights.sum()) / np.log(2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variance", "excess"), [("small", 0.75), ("large", 0.12)])
 def test_the_bound_is_above_the_entropy_by_what_is_expected(variance, excess):
     """With a perfect denoiser. The larger variance is nearly the right one for Gaussian data, and the bound tight."""
@@ -185,6 +187,7 @@ def test_the_bound_is_above_the_entropy_by_what_is_expected(variance, excess):
     assert total.std() < 0.5
 
 
+@pytest.mark.slow
 def test_a_subset_of_levels_estimates_the_same_sum():
     images = jnp.tile(pictures(1), (3000, 1, 1, 1))
     predict = make_predict(toy_network, "eps")
@@ -212,6 +215,7 @@ def test_a_subset_of_levels_estimates_the_same_sum():
     assert low.max() <= middle.min() <= low.max() + 1 and middle.max() <= noisy.min() <= middle.max() + 1
 
 
+@pytest.mark.slow
 def test_levels_are_drawn_with_their_chances():
     table = bound_table(COARSE)
     assert table.chance[0] == 0
@@ -243,6 +247,7 @@ def test_clipping_lowers_every_divergence():
     assert clipped.kl.sum() < 0.9 * free.kl.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levels_per_image", [0, 5])
 def test_the_bound_of_an_image_does_not_depend_on_its_batch(levels_per_image):
     predict, table = make_predict(toy_network, "eps"), bound_table(COARSE)
@@ -357,6 +362,7 @@ def mixing_network(x, time):
     return jnp.tanh(0.5 * x + mixed) + time.reshape(-1, 1, 1, 1) / 100
 
 
+@pytest.mark.slow
 def test_random_signs_estimate_the_exact_divergence():
     predict, table = make_predict(mixing_network, "eps"), flow(COARSE, 10)
     x = jnp.tile(noisy_pictures(1), (1000, 1, 1, 1))
@@ -462,7 +468,7 @@ def test_a_density_does_not_depend_on_its_batch():
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda: bound_table(COARSE, "learned"), r"variance 'learned' does not exist; choose from: small, large"),
+        (lambda: bound_table(COARSE, "learnt"), "variance 'learnt' does not exist; choose from: small, large"),
         (lambda: bound(DATA.predict, pictures(1), levels_per_image=40), r"levels_per_image=40: choose from 1 to 39"),
         (lambda: bound(DATA.predict, pictures(1), levels_per_image=-1), r"levels_per_image=-1"),
         (lambda: flow_table(COARSE, np.array([3])), r"at least 2 levels"),

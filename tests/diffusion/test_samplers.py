@@ -157,6 +157,7 @@ def test_ddim_is_a_first_order_solver_of_the_flow(spacing, end):
     assert errors[-1] < 0.004
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "eta"), [("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0), ("ddpm_small", 0.0), ("ddpm_large", 0.0)]
 )
@@ -186,6 +187,7 @@ def test_moments_approach_the_datas_as_steps_grow(sampler, eta, sign):
     assert -1.1 < slope < -0.85
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "eta"), [("ddim", 0.0), ("ddim", 1.0), ("ddpm_large", 0.0)])
 def test_modes_of_a_mixture_are_drawn_as_often_as_they_occur(sampler, eta):
     means = np.stack([np.full(SHAPE, -0.6), np.full(SHAPE, 0.6)])
