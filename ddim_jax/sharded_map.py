@@ -48,7 +48,7 @@ class ShardedMap:
         """
         self._devices = parallel.local_devices()
         self._batch = BatchSize(batch_size) if isinstance(batch_size, int) else batch_size
-        self._run: Any = parallel.pmap_map(function, self._devices)
+        self._run: Any = parallel.map_over_batch(function, self._devices)
         self._compiled: dict[Hashable, Callable[[Any, Any], Any]] = {}
 
     @property
@@ -108,7 +108,7 @@ class ShardedMap:
         for start in which[::per_call]:
             where = slice(start, min(start + per_call, which.stop))
             batch = jax.tree.map(lambda x, where=where: _padded(np.asarray(x)[where], per_call), items)
-            result = run(variables, parallel.shard(batch, len(self._devices)))
+            result = run(variables, parallel.split_batch(batch, len(self._devices)))
             if ahead is not None:
                 yield _fetched(*ahead)
             ahead = (where, result)
@@ -118,7 +118,7 @@ class ShardedMap:
     def _program(self, variables: Any, items: Any) -> Callable[[Any, Any], Any]:
         """The compiled program for items of these shapes, with as many of them as fit."""
         while True:
-            batch = jax.tree.map(self._empty_batch, items)
+            batch = parallel.split_batch(jax.tree.map(self._empty_batch, items), len(self._devices))
             key = (jax.tree.structure(batch), *((x.shape, x.dtype) for x in jax.tree.leaves(batch)))
             if key in self._compiled:
                 return self._compiled[key]
@@ -126,11 +126,10 @@ class ShardedMap:
             # What compiling has left, and reading of weights before it, would not count as free.
             memory.return_unused_memory()
             if self._fits(memory.program_memory(compiled)):
-                # With several processes only pmap knows which part of an array each of them has.
-                self._compiled[key] = compiled if parallel.process_count() == 1 else self._run
+                self._compiled[key] = parallel.runnable(self._run, compiled)
 
     def _empty_batch(self, x: Any) -> np.ndarray:
-        shape = (len(self._devices), self.batch_size, *np.shape(x)[1:])
+        shape = (len(self._devices) * self.batch_size, *np.shape(x)[1:])
         return np.zeros(shape, jax.dtypes.canonicalize_dtype(np.asarray(x).dtype))
 
     def _fits(self, needed: memory.ProgramMemory | None) -> bool:
@@ -173,4 +172,4 @@ def _padded(x: np.ndarray, size: int) -> np.ndarray:
 
 
 def _fetched(where: slice, result: Any) -> tuple[slice, Any]:
-    return where, jax.tree.map(lambda x: x[: where.stop - where.start], parallel.unshard(result))
+    return where, jax.tree.map(lambda x: x[: where.stop - where.start], parallel.join_batch(result))

@@ -248,17 +248,17 @@ def compile_program(config: Config, program: str, devices: parallel.Devices, bat
     optimizer = make_optimizer(config.train, max(1, config.train.steps))
     state = abstract_state(config, model, optimizer)
     if program == "sample":
-        sampler: Any = parallel.pmap_map(image_program(config, model, build_sampler(config)), devices)
+        sampler: Any = parallel.map_over_batch(image_program(config, model, build_sampler(config)), devices)
         variables = {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
-        items = parallel.shard(image_items(config, np.arange(num)), len(devices))
+        items = parallel.split_batch(image_items(config, np.arange(num)), len(devices))
         return sampler.lower(variables, items).compile()
-    step: Any = parallel.pmap_step(
+    step: Any = parallel.step_over_batch(
         make_train_step(config, model, optimizer, parallel.mean_over_devices), devices, donate=True
     )
-    shape = (len(devices), batch)
-    index = jax.ShapeDtypeStruct(shape, jnp.int32)
-    images: Any = Batch(jax.ShapeDtypeStruct((*shape, *config.data.image_shape), jnp.uint8), index, index)  # pyright: ignore[reportArgumentType]
-    return step.lower(state, images).compile()
+    index = jax.ShapeDtypeStruct((num,), jnp.int32)
+    images: Any = Batch(jax.ShapeDtypeStruct((num, *config.data.image_shape), jnp.uint8), index, index)  # pyright: ignore[reportArgumentType]
+    parts = jax.eval_shape(lambda batch: parallel.split_batch(batch, len(devices)), images)
+    return step.lower(state, parts).compile()
 
 
 def flops_by_hand(config: Config, program: str, batch: int) -> int:

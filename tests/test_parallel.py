@@ -15,40 +15,40 @@ def test_eight_fake_devices():
 
 def test_a_step_sees_its_share_and_returns_one_result():
     devices = parallel.training_devices(16)
-    step = parallel.pmap_step(
+    step = parallel.step_over_batch(
         lambda total, batch: (
             total + parallel.mean_over_devices(jnp.mean(batch)),
             parallel.mean_over_devices(batch.size),
         ),
         devices,
     )
-    total, size = step(parallel.replicate(np.float32(1), devices), parallel.shard(np.arange(16.0), 8))
+    total, size = step(parallel.replicate(np.float32(1), devices), parallel.split_batch(np.arange(16.0), 8))
     assert float(total) == 1 + 7.5
     assert int(size) == 2
 
 
 def test_donated_memory_is_reused():
     devices = parallel.training_devices(8)
-    step = parallel.pmap_step(lambda state, batch: (state + 1, batch.sum()), devices, donate=True)
+    step = parallel.step_over_batch(lambda state, batch: (state + 1, batch.sum()), devices, donate=True)
     before = parallel.replicate(np.zeros(4, np.float32), devices)
-    after, _ = step(before, parallel.shard(np.zeros(8), 8))
+    after, _ = step(before, parallel.split_batch(np.zeros(8), 8))
     assert before.is_deleted()
     np.testing.assert_array_equal(parallel.host_copy(after), np.ones(4))
 
 
 def test_a_host_copy_outlives_donation():
     devices = parallel.training_devices(8)
-    step = parallel.pmap_step(lambda state, batch: (state + 1, batch.sum()), devices, donate=True)
+    step = parallel.step_over_batch(lambda state, batch: (state + 1, batch.sum()), devices, donate=True)
     state = parallel.replicate(np.zeros(1000, np.float32), devices)
     copy = parallel.host_copy(state)
     for _ in range(3):
-        state, _ = step(state, parallel.shard(np.zeros(8), 8))
+        state, _ = step(state, parallel.split_batch(np.zeros(8), 8))
     np.testing.assert_array_equal(copy, np.zeros(1000))
 
 
 def test_map_keeps_the_order():
-    double = parallel.pmap_map(lambda factor, x: factor * x, parallel.local_devices())
-    result = parallel.unshard(double(np.float32(2), parallel.shard(np.arange(24.0).reshape(24, 1), 8)))
+    double = parallel.map_over_batch(lambda factor, x: factor * x, parallel.local_devices())
+    result = parallel.join_batch(double(np.float32(2), parallel.split_batch(np.arange(24.0).reshape(24, 1), 8)))
     np.testing.assert_array_equal(result, 2 * np.arange(24.0).reshape(24, 1))
 
 
@@ -79,3 +79,14 @@ def test_results_come_back_in_order_and_no_more_than_eight_wait():
 def test_an_incomplete_start_of_several_processes(arguments, message):
     with pytest.raises(UserError, match=message):
         parallel.initialize(**arguments)
+
+
+def test_a_step_sees_its_share_of_each_batch_of_a_group():
+    devices = parallel.training_devices(16)
+    step = parallel.step_over_batch(
+        lambda total, batches: (total, parallel.mean_over_devices(jnp.mean(batches, axis=1))), devices
+    )
+    group = [np.arange(16.0), 100 + np.arange(16.0), 200 + np.arange(16.0)]
+    batches = parallel.split_batches(group, 8)
+    _, means = step(parallel.replicate(np.float32(0), devices), batches)
+    np.testing.assert_array_equal(means, [7.5, 107.5, 207.5])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddim_jax.config import TrainConfig
-from ddim_jax.parallel import host_copy
+from ddim_jax.parallel import host_copy, host_view
 from ddim_jax.training.state import TrainState, ema_decay
 
 
@@ -44,7 +44,7 @@ class HostAverage:
 
         def move(average: np.ndarray, new: jax.Array) -> None:
             average *= decay
-            average += (np.float32(1) - decay) * np.asarray(new.addressable_data(0))
+            average += (np.float32(1) - decay) * host_view(new)
 
         jax.tree.map(move, (self._params, self._batch_stats), (state.params, state.batch_stats))
 

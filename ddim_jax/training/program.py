@@ -80,7 +80,7 @@ class TrainProgram:
                 return state, jax.tree.map(lambda x: x[None], result)
             return jax.lax.scan(lambda state, batch: one(state, batch, *images), state, batches)
 
-        self._pmapped: Any = parallel.pmap_step(group, devices, donate=True, constants=int(images_on_device))
+        self._run: Any = parallel.step_over_batch(group, devices, donate=True, constants=int(images_on_device))
         self._compiled: dict[int, Any] = {}
 
     def place(self, images: ImageSet) -> None:
@@ -90,7 +90,7 @@ class TrainProgram:
     def compile(self, state: Any, batches: Sequence[Batch | Selection], *images: ImageSet) -> ProgramMemory | None:
         """Compiles the program for groups of this size, without running it.
 
-        With one process what was compiled is what runs; with several, the first call compiles.
+        With one process what was compiled is what runs; with several, the first call compiles anew.
 
         Args:
             state: a state, or its shapes.
@@ -100,19 +100,22 @@ class TrainProgram:
         Returns:
             What it needs on each device; None where the backend does not tell.
         """
-        compiled = self._pmapped.lower(state, self._sharded(batches), *images).compile()
+        compiled = self._run.lower(state, self._split(batches), *images).compile()
         self._compiled[len(batches)] = compiled
         return program_memory(compiled)
 
     def __call__(self, state: TrainState, batches: Sequence[Batch | Selection]) -> tuple[TrainState, StepResult]:
         """Dispatches a group of steps; ``state``, replicated over the devices, must not be used again."""
-        run = self._compiled.get(len(batches), self._pmapped)
-        return run(state, self._sharded(batches), *self._images)
+        compiled = self._compiled.get(len(batches))
+        run = self._run if compiled is None else parallel.runnable(self._run, compiled)
+        return run(state, self._split(batches), *self._images)
 
-    def _sharded(self, batches: Sequence[Batch | Selection]) -> Any:
-        """The batches of a group together: [devices, K, b / devices, ...]."""
-        shares = [parallel.shard(batch, self._local_devices) for batch in batches]
-        return jax.tree.map(lambda *parts: np.stack(parts, axis=1), *shares)
+    def text(self) -> str:
+        """What was compiled, in XLA's language."""
+        return "".join(compiled.as_text() for compiled in self._compiled.values())
+
+    def _split(self, batches: Sequence[Batch | Selection]) -> Any:
+        return parallel.split_batches(batches, self._local_devices)
 
 
 def compile_ahead(

@@ -50,14 +50,14 @@ def measure_forward(setting: Setting, peers: Peers | None) -> list[Row]:
 
     on_devices = parallel.replicate(variables, devices)
     # A program that returns its arguments leaves them on the devices.
-    keep = parallel.pmap_map(lambda _, inputs: inputs, devices)
-    inputs = keep(0, parallel.shard((x, times, label), len(devices)))
-    forward: Any = parallel.pmap_map(lambda variables, inputs: model.apply(variables, *inputs), devices)
+    keep = parallel.map_over_batch(lambda _, inputs: inputs, devices)
+    inputs = keep(0, parallel.split_batch((x, times, label), len(devices)))
+    forward: Any = parallel.map_over_batch(lambda variables, inputs: model.apply(variables, *inputs), devices)
     ahead = time_compilation(lambda: forward.lower(on_devices, inputs).compile())
 
     def run() -> np.ndarray:
         outputs = [ahead.result(on_devices, inputs) for _ in range(setting.calls)]
-        return parallel.unshard(outputs[-1])
+        return parallel.join_batch(outputs[-1])
 
     images = setting.batch * setting.calls
     ours = Program(run, ahead.lower_seconds, ahead.compile_seconds, ahead.result.as_text)
@@ -91,12 +91,12 @@ def _measure_trajectory(setting: Setting, peers: Peers | None) -> list[Row]:
     variables = random_params(config)
     on_devices = parallel.replicate(variables, devices)
     sampler = build_sampler(config)
-    items = parallel.shard(image_items(config, range(setting.batch)), len(devices))
-    program: Any = parallel.pmap_map(image_program(config, build_model(config), sampler), devices)
+    items = parallel.split_batch(image_items(config, range(setting.batch)), len(devices))
+    program: Any = parallel.map_over_batch(image_program(config, build_model(config), sampler), devices)
     ahead = time_compilation(lambda: program.lower(on_devices, items).compile())
 
     def run() -> np.ndarray:
-        return parallel.unshard(ahead.result(on_devices, items))
+        return parallel.join_batch(ahead.result(on_devices, items))
 
     # Guidance asks the network twice in each step.
     guided = 2 if config.model.num_classes and config.sample.guidance_scale != 1 else 1

@@ -66,13 +66,15 @@ def forward_program(config: Config, checkout: pathlib.Path, x: np.ndarray, times
     network = _load_network(config, checkout)
     devices = parallel.training_devices(len(x))
     params = parallel.replicate(_init(network, config), devices)
-    keep = parallel.pmap_map(lambda _, inputs: inputs, devices)
-    inputs = keep(0, parallel.shard((x, times), len(devices)))
-    forward = parallel.pmap_map(lambda params, inputs: network.apply({"params": params}, *inputs, train=False), devices)
+    keep = parallel.map_over_batch(lambda _, inputs: inputs, devices)
+    inputs = keep(0, parallel.split_batch((x, times), len(devices)))
+    forward = parallel.map_over_batch(
+        lambda params, inputs: network.apply({"params": params}, *inputs, train=False), devices
+    )
 
     def run() -> None:
         outputs = [forward(params, inputs) for _ in range(calls)]
-        parallel.unshard(outputs[-1])
+        parallel.join_batch(outputs[-1])
 
     return Program(run)
 
@@ -103,12 +105,12 @@ def train_program(config: Config, checkout: pathlib.Path, images: np.ndarray, st
         params = optax.apply_updates(params, updates)
         return (params, update_ema(average, params, decay), opt_state, count + 1), value
 
-    run_step = parallel.pmap_step(step, devices, donate=True)
+    run_step = parallel.step_over_batch(step, devices, donate=True)
     params = _init(network, config)
     # A copy: memory that is given to the next state cannot be given twice.
     average = jax.tree.map(jnp.copy, params)
     state = parallel.replicate((params, average, optimizer.init(params), jnp.int32(0)), devices)
-    batch = parallel.shard(images, len(devices))
+    batch = parallel.split_batch(images, len(devices))
 
     def run() -> float:
         nonlocal state

@@ -60,11 +60,8 @@ def measure_train(setting: Setting, peers: Peers | None) -> list[Row]:
             in_flight.add(result)
         return float(in_flight.drain()[-1].metrics.loss[-1])
 
-    def text() -> str:
-        return "".join(compiled.as_text() for compiled in program._compiled.values())
-
     images = setting.batch * groups * size
-    ours = Program(run, ahead.lower_seconds, ahead.compile_seconds, text)
+    ours = Program(run, ahead.lower_seconds, ahead.compile_seconds, program.text)
     theirs: dict[str, Program] = {}
     if peers is not None:
         batch = _first_images(setting, source)

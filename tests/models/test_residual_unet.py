@@ -66,8 +66,8 @@ def train_once(config, devices=1):
     else:
         used = parallel.training_devices(16)
         assert len(used) == devices
-        step, state = parallel.pmap_step(step, used), parallel.replicate(state, used)
-        batch = parallel.shard(batch, devices)
+        step, state = parallel.step_over_batch(step, used), parallel.replicate(state, used)
+        batch = parallel.split_batch(batch, devices)
     losses = []
     for _ in range(3):
         state, metrics = step(state, batch)

@@ -64,7 +64,7 @@ def test_loops_count_as_often_as_they_run(program):
 
         return jax.lax.scan(average, start, x)[0], parallel.mean_over_devices(jnp.sum(x))
 
-    step = parallel.pmap_step(averages, devices)
+    step = parallel.step_over_batch(averages, devices)
     start, x = jnp.zeros(SIDE), jnp.zeros((DEVICES, STEPS, SIDE))
     found = program.collectives(step.lower(start, x).compile().as_text())
     assert found == {"all-reduce": (STEPS + 1, 4 * (STEPS * SIDE + 1))}

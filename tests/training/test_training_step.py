@@ -59,9 +59,9 @@ def run_steps(config, count, devices=1, model=None):
     else:
         used = parallel.training_devices(config.train.batch_size, config.train.accumulate)
         assert len(used) == devices
-        step = parallel.pmap_step(make_train_step(config, model, optimizer, parallel.mean_over_devices), used)
+        step = parallel.step_over_batch(make_train_step(config, model, optimizer, parallel.mean_over_devices), used)
         state = parallel.replicate(state, used)
-        batch = parallel.shard(make_batch(config), devices)
+        batch = parallel.split_batch(make_batch(config), devices)
     losses = []
     for _ in range(count):
         state, metrics = step(state, batch)
