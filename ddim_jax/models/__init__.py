@@ -1,10 +1,12 @@
 """The networks. ``unet.py`` is the one that the published results were made with; ``residual_unet.py`` that of Keras.
 
-A network is called as ``model.apply({"params": params}, x, time, label, dropout_keys)`` and knows
-nothing of schedules, losses or devices.
+A network is called as ``model.apply({"params": params}, x, time, label, dropout_keys)`` and knows nothing of schedules,
+losses or devices. Their parts: ``convolution.py``, ``group_norm.py``, ``dropout.py``, ``flash_attention.py`` (which GPU
+computes attention without keeping its logits), ``initialization.py``. ``inception.py`` and ``classifier.py`` are the
+networks that images are measured by.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import flax.linen as nn
@@ -12,15 +14,20 @@ import jax
 import jax.numpy as jnp
 
 from ddim_jax.config import Config
+from ddim_jax.models.flash_attention import local_flash_attention_width
 from ddim_jax.models.residual_unet import ResidualUNet
-from ddim_jax.models.unet import UNet, flash_attention_width
+from ddim_jax.models.unet import UNet
+from ddim_jax.names import lookup
 
 # A network, whatever its kind: what the rest of the program knows of Flax.
 Model: TypeAlias = nn.Module
 
+# Averages a tree over the devices that share a training batch.
+MeanOverDevices: TypeAlias = Callable[[Any], Any]
+
 
 def build_model(
-    config: Config, mean_over_devices: Callable[[Any], Any] = lambda tree: tree, *, flash_attention: bool = False
+    config: Config, mean_over_devices: MeanOverDevices = lambda tree: tree, *, flash_attention: bool = False
 ) -> Model:
     """Builds the network that ``config.model`` describes.
 
@@ -31,43 +38,52 @@ def build_model(
             allow it. Not for who takes forward-mode derivatives (likelihood): it has none.
 
     Raises:
-        ValueError: ``config.model.name`` has no network.
+        UserError: ``config.model.name`` has no network.
     """
+    build = lookup(NETWORKS, config.model.name, "model.name")
+    return build(config, mean_over_devices, flash_attention)
+
+
+def _unet(config: Config, mean_over_devices: MeanOverDevices, flash_attention: bool) -> UNet:
+    del mean_over_devices  # Group norms need no other example.
     model = config.model
-    if model.name == "unet":
-        return UNet(
-            out_channels=config.data.channels,
-            channels=model.channels,
-            multipliers=model.multipliers,
-            num_blocks=model.num_blocks,
-            attention_resolutions=model.attention_resolutions,
-            dropout=model.dropout,
-            num_groups=model.num_groups,
-            num_classes=model.num_classes,
-            initialization=model.init,
-            dtype=jnp.dtype(model.dtype),
-            remat=model.remat,
-            flash_width=_flash_width(model.dtype) if flash_attention else 0,
-        )
-    if model.name == "residual_unet":
-        return ResidualUNet(
-            out_channels=config.data.channels,
-            channels=model.channels,
-            multipliers=model.multipliers,
-            num_blocks=model.num_blocks,
-            structure=model.structure,
-            norm=model.norm,
-            num_groups=model.num_groups,
-            remat=model.remat,
-            mean_over_devices=mean_over_devices,
-        )
-    raise ValueError(f"no network is called {model.name!r}")
+    return UNet(
+        out_channels=config.data.channels,
+        channels=model.channels,
+        multipliers=model.multipliers,
+        num_blocks=model.num_blocks,
+        attention_resolutions=model.attention_resolutions,
+        dropout=model.dropout,
+        num_groups=model.num_groups,
+        num_classes=model.num_classes,
+        initialization=model.init,
+        dtype=jnp.dtype(model.dtype),
+        remat=model.remat,
+        flash_width=local_flash_attention_width(model.dtype) if flash_attention else 0,
+    )
 
 
-def _flash_width(dtype: str) -> int:
-    device = jax.local_devices()[0]
-    cuda = device.platform == "gpu" and "cuda" in device.client.platform_version
-    return flash_attention_width("cuda", device.compute_capability, dtype) if cuda else 0
+def _residual_unet(config: Config, mean_over_devices: MeanOverDevices, flash_attention: bool) -> ResidualUNet:
+    del flash_attention  # It has no attention.
+    model = config.model
+    return ResidualUNet(
+        out_channels=config.data.channels,
+        channels=model.channels,
+        multipliers=model.multipliers,
+        num_blocks=model.num_blocks,
+        structure=model.structure,
+        norm=model.norm,
+        num_groups=model.num_groups,
+        remat=model.remat,
+        mean_over_devices=mean_over_devices,
+    )
+
+
+# By names.NetworkName.
+NETWORKS: Mapping[str, Callable[[Config, MeanOverDevices, bool], Model]] = {
+    "unet": _unet,
+    "residual_unet": _residual_unet,
+}
 
 
 def parameter_count(params: object) -> int:

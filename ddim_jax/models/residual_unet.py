@@ -24,7 +24,7 @@ caller lets it update them (``mutable=["batch_stats"]``), which no sampler does.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, assert_never
 
 import flax.linen as nn
 import jax
@@ -34,6 +34,7 @@ import numpy as np
 from ddim_jax.models.convolution import Conv
 from ddim_jax.models.group_norm import GroupNorm
 from ddim_jax.models.unet import upsample_nearest
+from ddim_jax.names import Norm, Structure
 
 _zero_kernel = nn.initializers.zeros
 _glorot = nn.initializers.glorot_uniform()  # Keras' default
@@ -58,8 +59,8 @@ class ResidualUNet(nn.Module):
     channels: int = 32
     multipliers: tuple[int, ...] = (1, 2, 3, 4)
     num_blocks: int = 2
-    structure: Literal["keras", "ddim"] = "keras"
-    norm: Literal["batch", "group"] = "batch"
+    structure: Structure = "keras"
+    norm: Norm = "batch"
     num_groups: int = 8
     remat: bool = False
     mean_over_devices: Callable[[Any], Any] = lambda tree: tree
@@ -94,7 +95,13 @@ class ResidualUNet(nn.Module):
         embedding = variance_embedding(time, self.channels)[:, None, None, :]
         stem = _dense(self.channels, x, "conv_in")
         x = jnp.concatenate([stem, jnp.broadcast_to(embedding, stem.shape)], axis=-1)
-        return self._keras(x) if self.structure == "keras" else self._ddim(x)
+        match self.structure:
+            case "keras":
+                return self._keras(x)
+            case "ddim":
+                return self._ddim(x)
+            case _:
+                assert_never(self.structure)
 
     def _keras(self, x: jax.Array) -> jax.Array:
         widths = [self.channels * multiplier for multiplier in self.multipliers]
@@ -140,9 +147,13 @@ class ResidualUNet(nn.Module):
         return block(width, self._norm(), name=name)(x)  # pyright: ignore[reportCallIssue]
 
     def _norm(self) -> Callable[..., nn.Module]:
-        if self.norm == "group":
-            return functools.partial(GroupNorm, self.num_groups)
-        return functools.partial(BatchNorm, self.mean_over_devices)
+        match self.norm:
+            case "group":
+                return functools.partial(GroupNorm, self.num_groups)
+            case "batch":
+                return functools.partial(BatchNorm, self.mean_over_devices)
+            case _:
+                assert_never(self.norm)
 
 
 class KerasBlock(nn.Module):

@@ -19,20 +19,17 @@ numbers: group norm with 32 groups and eps = 1e-6, zeros padded right and below 
 one attention head, attention after *every* block of its resolutions, both ways.
 """
 
-import math
-from collections.abc import Callable
-from typing import Literal, NamedTuple
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.random import threefry2x32_p
 
 from ddim_jax.models.convolution import Conv, Dense
+from ddim_jax.models.dropout import dropout_each
+from ddim_jax.models.flash_attention import takes_flash_kernel
 from ddim_jax.models.group_norm import GroupNorm, Parts
-
-Initialization = Literal["ddpm", "torch"]
+from ddim_jax.models.initialization import initializers
+from ddim_jax.names import Initialization
 
 
 class UNet(nn.Module):
@@ -49,11 +46,11 @@ class UNet(nn.Module):
             with one channel a group, the norm that follows takes away what the blocks are told of time and label.
         num_classes: 0 for an unconditional network, else the number of labels. One label more,
             ``num_classes`` itself, means "no label", for classifier-free guidance.
-        initialization: how fresh parameters are drawn, see :func:`initializers`.
+        initialization: how fresh parameters are drawn, see :func:`~ddim_jax.models.initialization.initializers`.
         dtype: dtype of activations. Parameters, norms, softmax, the embedding of time and label,
             the last layer and the output are float32 in any case.
         remat: recompute each block in the backward pass instead of keeping its activations.
-        flash_width: widest head whose attention cuDNN's flash kernel computes, see :func:`flash_attention_width`.
+        flash_width: widest head for cuDNN's flash kernel, see ``models/flash_attention.py``.
     """
 
     out_channels: int
@@ -174,7 +171,7 @@ class ResidualBlock(nn.Module):
         dropout: dropout rate.
         index: number of the block in the network, folded into the dropout keys.
         num_groups: groups of the norms.
-        initialization: see :func:`initializers`.
+        initialization: see :func:`~ddim_jax.models.initialization.initializers`.
         dtype: dtype of activations.
     """
 
@@ -207,10 +204,9 @@ class Attention(nn.Module):
 
     Attributes:
         num_groups: groups of the norm.
-        initialization: see :func:`initializers`.
+        initialization: see :func:`~ddim_jax.models.initialization.initializers`.
         dtype: dtype of activations; logits and softmax are float32.
-        flash_width: widest head for cuDNN's flash kernel, which keeps no logits in memory. It knows no forward-mode
-            derivatives.
+        flash_width: widest head for cuDNN's flash kernel; 0 does without it.
     """
 
     num_groups: int = 32
@@ -227,33 +223,10 @@ class Attention(nn.Module):
         query, key, value = (
             _dense(c, tokens, name, self.initialization, self.dtype) for name in ("query", "key", "value")
         )
-        # With fewer pixels (the published networks have 256) the logits are small, and there is nothing to gain.
-        flash = c <= self.flash_width and c % 8 == 0 and height * width >= 1024
+        flash = takes_flash_kernel(self.flash_width, channels=c, pixels=height * width)
         attended = jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if flash else "xla")
         out = _dense(c, attended, "proj_out", self.initialization, self.dtype, zero=True)
         return x + out.reshape(x.shape)
-
-
-def flash_attention_width(platform: str, compute_capability: str, dtype: jax.typing.DTypeLike) -> int:
-    """The widest attention head, in channels, whose flash attention cuDNN computes, gradient included.
-
-    The published networks have one head of all channels, 256 or 512, which few GPUs take.
-
-    Args:
-        platform: ``cuda``, or what is no NVIDIA GPU.
-        compute_capability: of the GPU, such as ``9.0``; ignored elsewhere.
-        dtype: of the activations; cuDNN has kernels for 16 bits alone.
-
-    Returns:
-        0 where there is no kernel; 128 from Ampere (8.0) on; 256 on Hopper (9.0), whose successors have not taken the
-        gradient of wider heads from it.
-    """
-    if platform != "cuda" or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
-        return 0
-    generation = tuple(int(part) for part in compute_capability.split("."))
-    if generation < (8, 0):
-        return 0
-    return 256 if generation == (9, 0) else 128
 
 
 def time_embedding(time: jax.Array, width: int) -> jax.Array:
@@ -283,73 +256,6 @@ def upsample_nearest(x: jax.Array) -> jax.Array:
     n, height, width, c = x.shape
     repeated = jnp.broadcast_to(x[:, :, None, :, None, :], (n, height, 2, width, 2, c))
     return repeated.reshape(n, 2 * height, 2 * width, c)
-
-
-def dropout_each(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
-    """Dropout with one key per example: zeroes values with probability ``rate``, scales the rest by 1 / (1 - rate).
-
-    Random bits are what dropout costs. A value takes 16, a quarter of what threefry makes at a time, so the
-    probability is rounded to a multiple of 2^-16.
-
-    Args:
-        x: [n, ...] activations.
-        keys: [n] threefry keys; example i's mask depends on ``keys[i]`` alone.
-        rate: probability in [0, 1).
-
-    Returns:
-        [n, ...], of x's dtype.
-    """
-    count, *rest = x.shape[1:]
-    drawn_shape = (-(-count // 4), *rest)
-    threshold = round((1 - rate) * 2**16)
-
-    def keep_one(key: jax.Array) -> jax.Array:
-        key_words = (jnp.broadcast_to(word, drawn_shape) for word in jax.random.key_data(key))
-        counter = jnp.arange(math.prod(drawn_shape), dtype=jnp.uint32).reshape(drawn_shape)
-        drawn = threefry2x32_p.bind(*key_words, jnp.zeros_like(counter), counter)
-        quarters = [bits < threshold for word in drawn for bits in (word & 0xFFFF, word >> 16)]
-        return jnp.stack(quarters, axis=1).reshape(-1, *rest)[:count]
-
-    # The barrier keeps the mask in memory, a byte a value. Without it compilers draw it again wherever it is used.
-    keep = jax.lax.optimization_barrier(jax.vmap(keep_one)(keys))
-    return jnp.where(keep, x.astype(jnp.float32) / (1 - rate), 0).astype(x.dtype)
-
-
-class Initializers(NamedTuple):
-    """How a layer's parameters are drawn: functions of (key, shape, dtype)."""
-
-    kernel: Callable[..., jax.Array]
-    bias: Callable[..., jax.Array]
-
-
-def initializers(initialization: Initialization, fan_in: int, zero: bool) -> Initializers:
-    """The published initialisations of a convolution or dense layer.
-
-    ``ddpm`` is that of DDPM's code, from which the published CIFAR-10 and LSUN checkpoints were
-    trained: kernels uniform with variance 2 / (fan_in + fan_out), biases zero, and the layers that
-    end a residual branch or the network with 1e-10 times that variance, so that a fresh network
-    returns almost zero and every block is almost the identity. ``torch`` is PyTorch's default, which
-    DDIM's code leaves in place: kernels and biases uniform within 1 / sqrt(fan_in), no layer zero.
-
-    Args:
-        initialization: ``ddpm`` or ``torch``.
-        fan_in: inputs of one output value: input channels times the kernel's pixels.
-        zero: whether the layer ends a residual branch or the network.
-
-    Raises:
-        ValueError: ``initialization`` is neither.
-    """
-    if initialization == "ddpm":
-        kernel = nn.initializers.variance_scaling(1e-10 if zero else 1.0, "fan_avg", "uniform")
-        return Initializers(kernel, nn.initializers.zeros)
-    if initialization == "torch":
-        bound = fan_in**-0.5
-
-        def uniform(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
-            return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-        return Initializers(uniform, uniform)
-    raise ValueError(f"initialization must be 'ddpm' or 'torch', got {initialization!r}")
 
 
 def _conv(
