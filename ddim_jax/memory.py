@@ -188,32 +188,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_TOO_LITTLE)
 
 
-def training_refusal(batch_size: int, per_device: int, needed: int | None, free: int | None, fitting: int) -> str:
-    """The line that says that a training batch does not fit, and what does.
-
-    >>> training_refusal(512, 512, needed=98 * 10**9, free=76 * 10**9, fitting=384)
-    'train.batch_size=512 (512 images per device) needs 91.3 GiB per device, 70.8 GiB are free; train.batch_size=384 fits, or the same in more parts (train.accumulate)'
-
-    Args:
-        batch_size: ``train.batch_size``.
-        per_device: images of it that a device takes at once.
-        needed: bytes per device; None where not known, as ``free``.
-        free: bytes per device.
-        fitting: the largest ``train.batch_size`` that fits; 0 if none.
-    """  # noqa: E501 - the line is one line
-    there = "" if free is None else f", {in_words(free)} are free"
-    remedy = (
-        f"train.batch_size={fitting} fits, or the same in more parts (train.accumulate)"
-        if fitting
-        else "no batch size fits: choose a smaller model or more memory"
-    )
-    return (
-        f"train.batch_size={batch_size} ({per_device} images per device) "
-        + ("is too much for a device's memory" if needed is None else f"needs {in_words(needed)} per device")
-        + f"{there}; {remedy}"
-    )
-
-
 def batch_refusal(size: int, what: str, key: str, needed: int | None, free: int | None, fitting: int) -> str:
     """The line that says that a batch does not fit, and what does.
 

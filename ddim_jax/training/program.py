@@ -1,6 +1,6 @@
 """The training step as it runs: on all devices, compiled ahead of time, one or several steps at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,22 +12,11 @@ from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.data.batches import Batch
 from ddim_jax.data.on_device import ImageSet, Selection, gather
-from ddim_jax.memory import ProgramMemory, largest_fitting_batch, program_memory
+from ddim_jax.memory import ProgramMemory, program_memory
 from ddim_jax.models import Model
 from ddim_jax.training.host_average import HostAverage
-from ddim_jax.training.state import TrainState, abstract_state
-from ddim_jax.training.step import StepMetrics, TrainStep
-
-
-def step_groups(start: int, total: int, size: int) -> Iterator[range]:
-    """The steps after ``start`` up to ``total``, numbered from 1, in groups that are dispatched together.
-
-    Groups end at multiples of ``size``, wherever a run begins, so that a resumed one makes the same groups.
-    """
-    while start < total:
-        end = min(total, start - start % size + size)
-        yield range(start + 1, end + 1)
-        start = end
+from ddim_jax.training.state import TrainState, abstract_state, learning_rate_schedule
+from ddim_jax.training.step import StepMetrics, TrainStep, make_train_step
 
 
 class StepResult(NamedTuple):
@@ -118,6 +107,29 @@ class TrainProgram:
         return parallel.split_batches(batches, self._local_devices)
 
 
+def make_program(
+    config: Config,
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    total_steps: int,
+    devices: parallel.Devices,
+    *,
+    images_on_device: bool = False,
+) -> TrainProgram:
+    """The program of a run's training step.
+
+    Args:
+        config: the run.
+        model: the network, built with ``parallel.mean_over_devices``.
+        optimizer: from :func:`~ddim_jax.training.state.make_optimizer`.
+        total_steps: of the run, which the learning rate depends on.
+        devices: from :func:`~ddim_jax.parallel.training_devices`.
+        images_on_device: batches are selections of the images given to :meth:`TrainProgram.place`.
+    """
+    step = make_train_step(config, model, optimizer, parallel.mean_over_devices)
+    return TrainProgram(step, learning_rate_schedule(config.train, total_steps), devices, images_on_device)
+
+
 def compile_ahead(
     program: TrainProgram,
     config: Config,
@@ -126,7 +138,11 @@ def compile_ahead(
     total_steps: int,
     num_examples: int,
 ) -> ProgramMemory | None:
-    """Compiles the program for the run's groups of steps before there is a state or an image; see :meth:`compile`."""
+    """Compiles the program for the run's groups of steps before there is a state or an image.
+
+    Returns:
+        What it needs, as :meth:`TrainProgram.compile` says.
+    """
     state = abstract_state(config, model, optimizer)
     if config.train.ema_on_host:
         state = HostAverage.part_for_devices(state)
@@ -140,23 +156,3 @@ def compile_ahead(
         )
         return program.compile(state, [Selection(index, np.zeros(size, bool), index)] * group, images)
     return program.compile(state, [Batch(np.zeros((size, *shape), np.uint8), index, index)] * group)
-
-
-def largest_batch(config: Config, num_params: int, num_devices: int, needed: ProgramMemory, free: int) -> int:
-    """The largest ``train.batch_size`` that fits, if memory for activations grows with the batch; 0 if none does.
-
-    Args:
-        config: the run, whose batch size ``needed`` is about.
-        num_params: parameters of the network, which have a gradient each.
-        num_devices: that share the batch.
-        needed: of the compiled program on each device.
-        free: bytes on each device.
-    """
-    gradients = 4 * num_params
-    return largest_fitting_batch(
-        config.train.batch_size,
-        needed.arguments + gradients,
-        max(0, needed.beside_arguments - gradients),
-        free,
-        multiple_of=num_devices * config.train.accumulate,
-    )
