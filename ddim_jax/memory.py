@@ -10,7 +10,7 @@ import jax
 
 from ddim_jax import parallel
 
-# Of free memory: allocators cut theirs into pieces, and other programs take some of it.
+# The share of free memory to count on: allocators cut theirs into pieces, and other programs take some of it.
 USABLE = 0.8
 
 _CGROUP = pathlib.Path("/sys/fs/cgroup")
@@ -25,9 +25,9 @@ class ProgramMemory(NamedTuple):
     """Bytes that a compiled program needs on each device.
 
     Attributes:
-        arguments: what it is given: parameters, optimiser state, a batch.
-        temporary: activations and whatever else it does not keep.
-        results: what it returns, but for results that take the place of donated arguments.
+        arguments: bytes of what it is given: parameters, optimiser state, a batch.
+        temporary: bytes of activations and whatever else it does not keep.
+        results: bytes of what it returns, but for results that take the place of donated arguments.
     """
 
     arguments: int
@@ -36,7 +36,7 @@ class ProgramMemory(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of arguments, temporary values and results."""
         return self.arguments + self.temporary + self.results
 
     @property
@@ -105,8 +105,8 @@ class ResidentMemory(NamedTuple):
     """Bytes of main memory that this process holds.
 
     Attributes:
-        now: at this moment.
-        peak: at most so far; ``now`` where the system does not tell.
+        now: bytes held at this moment.
+        peak: the most bytes held so far; ``now`` where the system does not tell.
     """
 
     now: int
@@ -114,7 +114,7 @@ class ResidentMemory(NamedTuple):
 
 
 def resident_memory() -> ResidentMemory | None:
-    """Of this process; None where the system does not tell."""
+    """The main memory that this process holds; None where the system does not tell."""
     if not _STATUS.exists():
         return None
     # What getrusage has for a peak begins with that of the process which started this one.
@@ -142,11 +142,11 @@ def largest_fitting_batch(
     """The largest batch that fits, if memory grows linearly with it.
 
     Args:
-        total_batch: B, of the program whose memory is known.
-        fixed_bytes: what the program needs whatever the batch.
-        bytes_per_batch: what it needs more, for B.
-        free: bytes.
-        multiple_of: the batch shall be a multiple of this.
+        total_batch: batch size B of the program whose memory is known.
+        fixed_bytes: bytes that the program needs whatever the batch.
+        bytes_per_batch: bytes that it needs more, for B.
+        free: bytes that may be used.
+        multiple_of: a divisor of the batch.
 
     Returns:
         The batch; 0 if none fits.

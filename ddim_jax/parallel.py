@@ -277,7 +277,7 @@ def map_over_batch(function: Callable[..., Any], devices: Devices) -> Callable[.
 
     Args:
         function: traced by JAX; sees a device's part of the batch and returns that part's results.
-        devices: of one process.
+        devices: the devices to use, all of one process.
 
     Returns:
         A function of the variables, the same on all devices, and of the batch, as :func:`split_batch` divides it; its

@@ -17,8 +17,8 @@ class BatchSize:
     """How many items a device takes at a time.
 
     Attributes:
-        size: so many.
-        may_shrink: take fewer where the memory does not suffice; otherwise that is an error.
+        size: the number of items.
+        may_shrink: whether to take fewer where the memory does not suffice; otherwise that is an error.
         what: the items in words.
         key: the setting that a user changes.
     """

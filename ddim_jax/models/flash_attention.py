@@ -14,7 +14,7 @@ def local_flash_attention_width(dtype: jax.typing.DTypeLike) -> int:
     """The widest head, in channels, that the kernel takes on this machine's devices; 0 where there is no kernel.
 
     Args:
-        dtype: of the activations.
+        dtype: dtype of the activations.
     """
     device = jax.local_devices()[0]
     cuda = device.platform == "gpu" and "cuda" in device.client.platform_version
@@ -27,9 +27,9 @@ def flash_attention_width(platform: str, compute_capability: str, dtype: jax.typ
     The published networks have one head of all channels, 256 or 512, which few GPUs take.
 
     Args:
-        platform: ``cuda``, or what is no NVIDIA GPU.
-        compute_capability: of the GPU, such as ``9.0``; ignored elsewhere.
-        dtype: of the activations; cuDNN has kernels for 16 bits alone.
+        platform: ``cuda``, or anything else where there is no NVIDIA GPU.
+        compute_capability: that of the GPU, such as ``9.0``; ignored elsewhere.
+        dtype: dtype of the activations; cuDNN has kernels for 16 bits alone.
 
     Returns:
         0 where there is no kernel; 128 from Ampere (8.0) on; 256 on Hopper (9.0), whose successors have not taken the
@@ -48,7 +48,7 @@ def takes_flash_kernel(width: int, channels: int, pixels: int) -> bool:
 
     Args:
         width: from :func:`flash_attention_width`.
-        channels: of the head.
-        pixels: that attend to each other.
+        channels: width of the head.
+        pixels: number of pixels that attend to each other.
     """
     return channels <= width and channels % 8 == 0 and pixels >= _FEWEST_PIXELS

@@ -11,7 +11,7 @@ from ddim_jax.names import Initialization, lookup
 
 
 class Initializers(NamedTuple):
-    """How a layer's parameters are drawn: functions of (key, shape, dtype)."""
+    """Functions of (key, shape, dtype) that draw a layer's parameters."""
 
     kernel: Callable[..., jax.Array]
     bias: Callable[..., jax.Array]

@@ -180,8 +180,8 @@ class DDIMBlock(nn.Module):
     """x + conv(swish(norm(conv(swish(norm(x)))))): DDPM's residual block without time and dropout.
 
     Attributes:
-        features: see :class:`KerasBlock`.
-        make_norm: see there.
+        features: channels of the output, as in :class:`KerasBlock`.
+        make_norm: makes a norm of the given name.
     """
 
     features: int

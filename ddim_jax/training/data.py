@@ -53,10 +53,10 @@ def live_on_devices(num_examples: int, data: DataConfig, devices: parallel.Devic
     """Whether the images are kept in the devices' memory; the same for all processes, which run one program.
 
     Args:
-        num_examples: training images.
-        data: the run's.
-        devices: that share a batch.
-        free: bytes on each device of this process; None where not known.
+        num_examples: number of training images.
+        data: the run's ``data``.
+        devices: the devices that share a batch.
+        free: bytes free on each device of this process; None where not known.
     """
     # A CPU device's memory is the host's, where images are kept anyway.
     there = lives_on_device(num_examples, data, None if devices[0].platform == "cpu" else free)
@@ -67,10 +67,10 @@ def batches_for(program: TrainProgram, config: Config, source: Source, start: in
     """This process's batches from step ``start`` on, or the selections that stand for them; to be closed.
 
     Args:
-        program: told of the images where they live on the devices.
+        program: the step, which is given the images where they live on the devices.
         config: the run.
-        source: of the images.
-        start: steps done.
+        source: the images.
+        start: number of steps done.
     """
     share = {
         "seed": config.seed,

@@ -16,10 +16,10 @@ def explaining_out_of_memory(
 
     Args:
         config: the run.
-        num_params: parameters of the network.
-        num_devices: that share the batch.
-        needed: of the compiled step on each of them; None where not known, as ``free``.
-        free: bytes on each before anything was put there.
+        num_params: number of parameters of the network.
+        num_devices: number of devices that share the batch.
+        needed: memory of the compiled step on each of them; None where not known, as ``free``.
+        free: bytes free on each before anything was put there.
 
     Raises:
         UserError: the batch does not fit.
@@ -48,10 +48,10 @@ def largest_batch(config: Config, num_params: int, num_devices: int, needed: Pro
 
     Args:
         config: the run, whose batch size ``needed`` is about.
-        num_params: parameters of the network, which have a gradient each.
-        num_devices: that share the batch.
-        needed: of the compiled program on each device.
-        free: bytes on each device.
+        num_params: number of parameters of the network, which have a gradient each.
+        num_devices: number of devices that share the batch.
+        needed: memory of the compiled program on each device.
+        free: bytes free on each device.
     """
     gradients = 4 * num_params
     return largest_fitting_batch(
@@ -72,8 +72,8 @@ def refusal_line(batch_size: int, per_device: int, needed: int | None, free: int
     Args:
         batch_size: ``train.batch_size``.
         per_device: images of it that a device takes at once.
-        needed: bytes per device; None where not known, as ``free``.
-        free: bytes per device.
+        needed: bytes needed per device; None where not known, as ``free``.
+        free: bytes free per device.
         fitting: the largest ``train.batch_size`` that fits; 0 if none.
     """  # noqa: E501 - the line is one line
     there = "" if free is None else f", {in_words(free)} are free"

@@ -21,11 +21,11 @@ def announce(
 
     Args:
         config: the run.
-        state: at its start.
-        num_examples: training images.
-        start: steps done.
-        total_steps: steps when it is done.
-        devices: that share a batch.
+        state: the state at its start.
+        num_examples: number of training images.
+        start: number of steps done.
+        total_steps: number of steps when it is done.
+        devices: the devices that share a batch.
     """
     if not parallel.is_main_process():
         return
@@ -42,7 +42,13 @@ class StepLog:
     """Averages what is told of steps, and writes a line every ``train.log_every`` of them and for the last."""
 
     def __init__(self, config: Config, writer: MetricWriter, total_steps: int) -> None:
-        """Starts with none."""
+        """Starts with no step.
+
+        Args:
+            config: the run.
+            writer: where the lines go.
+            total_steps: number of steps when the run is done.
+        """
         self._config = config
         self._writer = writer
         self._total_steps = total_steps

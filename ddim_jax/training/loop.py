@@ -46,7 +46,7 @@ class TrainingLoop:
 
     Attributes:
         config: the run.
-        total_steps: steps when it is done.
+        total_steps: number of steps when it is done.
         writer: where figures and pictures go.
         checkpoints: where states are saved.
         pictures: draws samples.
@@ -81,9 +81,9 @@ class TrainingLoop:
         Args:
             program: the compiled step.
             state: replicated over the devices; without average where the host keeps it.
-            batches: of the steps from ``start`` on.
-            start: steps done.
-            stop: save and stop after the current group once this is set.
+            batches: the batches of the steps from ``start`` on.
+            start: number of steps done.
+            stop: once it is set, the loop saves after the current group, and stops.
 
         Raises:
             UserError: the loss stopped being finite.

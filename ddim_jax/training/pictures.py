@@ -30,8 +30,8 @@ class TrainingPictures:
             config: the run.
             model: the network.
             workdir: where it is written.
-            total_steps: steps when it is done.
-            num_examples: training images, which say how many steps an epoch has.
+            total_steps: number of steps when it is done.
+            num_examples: number of training images, which says how many steps an epoch has.
 
         Raises:
             UserError: settings of ``config.sample`` that cannot be used.

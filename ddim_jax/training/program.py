@@ -24,7 +24,7 @@ class StepResult(NamedTuple):
 
     Attributes:
         metrics: losses and gradient norm.
-        learning_rate: that the step used.
+        learning_rate: the rate that the step used.
     """
 
     metrics: StepMetrics
@@ -49,9 +49,9 @@ class TrainProgram:
 
         Args:
             step: from :func:`~ddim_jax.training.step.make_train_step`, averaging by ``parallel.mean_over_devices``.
-            learning_rate: of each step, by the number of steps done; only reported.
+            learning_rate: the rate by the number of steps done; it is only reported.
             devices: from :func:`~ddim_jax.parallel.training_devices`.
-            images_on_device: batches are selections of the images given to :meth:`place`.
+            images_on_device: whether batches are selections of the images given to :meth:`place`.
         """
         self.images_on_device = images_on_device
         self._devices = devices
@@ -122,9 +122,9 @@ def make_program(
         config: the run.
         model: the network, built with ``parallel.mean_over_devices``.
         optimizer: from :func:`~ddim_jax.training.state.make_optimizer`.
-        total_steps: of the run, which the learning rate depends on.
+        total_steps: length of the run, which the learning rate depends on.
         devices: from :func:`~ddim_jax.parallel.training_devices`.
-        images_on_device: batches are selections of the images given to :meth:`TrainProgram.place`.
+        images_on_device: whether batches are selections of the images given to :meth:`TrainProgram.place`.
     """
     step = make_train_step(config, model, optimizer, parallel.mean_over_devices)
     return TrainProgram(step, learning_rate_schedule(config.train, total_steps), devices, images_on_device)
