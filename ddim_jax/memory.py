@@ -10,7 +10,7 @@ import jax
 
 from ddim_jax import parallel
 
-# Of free memory: allocators cut theirs into pieces, and other programs take some of it.
+# The share of free memory to count on: allocators cut theirs into pieces, and other programs take some of it.
 USABLE = 0.8
 
 _CGROUP = pathlib.Path("/sys/fs/cgroup")
@@ -25,9 +25,9 @@ class ProgramMemory(NamedTuple):
     """Bytes that a compiled program needs on each device.
 
     Attributes:
-        arguments: what it is given: parameters, optimiser state, a batch.
-        temporary: activations and whatever else it does not keep.
-        results: what it returns, but for results that take the place of donated arguments.
+        arguments: bytes of what it is given: parameters, optimiser state, a batch.
+        temporary: bytes of activations and whatever else it does not keep.
+        results: bytes of what it returns, but for results that take the place of donated arguments.
     """
 
     arguments: int
@@ -36,7 +36,7 @@ class ProgramMemory(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of arguments, temporary values and results."""
         return self.arguments + self.temporary + self.results
 
     @property
@@ -105,8 +105,8 @@ class ResidentMemory(NamedTuple):
     """Bytes of main memory that this process holds.
 
     Attributes:
-        now: at this moment.
-        peak: at most so far; ``now`` where the system does not tell.
+        now: bytes held at this moment.
+        peak: the most bytes held so far; ``now`` where the system does not tell.
     """
 
     now: int
@@ -114,7 +114,7 @@ class ResidentMemory(NamedTuple):
 
 
 def resident_memory() -> ResidentMemory | None:
-    """The memory of this process; None where the system does not tell."""
+    """The main memory that this process holds; None where the system does not tell."""
     if not _STATUS.exists():
         return None
     # What getrusage has for a peak begins with that of the process which started this one.
@@ -142,11 +142,11 @@ def largest_fitting_batch(
     """The largest batch that fits, if memory grows linearly with it.
 
     Args:
-        total_batch: B, of the program whose memory is known.
-        fixed_bytes: what the program needs whatever the batch.
-        bytes_per_batch: what it needs more, for B.
-        free: bytes.
-        multiple_of: the batch shall be a multiple of this.
+        total_batch: batch size B of the program whose memory is known.
+        fixed_bytes: bytes that the program needs whatever the batch.
+        bytes_per_batch: bytes that it needs more, for B.
+        free: bytes that may be used.
+        multiple_of: a divisor of the batch.
 
     Returns:
         The batch; 0 if none fits.
@@ -186,32 +186,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_TOO_LITTLE)
-
-
-def training_refusal(batch_size: int, per_device: int, needed: int | None, free: int | None, fitting: int) -> str:
-    """The line that says that a training batch does not fit, and what does.
-
-    >>> training_refusal(512, 512, needed=98 * 10**9, free=76 * 10**9, fitting=384)
-    'train.batch_size=512 (512 images per device) needs 91.3 GiB per device, 70.8 GiB are free; train.batch_size=384 fits, or the same in more parts (train.accumulate)'
-
-    Args:
-        batch_size: ``train.batch_size``.
-        per_device: images of it that a device takes at once.
-        needed: bytes per device; None where not known, as ``free``.
-        free: bytes per device.
-        fitting: the largest ``train.batch_size`` that fits; 0 if none.
-    """  # noqa: E501 - the line is one line
-    there = "" if free is None else f", {in_words(free)} are free"
-    remedy = (
-        f"train.batch_size={fitting} fits, or the same in more parts (train.accumulate)"
-        if fitting
-        else "no batch size fits: choose a smaller model or more memory"
-    )
-    return (
-        f"train.batch_size={batch_size} ({per_device} images per device) "
-        + ("is too much for a device's memory" if needed is None else f"needs {in_words(needed)} per device")
-        + f"{there}; {remedy}"
-    )
 
 
 def batch_refusal(size: int, what: str, key: str, needed: int | None, free: int | None, fitting: int) -> str:

@@ -1,10 +1,12 @@
-"""Devices and processes: the only file that knows ``pmap``, process indices and collectives.
+"""Devices and processes: the only file that knows how JAX spreads work over them, and the only one with collectives.
 
-The work is data parallel, in two ways. :func:`step_over_batch` is for training: all devices of all processes share a
-batch, and what comes out, averaged, is the same on all. :func:`map_over_batch` is for everything else: each device of a
-process handles its part of a batch by itself. Both take values that are the same on all devices (parameters, optimiser
-state), put there by :func:`replicate`, and a batch cut by :func:`split_batch`. Values that are the same have no device
-axis outside, so the rest of the program handles ordinary arrays and never sees how many devices there are.
+The work is data parallel: values that are the same on all devices (parameters, optimiser state), and a batch (images,
+labels, keys) of which each device gets an equal part. :func:`step_over_batch` takes a step with the whole batch, on all
+devices of all processes; :func:`map_over_batch` applies a function to each part, on the devices of this process.
+
+The form of a batch that is divided among devices is known here alone: :func:`split_batch` makes it from arrays with the
+example as leading axis, :func:`join_batch` undoes it. Values that are the same on all devices look like ordinary
+arrays. Today ``pmap`` does the work; doing it by ``shard_map`` would change this file and no other.
 """
 
 import collections
@@ -247,18 +249,18 @@ def mean_over_devices(tree: Any) -> Any:
 def step_over_batch(
     function: Callable[..., Any], devices: Devices, *, donate: bool = False, constants: int = 0
 ) -> Callable[..., Any]:
-    """Compiles ``function(replicated, sharded, *constants) -> (replicated, replicated)`` for all devices.
+    """Makes a program of ``function(state, batch, *constants) -> (state, result)`` for all devices.
 
     Args:
-        function: sees one device's part of ``sharded`` and must make its results equal on all
-            devices by :func:`mean_over_devices`.
+        function: traced by JAX; sees a device's part of the batch, and must make what it returns equal on all devices
+            by :func:`mean_over_devices`.
         devices: from :func:`training_devices`.
-        donate: give the memory of ``replicated`` to the result.
+        donate: give the memory of ``state`` to the new one.
         constants: number of further arguments, the same on all devices and never donated.
 
     Returns:
-        A function of the replicated value, of this process's part of the sharded one, cut by
-        :func:`split_batch`, and of the constants.
+        A function of the state, of this process's part of the batch, as :func:`split_batch` divides it, and of the
+        constants. It has the ``lower`` of a function compiled by JAX.
     """
     return jax.pmap(
         function,
@@ -271,41 +273,46 @@ def step_over_batch(
 
 
 def map_over_batch(function: Callable[..., Any], devices: Devices) -> Callable[..., Any]:
-    """Compiles ``function(replicated, sharded) -> sharded`` for the given devices of one process."""
+    """Makes a program of ``function(variables, batch) -> results`` for devices of one process.
+
+    Args:
+        function: traced by JAX; sees a device's part of the batch and returns that part's results.
+        devices: the devices to use, all of one process.
+
+    Returns:
+        A function of the variables, the same on all devices, and of the batch, as :func:`split_batch` divides it; its
+        results are for :func:`join_batch`. It has the ``lower`` of a function compiled by JAX.
+    """
     return jax.pmap(function, axis_name=_AXIS, in_axes=(None, 0), out_axes=0, devices=devices)
 
 
 def split_batch(tree: Any, device_count: int) -> Any:
-    """Cuts a batch into one part per device: [n, ...] → [device_count, n / device_count, ...]."""
+    """Divides arrays [n, ...] among devices, an equal number of examples for each: [devices, n / devices, ...]."""
     return jax.tree.map(lambda x: x.reshape(device_count, -1, *x.shape[1:]), tree)
 
 
+def split_batches(batches: Sequence[Any], device_count: int) -> Any:
+    """Divides each of K batches, for a function that sees its parts of them stacked: [K, n / devices, ...]."""
+    parts = [split_batch(batch, device_count) for batch in batches]
+    return jax.tree.map(lambda *arrays: np.stack(arrays, axis=1), *parts)
+
+
 def join_batch(tree: Any) -> Any:
-    """Fetches the parts of a result, made by :func:`map_over_batch`, as one batch: NumPy [devices * n, ...]."""
+    """Fetches results of :func:`map_over_batch` as NumPy arrays with the example as leading axis."""
     return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
 
 
-def split_group(batches: Sequence[Any], device_count: int) -> Any:
-    """Cuts batches of K steps that run in one dispatch: K times [n, ...] → [device_count, K, n / device_count, ...]."""
-    return jax.tree.map(
-        lambda *parts: np.stack(parts, axis=1), *(split_batch(batch, device_count) for batch in batches)
-    )
+def runnable(function: Callable[..., Any], compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """What to call of a program that was compiled ahead of its first run.
 
-
-def empty_batch(like: Any, device_count: int, per_device: int) -> Any:
-    """Zeros in the form of a batch that was cut, to compile for before there is one.
+    With several processes it is the function itself, which compiles anew: only that knows which part of an array each
+    process has.
 
     Args:
-        like: items [n, ...] of the same shapes and dtypes, of any number.
-        device_count: devices that share the batch.
-        per_device: items of each.
+        function: from :func:`step_over_batch` or :func:`map_over_batch`.
+        compiled: ``function.lower(...).compile()``.
     """
-
-    def zeros(x: Any) -> np.ndarray:
-        shape = (device_count, per_device, *np.shape(x)[1:])
-        return np.zeros(shape, jax.dtypes.canonicalize_dtype(np.asarray(x).dtype))
-
-    return jax.tree.map(zeros, like)
+    return compiled if jax.process_count() == 1 else function
 
 
 class StepsInFlight:
@@ -347,4 +354,9 @@ def host_copy(tree: Any) -> Any:
 
     A real copy: on the CPU a view would change under the reader when the next step reuses the donated memory.
     """
-    return jax.tree.map(lambda x: np.array(x.addressable_data(0) if isinstance(x, jax.Array) else x), tree)
+    return jax.tree.map(lambda x: np.array(host_view(x)), tree)
+
+
+def host_view(x: Any) -> np.ndarray:
+    """A replicated array as a NumPy array, to be read before the next step; on the CPU nothing is copied."""
+    return np.asarray(x.addressable_data(0) if isinstance(x, jax.Array) else x)

@@ -17,8 +17,8 @@ class BatchSize:
     """How many items a device takes at a time.
 
     Attributes:
-        size: so many.
-        may_shrink: take fewer where the memory does not suffice; otherwise that is an error.
+        size: the number of items.
+        may_shrink: whether to take fewer where the memory does not suffice; otherwise that is an error.
         what: the items in words.
         key: the setting that a user changes.
     """
@@ -118,7 +118,7 @@ class ShardedMap:
     def _program(self, variables: Any, items: Any) -> Callable[[Any, Any], Any]:
         """The compiled program for items of these shapes, with as many of them as fit."""
         while True:
-            batch = parallel.empty_batch(items, len(self._devices), self.batch_size)
+            batch = parallel.split_batch(jax.tree.map(self._empty_batch, items), len(self._devices))
             key = (jax.tree.structure(batch), *((x.shape, x.dtype) for x in jax.tree.leaves(batch)))
             if key in self._compiled:
                 return self._compiled[key]
@@ -126,8 +126,11 @@ class ShardedMap:
             # What compiling has left, and reading of weights before it, would not count as free.
             memory.return_unused_memory()
             if self._fits(memory.program_memory(compiled)):
-                # With several processes only the traced function knows which part of an array each of them has.
-                self._compiled[key] = compiled if parallel.process_count() == 1 else self._run
+                self._compiled[key] = parallel.runnable(self._run, compiled)
+
+    def _empty_batch(self, x: Any) -> np.ndarray:
+        shape = (len(self._devices) * self.batch_size, *np.shape(x)[1:])
+        return np.zeros(shape, jax.dtypes.canonicalize_dtype(np.asarray(x).dtype))
 
     def _fits(self, needed: memory.ProgramMemory | None) -> bool:
         """Whether the program fits; if it may, the batch is made smaller for the next attempt."""

@@ -153,7 +153,7 @@ class Traffic(NamedTuple):
 
     Attributes:
         number: how many are executed.
-        bytes: of their results on each device.
+        bytes: bytes of their results on each device.
     """
 
     number: int
@@ -183,8 +183,8 @@ def _layer(instruction: Instruction) -> str:
     """The kind of layer that an instruction belongs to, with its direction: ``conv``, ``norm, backward`` ..."""
     if not instruction.source:
         return f"({instruction.opcode})"
-    # Of jit(_fun)/shard_map/while/body/transpose(jvp(UNet))/up_0_block_1/conv_0/reduce_sum the last but one, less what
-    # JAX wraps around layers.
+    # A source looks like jit(_fun)/shard_map/while/body/transpose(jvp(UNet))/up_0_block_1/conv_0/reduce_sum: without
+    # what JAX wraps around layers, the last but one names the layer.
     inside = [part for part in instruction.source.split("/") if not _WRAPPER.match(part)]
     layer = re.sub(r"_\d+$", "", inside[-2]) if len(inside) > 1 else "(optimiser, loss, and other)"
     return f"{layer}, backward" if "transpose(" in instruction.source else layer
@@ -237,7 +237,7 @@ def compile_program(config: Config, program: str, devices: parallel.Devices, bat
     Args:
         config: the run.
         program: ``train`` or ``sample``.
-        devices: of :func:`devices_of`.
+        devices: from :func:`devices_of`.
         batch: images on each device.
 
     Raises:
@@ -255,10 +255,10 @@ def compile_program(config: Config, program: str, devices: parallel.Devices, bat
     step: Any = parallel.step_over_batch(
         make_train_step(config, model, optimizer, parallel.mean_over_devices), devices, donate=True
     )
-    shape = (len(devices), batch)
-    index = jax.ShapeDtypeStruct(shape, jnp.int32)
-    images: Any = Batch(jax.ShapeDtypeStruct((*shape, *config.data.image_shape), jnp.uint8), index, index)  # pyright: ignore[reportArgumentType]
-    return step.lower(state, images).compile()
+    index = jax.ShapeDtypeStruct((num,), jnp.int32)
+    images: Any = Batch(jax.ShapeDtypeStruct((num, *config.data.image_shape), jnp.uint8), index, index)  # pyright: ignore[reportArgumentType]
+    parts = jax.eval_shape(lambda batch: parallel.split_batch(batch, len(devices)), images)
+    return step.lower(state, parts).compile()
 
 
 def flops_by_hand(config: Config, program: str, batch: int) -> int:
@@ -281,7 +281,7 @@ def inspect(config: Config, program: str, devices: parallel.Devices, batch: int)
     Args:
         config: the run.
         program: ``train`` or ``sample``.
-        devices: of :func:`devices_of`.
+        devices: from :func:`devices_of`.
         batch: images on each device.
     """
     start = time.perf_counter()
@@ -307,7 +307,7 @@ def inspect(config: Config, program: str, devices: parallel.Devices, batch: int)
 
 
 def _estimate(hlo: str, device_kind: str, by_hand: int, dtype: str) -> dict[str, Any] | None:
-    """The compiler's own, where it makes one."""
+    """The compiler's own estimate of a program's cost; None where it makes none."""
     executed = [each for each in instructions(hlo) if each.cycles]
     cycles = sum(each.cycles * each.times for each in executed)
     if not cycles:

@@ -33,7 +33,7 @@ class Recognition(NamedTuple):
 
     Attributes:
         recognised: share of the images with a class of more than the confidence asked for.
-        entropy: of the most probable classes, in bits.
+        entropy: entropy of the most probable classes, in bits.
         rarest: share of the rarest class.
         most_frequent: share of the most frequent class.
     """

@@ -149,9 +149,8 @@ def heavy(_, x):
 
 
 def beside_arguments(size):
-    compiled = (
-        parallel.map_over_batch(heavy, parallel.local_devices()).lower((), np.zeros((8, size), np.float32)).compile()
-    )
+    items = parallel.split_batch(np.zeros(8 * size, np.float32), 8)
+    compiled = parallel.map_over_batch(heavy, parallel.local_devices()).lower((), items).compile()
     return memory.program_memory(compiled).beside_arguments
 
 
@@ -202,7 +201,7 @@ def failing(monkeypatch, too_many, when="run"):
             self._real = real(function, devices)
 
         def lower(self, variables, items):
-            self._size = jax.tree.leaves(items)[0].shape[1]
+            self._size = jax.tree.leaves(items)[0].size // 8
             if when == "compile" and self._size >= too_many:
                 raise error
             self._lowered = self._real.lower(variables, items)
@@ -264,8 +263,8 @@ def test_what_is_done_is_not_done_again(monkeypatch):
         run = program(variables, rows)
 
         def count(variables, batch):
-            calls.append(batch.shape[1])
-            if batch.shape[1] == 4 and len(calls) == 3:
+            calls.append(batch.size // 8)
+            if calls[-1] == 4 and len(calls) == 3:
                 raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
             return run(variables, batch)
 

@@ -79,3 +79,14 @@ def test_results_come_back_in_order_and_no_more_than_eight_wait():
 def test_an_incomplete_start_of_several_processes(arguments, message):
     with pytest.raises(UserError, match=message):
         parallel.initialize(**arguments)
+
+
+def test_a_step_sees_its_share_of_each_batch_of_a_group():
+    devices = parallel.training_devices(16)
+    step = parallel.step_over_batch(
+        lambda total, batches: (total, parallel.mean_over_devices(jnp.mean(batches, axis=1))), devices
+    )
+    group = [np.arange(16.0), 100 + np.arange(16.0), 200 + np.arange(16.0)]
+    batches = parallel.split_batches(group, 8)
+    _, means = step(parallel.replicate(np.float32(0), devices), batches)
+    np.testing.assert_array_equal(means, [7.5, 107.5, 207.5])

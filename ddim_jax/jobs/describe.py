@@ -20,11 +20,11 @@ from ddim_jax.memory import ProgramMemory
 from ddim_jax.models import build_model, parameter_count
 from ddim_jax.sampling.image_sampler import batch_size_for, image_indices, image_items
 from ddim_jax.sampling.programs import Program, image_program
-from ddim_jax.training.program import TrainProgram, compile_ahead, largest_batch
-from ddim_jax.training.state import TrainState, abstract_state, learning_rate_schedule, make_optimizer
-from ddim_jax.training.step import make_train_step
+from ddim_jax.training.fitting import largest_batch
+from ddim_jax.training.program import compile_ahead, make_program
+from ddim_jax.training.state import TrainState, abstract_state, make_optimizer
 
-# Of a longer step table the middle is left out.
+# The middle of a longer step table is left out.
 _MOST_ROWS = 100
 
 
@@ -183,11 +183,7 @@ def _training_memory(config: Config, devices: parallel.Devices) -> ProgramMemory
     model = build_model(config, parallel.mean_over_devices)
     total_steps = max(1, config.train.steps)
     optimizer = make_optimizer(config.train, total_steps)
-    program = TrainProgram(
-        make_train_step(config, model, optimizer, parallel.mean_over_devices),
-        learning_rate_schedule(config.train, total_steps),
-        devices,
-    )
+    program = make_program(config, model, optimizer, total_steps, devices)
     return compile_ahead(program, config, model, optimizer, total_steps, num_examples=0)
 
 

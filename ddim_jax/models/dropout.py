@@ -1,4 +1,4 @@
-"""Dropout whose masks depend on the example alone, made of as few random bits as will do."""
+"""Dropout whose mask an example draws from a key of its own, so that it depends on no other example."""
 
 import math
 

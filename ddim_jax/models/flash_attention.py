@@ -1,7 +1,24 @@
-"""Which GPUs compute attention by cuDNN's flash kernel, which keeps no logits in memory, and for how wide a head."""
+"""Where cuDNN's flash kernel computes attention: on which GPUs, for which heads.
+
+The kernel keeps no logits in memory. It has no forward-mode derivatives.
+"""
 
 import jax
 import jax.numpy as jnp
+
+# With fewer pixels (the published networks have 256) the logits are small, and there is nothing to gain.
+_FEWEST_PIXELS = 1024
+
+
+def local_flash_attention_width(dtype: jax.typing.DTypeLike) -> int:
+    """The widest head, in channels, that the kernel takes on this machine's devices; 0 where there is no kernel.
+
+    Args:
+        dtype: dtype of the activations.
+    """
+    device = jax.local_devices()[0]
+    cuda = device.platform == "gpu" and "cuda" in device.client.platform_version
+    return flash_attention_width("cuda", device.compute_capability, dtype) if cuda else 0
 
 
 def flash_attention_width(platform: str, compute_capability: str, dtype: jax.typing.DTypeLike) -> int:
@@ -10,9 +27,9 @@ def flash_attention_width(platform: str, compute_capability: str, dtype: jax.typ
     The published networks have one head of all channels, 256 or 512, which few GPUs take.
 
     Args:
-        platform: ``cuda``, or what is no NVIDIA GPU.
-        compute_capability: of the GPU, such as ``9.0``; ignored elsewhere.
-        dtype: of the activations; cuDNN has kernels for 16 bits alone.
+        platform: ``cuda``, or anything else where there is no NVIDIA GPU.
+        compute_capability: that of the GPU, such as ``9.0``; ignored elsewhere.
+        dtype: dtype of the activations; cuDNN has kernels for 16 bits alone.
 
     Returns:
         0 where there is no kernel; 128 from Ampere (8.0) on; 256 on Hopper (9.0), whose successors have not taken the
@@ -26,8 +43,12 @@ def flash_attention_width(platform: str, compute_capability: str, dtype: jax.typ
     return 256 if generation == (9, 0) else 128
 
 
-def flash_width_here(dtype: jax.typing.DTypeLike) -> int:
-    """:func:`flash_attention_width` for the devices of this process."""
-    device = jax.local_devices()[0]
-    cuda = device.platform == "gpu" and "cuda" in device.client.platform_version
-    return flash_attention_width("cuda", device.compute_capability, dtype) if cuda else 0
+def takes_flash_kernel(width: int, channels: int, pixels: int) -> bool:
+    """Whether the kernel computes the attention of one head.
+
+    Args:
+        width: from :func:`flash_attention_width`.
+        channels: width of the head.
+        pixels: number of pixels that attend to each other.
+    """
+    return channels <= width and channels % 8 == 0 and pixels >= _FEWEST_PIXELS

@@ -24,7 +24,7 @@ caller lets it update them (``mutable=["batch_stats"]``), which no sampler does.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, assert_never
 
 import flax.linen as nn
 import jax
@@ -95,7 +95,13 @@ class ResidualUNet(nn.Module):
         embedding = variance_embedding(time, self.channels)[:, None, None, :]
         stem = _dense(self.channels, x, "conv_in")
         x = jnp.concatenate([stem, jnp.broadcast_to(embedding, stem.shape)], axis=-1)
-        return self._keras(x) if self.structure == "keras" else self._ddim(x)
+        match self.structure:
+            case "keras":
+                return self._keras(x)
+            case "ddim":
+                return self._ddim(x)
+            case _:
+                assert_never(self.structure)
 
     def _keras(self, x: jax.Array) -> jax.Array:
         widths = [self.channels * multiplier for multiplier in self.multipliers]
@@ -141,9 +147,13 @@ class ResidualUNet(nn.Module):
         return block(width, self._norm(), name=name)(x)  # pyright: ignore[reportCallIssue]
 
     def _norm(self) -> Callable[..., nn.Module]:
-        if self.norm == "group":
-            return functools.partial(GroupNorm, self.num_groups)
-        return functools.partial(BatchNorm, self.mean_over_devices)
+        match self.norm:
+            case "group":
+                return functools.partial(GroupNorm, self.num_groups)
+            case "batch":
+                return functools.partial(BatchNorm, self.mean_over_devices)
+            case _:
+                assert_never(self.norm)
 
 
 class KerasBlock(nn.Module):
@@ -170,8 +180,8 @@ class DDIMBlock(nn.Module):
     """x + conv(swish(norm(conv(swish(norm(x)))))): DDPM's residual block without time and dropout.
 
     Attributes:
-        features: see :class:`KerasBlock`.
-        make_norm: see there.
+        features: channels of the output, as in :class:`KerasBlock`.
+        make_norm: makes a norm of the given name.
     """
 
     features: int

@@ -26,6 +26,7 @@ import numpy as np
 
 from ddim_jax.models.convolution import Conv, Dense
 from ddim_jax.models.dropout import dropout_each
+from ddim_jax.models.flash_attention import takes_flash_kernel
 from ddim_jax.models.group_norm import GroupNorm, Parts
 from ddim_jax.models.initialization import initializers
 from ddim_jax.names import Initialization
@@ -45,12 +46,11 @@ class UNet(nn.Module):
             with one channel a group, the norm that follows takes away what the blocks are told of time and label.
         num_classes: 0 for an unconditional network, else the number of labels. One label more,
             ``num_classes`` itself, means "no label", for classifier-free guidance.
-        initialization: how fresh parameters are drawn, see ``initialization.py``.
+        initialization: how fresh parameters are drawn, see :func:`~ddim_jax.models.initialization.initializers`.
         dtype: dtype of activations. Parameters, norms, softmax, the embedding of time and label,
             the last layer and the output are float32 in any case.
         remat: recompute each block in the backward pass instead of keeping its activations.
-        flash_width: widest head whose attention cuDNN's flash kernel computes, see
-            :func:`~ddim_jax.models.flash_attention.flash_attention_width`.
+        flash_width: widest head for cuDNN's flash kernel, see ``models/flash_attention.py``.
     """
 
     out_channels: int
@@ -171,7 +171,7 @@ class ResidualBlock(nn.Module):
         dropout: dropout rate.
         index: number of the block in the network, folded into the dropout keys.
         num_groups: groups of the norms.
-        initialization: see ``initialization.py``.
+        initialization: see :func:`~ddim_jax.models.initialization.initializers`.
         dtype: dtype of activations.
     """
 
@@ -204,10 +204,9 @@ class Attention(nn.Module):
 
     Attributes:
         num_groups: groups of the norm.
-        initialization: see ``initialization.py``.
+        initialization: see :func:`~ddim_jax.models.initialization.initializers`.
         dtype: dtype of activations; logits and softmax are float32.
-        flash_width: widest head for cuDNN's flash kernel, which keeps no logits in memory. It knows no forward-mode
-            derivatives.
+        flash_width: widest head for cuDNN's flash kernel; 0 does without it.
     """
 
     num_groups: int = 32
@@ -224,8 +223,7 @@ class Attention(nn.Module):
         query, key, value = (
             _dense(c, tokens, name, self.initialization, self.dtype) for name in ("query", "key", "value")
         )
-        # With fewer pixels (the published networks have 256) the logits are small, and there is nothing to gain.
-        flash = c <= self.flash_width and c % 8 == 0 and height * width >= 1024
+        flash = takes_flash_kernel(self.flash_width, channels=c, pixels=height * width)
         attended = jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if flash else "xla")
         out = _dense(c, attended, "proj_out", self.initialization, self.dtype, zero=True)
         return x + out.reshape(x.shape)

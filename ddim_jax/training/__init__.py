@@ -1,9 +1,27 @@
-"""Training: the state, one step, and the run made of such steps.
+"""Training: what happens to a state in a step, how steps run on devices, and what is due between them.
 
-Read ``state.py`` (what a run carries along), then ``step.py`` (what happens to it), then the rest:
+The mathematics:
 
-- ``program.py``: the step as it runs, on all devices, compiled ahead of time.
-- ``loop.py``: the loop over steps, and what happens at which step.
-- ``checkpoint.py``: how states are kept (the only use of Orbax); ``host_average.py``: an average in the host's memory.
-- ``pictures.py``, ``validation.py``, ``best.py``: what is drawn and measured on the way.
+- ``state.py``: what a run carries from step to step; optimisers, learning rates and the moving average
+- ``step.py``: one step, DDPM's algorithm 1, as a pure function of state and batch
+
+On the devices:
+
+- ``data.py``: the images, opened for all processes and dealt out in batches
+- ``program.py``: the step compiled for all devices, one or several at a time
+- ``groups.py``: which steps are dispatched together, and what is due in them
+- ``host_average.py``: the moving average kept in the host's memory
+- ``fitting.py``: whether a batch fits into the devices' memory, and which one would
+
+The run:
+
+- ``loop.py``: the loop over steps, and what happens at which step
+- ``checkpoint.py``: states saved and restored
+- ``validation.py``: the losses on images that training does not see
+- ``pictures.py``: samples drawn on the way and at the end
+- ``best.py``: samples measured, and the best state kept
+- ``log.py``: what a run says of itself
+- ``sigterm.py``: the signal to save and stop
+
+The job ``jobs/train.py`` puts them together.
 """

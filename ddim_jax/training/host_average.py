@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddim_jax.config import TrainConfig
-from ddim_jax.parallel import host_copy
+from ddim_jax.parallel import host_copy, host_view
 from ddim_jax.training.state import TrainState, ema_decay
 
 
 class HostAverage:
-    """Does what the training step does with the average otherwise, in float32 NumPy; equal to rounding.
+    """Averages the parameters as the training step does otherwise, in float32 NumPy; equal to rounding.
 
     A device is spared a quarter of what Adam and the average add to the parameters. The price: the host fetches the
     parameters of each step before it can begin the next.
@@ -22,8 +22,8 @@ class HostAverage:
         """Takes the average out of a state.
 
         Args:
-            train: how to average.
-            state: whole; see :meth:`part_for_devices` for what remains of it.
+            train: the settings of the average.
+            state: the whole state; see :meth:`part_for_devices` for what remains of it.
         """
         self._train = train
         self._params, self._batch_stats = host_copy((state.ema_params, state.ema_batch_stats))
@@ -37,14 +37,14 @@ class HostAverage:
         """Moves the average.
 
         Args:
-            steps_done: before this step.
-            state: after it, without average.
+            steps_done: number of steps done before this one.
+            state: the state after it, without average.
         """
         decay = np.float32(ema_decay(self._train, jnp.int32(steps_done)))
 
         def move(average: np.ndarray, new: jax.Array) -> None:
             average *= decay
-            average += (np.float32(1) - decay) * np.asarray(new.addressable_data(0))
+            average += (np.float32(1) - decay) * host_view(new)
 
         jax.tree.map(move, (self._params, self._batch_stats), (state.params, state.batch_stats))
 

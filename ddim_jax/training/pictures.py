@@ -2,16 +2,19 @@
 
 import concurrent.futures
 import dataclasses
+import itertools
 from typing import Any
 
 from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
+from ddim_jax.data.batch_order import steps_for_epochs
 from ddim_jax.images import as_rgb, grid, labelled_rows, save_png
 from ddim_jax.models import Model
 from ddim_jax.sampling.image_sampler import sampler_for
 from ddim_jax.training.checkpoint import select_weights
+from ddim_jax.training.groups import is_due
 from ddim_jax.training.state import TrainState
 from ddim_jax.workdir import sample_grid_path
 from ddim_jax.writers import MetricWriter, say
@@ -20,8 +23,15 @@ from ddim_jax.writers import MetricWriter, say
 class TrainingPictures:
     """Grids of images drawn from fixed noise, so that successive pictures show the same images improving."""
 
-    def __init__(self, config: Config, model: Model, workdir: epath.Path, total_steps: int) -> None:
+    def __init__(self, config: Config, model: Model, workdir: epath.Path, total_steps: int, num_examples: int) -> None:
         """Makes the samplers.
+
+        Args:
+            config: the run.
+            model: the network.
+            workdir: where it is written.
+            total_steps: number of steps when it is done.
+            num_examples: number of training images, which says how many steps an epoch has.
 
         Raises:
             UserError: settings of ``config.sample`` that cannot be used.
@@ -29,6 +39,7 @@ class TrainingPictures:
         self._config = config
         self._workdir = workdir
         self._total_steps = total_steps
+        self._epoch_ends = _epoch_ends(config, num_examples, total_steps)
         # Made now, though compiled when first used: a mistake in config.sample must not wait for the first picture.
         num = config.train.sample_num
         self._sampler = sampler_for(config, model, num)
@@ -37,6 +48,14 @@ class TrainingPictures:
             settings = {"sampler": "ddim", "steps": steps, "eta_per_step": ()}
             same = dataclasses.replace(config.sample, **settings) == config.sample  # compiled for earlier pictures
             self._final_samplers.append(self._sampler if same else sampler_for(config, model, num, **settings))
+
+    def due_after(self, steps: range) -> str | None:
+        """What the name of the picture due after a group of steps ends with; None where none is."""
+        train = self._config.train
+        if train.sample_every_epochs:
+            epochs = [self._epoch_ends[step] for step in steps if step in self._epoch_ends]
+            return f"_epoch_{epochs[-1]:04g}" if epochs else None
+        return "" if is_due(train.sample_every, steps) and steps[-1] != self._total_steps else None
 
     def draw(self, step: int, state: TrainState, writer: MetricWriter, suffix: str = "") -> None:
         """Draws ``samples/step_NNNNNNNN{suffix}.png`` with the settings of ``config.sample``; process 0 alone."""
@@ -71,3 +90,15 @@ class TrainingPictures:
 
     def _weights(self, state: TrainState) -> Any:
         return select_weights(parallel.host_copy(state), self._config.sample.ema)
+
+
+def _epoch_ends(config: Config, num_examples: int, total_steps: int) -> dict[int, float]:
+    """The steps after which ``train.sample_every_epochs`` asks for a picture, and how many epochs they complete."""
+    every = config.train.sample_every_epochs
+    ends: dict[int, float] = {}
+    for count in itertools.count(1) if every else ():
+        step = steps_for_epochs(num_examples, config.train.batch_size, count * every)
+        if step > total_steps:
+            break
+        ends[step] = count * every
+    return ends

@@ -1,7 +1,6 @@
 """The training step as it runs: on all devices, compiled ahead of time, one or several steps at a time."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,27 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ddim_jax import memory, parallel
+from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.data.batches import Batch
 from ddim_jax.data.on_device import DeviceImages, Selection, gather
-from ddim_jax.errors import UserError
-from ddim_jax.memory import ProgramMemory, largest_fitting_batch, program_memory
+from ddim_jax.memory import ProgramMemory, program_memory
 from ddim_jax.models import Model
 from ddim_jax.training.host_average import HostAverage
-from ddim_jax.training.state import TrainState, abstract_state
-from ddim_jax.training.step import StepMetrics, TrainStep
-
-
-def step_groups(start: int, total: int, size: int) -> Iterator[range]:
-    """The steps after ``start`` up to ``total``, numbered from 1, in groups that are dispatched together.
-
-    Groups end at multiples of ``size``, wherever a run begins, so that a resumed one makes the same groups.
-    """
-    while start < total:
-        end = min(total, start - start % size + size)
-        yield range(start + 1, end + 1)
-        start = end
+from ddim_jax.training.state import TrainState, abstract_state, learning_rate_schedule
+from ddim_jax.training.step import StepMetrics, TrainStep, make_train_step
 
 
 class StepResult(NamedTuple):
@@ -37,7 +24,7 @@ class StepResult(NamedTuple):
 
     Attributes:
         metrics: losses and gradient norm.
-        learning_rate: that the step used.
+        learning_rate: the rate that the step used.
     """
 
     metrics: StepMetrics
@@ -62,9 +49,9 @@ class TrainProgram:
 
         Args:
             step: from :func:`~ddim_jax.training.step.make_train_step`, averaging by ``parallel.mean_over_devices``.
-            learning_rate: of each step, by the number of steps done; only reported.
+            learning_rate: the rate by the number of steps done; it is only reported.
             devices: from :func:`~ddim_jax.parallel.training_devices`.
-            images_on_device: batches are selections of the images given to :meth:`place`.
+            images_on_device: whether batches are selections of the images given to :meth:`place`.
         """
         self.images_on_device = images_on_device
         self._devices = devices
@@ -92,7 +79,7 @@ class TrainProgram:
     def compile(self, state: Any, batches: Sequence[Batch | Selection], *images: DeviceImages) -> ProgramMemory | None:
         """Compiles the program for groups of this size, without running it.
 
-        With one process what was compiled is what runs; with several, the first call compiles.
+        With one process what was compiled is what runs; with several, the first call compiles anew.
 
         Args:
             state: a state, or its shapes.
@@ -102,14 +89,45 @@ class TrainProgram:
         Returns:
             What it needs on each device; None where the backend does not tell.
         """
-        compiled = self._run.lower(state, parallel.split_group(batches, self._local_devices), *images).compile()
+        compiled = self._run.lower(state, self._split(batches), *images).compile()
         self._compiled[len(batches)] = compiled
         return program_memory(compiled)
 
     def __call__(self, state: TrainState, batches: Sequence[Batch | Selection]) -> tuple[TrainState, StepResult]:
         """Dispatches a group of steps; ``state``, replicated over the devices, must not be used again."""
-        run = self._compiled.get(len(batches), self._run)
-        return run(state, parallel.split_group(batches, self._local_devices), *self._images)
+        compiled = self._compiled.get(len(batches))
+        run = self._run if compiled is None else parallel.runnable(self._run, compiled)
+        return run(state, self._split(batches), *self._images)
+
+    def text(self) -> str:
+        """What was compiled, in XLA's language."""
+        return "".join(compiled.as_text() for compiled in self._compiled.values())
+
+    def _split(self, batches: Sequence[Batch | Selection]) -> Any:
+        return parallel.split_batches(batches, self._local_devices)
+
+
+def make_program(
+    config: Config,
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    total_steps: int,
+    devices: parallel.Devices,
+    *,
+    images_on_device: bool = False,
+) -> TrainProgram:
+    """The program of a run's training step.
+
+    Args:
+        config: the run.
+        model: the network, built with ``parallel.mean_over_devices``.
+        optimizer: from :func:`~ddim_jax.training.state.make_optimizer`.
+        total_steps: length of the run, which the learning rate depends on.
+        devices: from :func:`~ddim_jax.parallel.training_devices`.
+        images_on_device: whether batches are selections of the images given to :meth:`TrainProgram.place`.
+    """
+    step = make_train_step(config, model, optimizer, parallel.mean_over_devices)
+    return TrainProgram(step, learning_rate_schedule(config.train, total_steps), devices, images_on_device)
 
 
 def compile_ahead(
@@ -120,7 +138,11 @@ def compile_ahead(
     total_steps: int,
     num_examples: int,
 ) -> ProgramMemory | None:
-    """Compiles the program for the run's groups of steps before there is a state or an image; see :meth:`compile`."""
+    """Compiles the program for the run's groups of steps before there is a state or an image.
+
+    Returns:
+        What it needs, as :meth:`TrainProgram.compile` says.
+    """
     state = abstract_state(config, model, optimizer)
     if config.train.ema_on_host:
         state = HostAverage.part_for_devices(state)
@@ -134,58 +156,3 @@ def compile_ahead(
         )
         return program.compile(state, [Selection(index, np.zeros(size, bool), index)] * group, images)
     return program.compile(state, [Batch(np.zeros((size, *shape), np.uint8), index, index)] * group)
-
-
-def largest_batch(config: Config, num_params: int, num_devices: int, needed: ProgramMemory, free: int) -> int:
-    """The largest ``train.batch_size`` that fits, if memory for activations grows with the batch; 0 if none does.
-
-    Args:
-        config: the run, whose batch size ``needed`` is about.
-        num_params: parameters of the network, which have a gradient each.
-        num_devices: that share the batch.
-        needed: of the compiled program on each device.
-        free: bytes on each device.
-    """
-    gradients = 4 * num_params
-    return largest_fitting_batch(
-        config.train.batch_size,
-        needed.arguments + gradients,
-        max(0, needed.beside_arguments - gradients),
-        free,
-        multiple_of=num_devices * config.train.accumulate,
-    )
-
-
-@contextlib.contextmanager
-def refusing_what_does_not_fit(
-    config: Config, num_params: int, devices: int, needed: ProgramMemory | None, free: int | None
-) -> Iterator[None]:
-    """Refuses a batch that cannot fit before the first step, and says which one fits if a step fails for that reason.
-
-    Args:
-        config: the run.
-        num_params: parameters of the network.
-        devices: that share the batch.
-        needed: of the compiled step on each of them; None where not known, as ``free``.
-        free: bytes on each before anything was put there.
-
-    Raises:
-        UserError: the batch does not fit.
-    """
-    batch_size = config.train.batch_size
-    parts = devices * config.train.accumulate
-
-    def refusal(fitting: int) -> UserError:
-        total = None if needed is None else needed.total
-        return UserError(memory.training_refusal(batch_size, batch_size // parts, total, free, fitting))
-
-    known = 0 if needed is None or free is None else largest_batch(config, num_params, devices, needed, free)
-    if needed is not None and free is not None and needed.total > free:
-        raise refusal(known)
-    try:
-        yield
-    except Exception as error:
-        if not memory.is_out_of_memory(error):
-            raise
-        # What was thought to fit did not: a step's activations are not all that a device holds.
-        raise refusal(min(known or batch_size, batch_size // 2) // parts * parts) from error

@@ -1,7 +1,7 @@
 """What a training run carries from step to step, and how it starts."""
 
-from collections.abc import Callable
-from typing import Any, assert_never
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.struct
 import jax
@@ -10,6 +10,7 @@ import optax
 
 from ddim_jax.config import Config, TrainConfig
 from ddim_jax.models import Model
+from ddim_jax.names import lookup
 from ddim_jax.random_streams import Stream, root_key
 
 
@@ -35,32 +36,51 @@ class TrainState:
 
 
 def learning_rate_schedule(train: TrainConfig, total_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, then constant or cosine decay to 0 at ``total_steps``."""
-    match train.lr_schedule:
-        case "cosine":
-            after = optax.cosine_decay_schedule(train.learning_rate, max(1, total_steps - train.warmup_steps))
-        case "constant":
-            after = optax.constant_schedule(train.learning_rate)
-        case unknown:
-            assert_never(unknown)
+    """Linear warm-up from 0, then ``train.lr_schedule``."""
+    after = lookup(LEARNING_RATE_SCHEDULES, train.lr_schedule, "train.lr_schedule")(train, total_steps)
     if train.warmup_steps == 0:
         return after
     warmup = optax.linear_schedule(0.0, train.learning_rate, train.warmup_steps)
     return optax.join_schedules([warmup, after], [train.warmup_steps])
 
 
+def _constant(train: TrainConfig, total_steps: int) -> optax.Schedule:
+    del total_steps
+    return optax.constant_schedule(train.learning_rate)
+
+
+def _cosine(train: TrainConfig, total_steps: int) -> optax.Schedule:
+    """Decay to 0 at ``total_steps``."""
+    return optax.cosine_decay_schedule(train.learning_rate, max(1, total_steps - train.warmup_steps))
+
+
+# What follows the warm-up, by names.LearningRateSchedule: its step 0 is the warm-up's last.
+LEARNING_RATE_SCHEDULES: Mapping[str, Callable[[TrainConfig, int], optax.Schedule]] = {
+    "constant": _constant,
+    "cosine": _cosine,
+}
+
+
 def make_optimizer(train: TrainConfig, total_steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then Adam or AdamW with the learning-rate schedule."""
+    """Clipping by global norm, then ``train.optimizer`` with the learning-rate schedule."""
     clip = optax.clip_by_global_norm(train.grad_clip) if train.grad_clip else optax.identity()
-    rate = learning_rate_schedule(train, total_steps)
-    match train.optimizer:
-        case "adamw":
-            update = optax.adamw(rate, train.adam_b1, train.adam_b2, train.adam_eps, weight_decay=train.weight_decay)
-        case "adam":
-            update = optax.adam(rate, train.adam_b1, train.adam_b2, train.adam_eps)
-        case unknown:
-            assert_never(unknown)
-    return optax.chain(clip, update)
+    make_update = lookup(OPTIMIZERS, train.optimizer, "train.optimizer")
+    return optax.chain(clip, make_update(train, learning_rate_schedule(train, total_steps)))
+
+
+def _adam(train: TrainConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adam(rate, train.adam_b1, train.adam_b2, train.adam_eps)
+
+
+def _adamw(train: TrainConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(rate, train.adam_b1, train.adam_b2, train.adam_eps, weight_decay=train.weight_decay)
+
+
+# By names.Optimizer.
+OPTIMIZERS: Mapping[str, Callable[[TrainConfig, optax.Schedule], optax.GradientTransformation]] = {
+    "adam": _adam,
+    "adamw": _adamw,
+}
 
 
 def init_state(config: Config, model: Model, optimizer: optax.GradientTransformation) -> TrainState:

@@ -30,7 +30,7 @@ _OFFSET = 1e-6
 
 
 def measure_inception(setting: Setting, peers: Peers | None) -> list[Row]:
-    """From uint8 32x32 images to features in NumPy arrays, resizing included.
+    """The way from uint8 32x32 images to features in NumPy arrays, resizing included.
 
     The weights are random, and the same for torch-fidelity and pytorch-fid, where these are installed.
     """

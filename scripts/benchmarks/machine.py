@@ -71,7 +71,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _peer_versions() -> dict[str, str]:
-    """Of the peers' packages that are installed."""
+    """The versions of the peers' packages that are installed."""
     found = {}
     for package in _PEER_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -12,7 +12,7 @@ from ddim_jax import main, memory
 
 
 def peak_bytes() -> int:
-    """Of the device that held the most; on the CPU, whose backend does not tell, of the whole process."""
+    """The peak of the device that held the most; on the CPU, whose backend does not tell, of the whole process."""
     import jax
 
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]

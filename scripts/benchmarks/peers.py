@@ -33,7 +33,7 @@ class Peers:
             ImportError: PyTorch is not installed.
         """
         self.torch = torch_peers.import_torch()
-        # For as long as diffusers and torch-fidelity use torchvision.
+        # Kept for as long as diffusers and torch-fidelity use torchvision.
         self._library = torch_peers.repair_torchvision(self.torch)
         self._ddim_code = ddim_code
         self._score_sde = score_sde

@@ -25,7 +25,7 @@ _SMALL_CONFIG = str(_REPOSITORY / "configs" / "digits.py") + ":tiny"
 _TRACING = re.compile(r"Finished (?:tracing \+ transforming|jaxpr to MLIR module conversion) .* in ([\d.e-]+) sec")
 _COMPILING = re.compile(r"Finished XLA compilation of .* in ([\d.e-]+) sec")
 
-# Of --mode=describe, what training needs: of a CPU's memory all in all, of another device's.
+# What --mode=describe says that training needs: of main memory where it trains on the CPU, else of a device's.
 _PREDICTIONS = (
     re.compile(r"^main memory, [^\d]*([\d,.]+) MiB", re.MULTILINE),
     re.compile(r"^total +([\d,.]+) MiB per device", re.MULTILINE),
@@ -72,7 +72,7 @@ class _Start(NamedTuple):
 
 
 def measure_startup(setting: Setting) -> list[Row]:
-    """From the command to the first finished training step, with an empty and with a filled compilation cache.
+    """The time from the command to the first finished training step, with an empty and with a filled compilation cache.
 
     Of the digits' trial run, and of the config at the batch given.
     """

@@ -27,9 +27,9 @@ class Operation(NamedTuple):
         name: in the optimised program, e.g. ``fusion.12``.
         kernel: what ran it, where that has another name.
         origin: place in our code.
-        seconds: of all its runs.
-        runs: of it.
-        share: of the time of all operations, 0 ... 1.
+        seconds: time of all its runs.
+        runs: number of its runs.
+        share: its share of the time of all operations, 0 ... 1.
     """
 
     name: str
@@ -45,7 +45,7 @@ def profile(run: Callable[[], Any], folder: pathlib.Path, text: str = "") -> lis
 
     Args:
         run: returns when its work is finished.
-        folder: of the trace.
+        folder: the folder of the trace.
         text: the compiled program, for the places in our code that operations come from.
 
     Returns:

@@ -55,13 +55,13 @@ class Row(NamedTuple):
     Attributes:
         task: what was done.
         program: by whom; :data:`OURS` comes first.
-        values: of each repeat; empty if the program cannot run here.
-        unit: of the values: ``s``, or ``MiB``.
-        processor_seconds: of each repeat, of all threads together; empty where it was not this process that worked.
+        values: one of each repeat; empty if the program cannot run here.
+        unit: unit of the values: ``s``, or ``MiB``.
+        processor_seconds: processor time of each repeat, all threads together; empty where another process worked.
         images: see :class:`Task`.
         lower_seconds: see :class:`Program`.
         compile_seconds: see :class:`Program`.
-        first_seconds: of the first run, which does not count.
+        first_seconds: time of the first run, which does not count.
         flop: see :class:`Task`.
         remark: how far the result is from ours, or why there is none.
         details: whatever else was found, by name.
@@ -82,12 +82,12 @@ class Row(NamedTuple):
 
     @property
     def median(self) -> float:
-        """Of the values; there must be some."""
+        """The median of the values; there must be some."""
         return statistics.median(self.values)
 
     @property
     def images_per_second(self) -> float:
-        """At the median time."""
+        """The speed at the median time."""
         return self.images / self.median
 
 
@@ -96,7 +96,7 @@ class Turns(NamedTuple):
 
     Attributes:
         rows: one for each program, in order.
-        results: of the last run of each program that can run.
+        results: result of the last run of each program that can run.
     """
 
     rows: list[Row]

@@ -30,7 +30,8 @@ def _load_network(config: Config, checkout: pathlib.Path) -> Any:
     """Its network of the size of ours."""
     package = types.ModuleType(_PACKAGE)
     package.__path__ = [str(checkout / "models")]
-    # Of their utilities the network needs a registry, which here does nothing, and noise levels that it does not use.
+    # The network needs two of their utilities: a registry, which does nothing here, and noise levels that it does not
+    # use.
     utilities = types.ModuleType(f"{_PACKAGE}.utils")
     utilities.register_model = lambda name: lambda network: network  # pyright: ignore[reportAttributeAccessIssue]
     utilities.get_sigmas = lambda config: None  # pyright: ignore[reportAttributeAccessIssue]

@@ -25,7 +25,7 @@ class Setting(NamedTuple):
         config: the run; ``train.batch_size`` is the batch, and ``data`` a folder of images.
         flags: the command line's, that chose the config: ``--config=...``, and changes of keys.
         repeats: rounds that count.
-        asked_calls: see :attr:`calls`; 0 leaves it to the backend.
+        asked_calls: the wanted :attr:`calls`; 0 leaves it to the backend.
         steps: numbers of DDIM steps.
         traces: folder for traces of one more repeat of each of our programs; None makes none.
     """
@@ -54,7 +54,7 @@ class Setting(NamedTuple):
 
     @property
     def devices(self) -> parallel.Devices:
-        """Those that share a batch."""
+        """The devices that share a batch."""
         return parallel.training_devices(self.batch)
 
 

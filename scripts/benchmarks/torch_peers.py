@@ -131,7 +131,7 @@ def ddim_code_network(torch: Any, config: Config, params: Any, checkout: pathlib
         torch: PyTorch.
         config: the run.
         params: our parameters.
-        checkout: of github.com/ermongroup/ddim.
+        checkout: a checkout of github.com/ermongroup/ddim.
     """
     spec = importlib.util.spec_from_file_location("ddim_code_diffusion", checkout / "models" / "diffusion.py")
     assert spec is not None and spec.loader is not None

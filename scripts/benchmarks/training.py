@@ -1,8 +1,6 @@
 """The training step as the training job runs it."""
 
 import itertools
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -13,14 +11,13 @@ from benchmarks.setting import Setting, time_compilation
 from ddim_jax import memory, parallel
 from ddim_jax.data.batch_order import BatchOrder
 from ddim_jax.data.batches import train_batches
-from ddim_jax.data.on_device import lives_on_device, read_device_images, train_selections
 from ddim_jax.data.prepared import open_images
 from ddim_jax.data.sources import Source
 from ddim_jax.models import build_model
+from ddim_jax.training.data import batches_for, live_on_devices
 from ddim_jax.training.host_average import HostAverage
-from ddim_jax.training.program import TrainProgram, compile_ahead
-from ddim_jax.training.state import init_state, learning_rate_schedule, make_optimizer
-from ddim_jax.training.step import make_train_step
+from ddim_jax.training.program import compile_ahead, make_program
+from ddim_jax.training.state import init_state, make_optimizer
 
 
 def measure_train(setting: Setting, peers: Peers | None) -> list[Row]:
@@ -34,15 +31,10 @@ def measure_train(setting: Setting, peers: Peers | None) -> list[Row]:
     total_steps = config.train.steps
     optimizer = make_optimizer(config.train, total_steps)
     source = open_images(config.data)
-    free = None if devices[0].platform == "cpu" else memory.free_bytes(devices)
-    program = TrainProgram(
-        make_train_step(config, model, optimizer, parallel.mean_over_devices),
-        learning_rate_schedule(config.train, total_steps),
-        devices,
-        images_on_device=lives_on_device(len(source), config.data, free),
-    )
+    on_device = live_on_devices(len(source), config.data, devices, memory.free_bytes(devices))
+    program = make_program(config, model, optimizer, total_steps, devices, images_on_device=on_device)
     ahead = time_compilation(lambda: compile_ahead(program, config, model, optimizer, total_steps, len(source)))
-    batches = _batches(setting, source, program)
+    batches = batches_for(program, config, source, start=0)
     state = init_state(config, model, optimizer)
     average = HostAverage(config.train, state) if config.train.ema_on_host else None
     state = parallel.replicate(state if average is None else average.part_for_devices(state), devices)
@@ -61,11 +53,8 @@ def measure_train(setting: Setting, peers: Peers | None) -> list[Row]:
             in_flight.add(result)
         return float(in_flight.drain()[-1].metrics.loss[-1])
 
-    def text() -> str:
-        return "".join(compiled.as_text() for compiled in program._compiled.values())
-
     images = setting.batch * groups * size
-    ours = Program(run, ahead.lower_seconds, ahead.compile_seconds, text)
+    ours = Program(run, ahead.lower_seconds, ahead.compile_seconds, program.text)
     theirs: dict[str, Program] = {}
     if peers is not None:
         batch = _first_images(setting, source)
@@ -76,17 +65,6 @@ def measure_train(setting: Setting, peers: Peers | None) -> list[Row]:
     return [with_details(rows[0], program_bytes=None if needed is None else needed.total), *rows[1:]]
 
 
-def _batches(setting: Setting, source: Source, program: TrainProgram) -> Iterator[Any]:
-    """Batches, or the selections that stand for them where the images live on the devices."""
-    config = setting.config
-    order = BatchOrder(config.seed, setting.batch)
-    if not program.images_on_device:
-        return iter(train_batches(source, config.data, order))
-    images, row_of = read_device_images(source, config.data)
-    program.place(images)
-    return train_selections(row_of, config.data, order)
-
-
 def _first_images(setting: Setting, source: Source) -> np.ndarray:
     """One batch of uint8 images."""
-    return next(iter(train_batches(source, setting.config.data, BatchOrder(0, setting.batch)))).image
+    return next(iter(train_batches(source, setting.config.data, BatchOrder(seed=0, batch_size=setting.batch)))).image

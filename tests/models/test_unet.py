@@ -10,12 +10,14 @@ import pytest
 from flax import traverse_util
 
 from ddim_jax.config import Config, DataConfig, ModelConfig
-from ddim_jax.models import build_model, parameter_count
+from ddim_jax.errors import UserError
+from ddim_jax.models import NETWORKS, build_model, parameter_count
 from ddim_jax.models.dropout import dropout_each
 from ddim_jax.models.flash_attention import flash_attention_width
 from ddim_jax.models.group_norm import group_norm
-from ddim_jax.models.initialization import initializers
+from ddim_jax.models.initialization import INITIALIZATIONS, initializers
 from ddim_jax.models.unet import ResidualBlock, UNet, time_embedding
+from ddim_jax.names import Initialization, NetworkName, choices
 
 # Every kind of layer, on two levels: attention below, none above; shortcuts and none; labels.
 SMALL = dict(
@@ -342,8 +344,13 @@ def assert_uniform(values, bound, name):
 
 
 def test_unknown_initialization_is_refused():
-    with pytest.raises(ValueError, match="kaiming"):
+    with pytest.raises(UserError, match=r"'kaiming' does not exist; choose from: ddpm, torch"):
         initializers("kaiming", 9, zero=False)
+
+
+def test_every_name_has_its_function():
+    assert tuple(INITIALIZATIONS) == choices(Initialization)
+    assert tuple(NETWORKS) == choices(NetworkName)
 
 
 # --- dropout ---------------------------------------------------------------------------------------

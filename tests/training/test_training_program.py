@@ -1,6 +1,7 @@
 """The training step as it runs: groups of steps, images on the devices, the average on the host."""
 
 import dataclasses
+import doctest
 
 import jax
 import numpy as np
@@ -14,10 +15,12 @@ from ddim_jax.data.batches import train_batches
 from ddim_jax.data.on_device import gather, lives_on_device, read_device_images, train_selections
 from ddim_jax.data.sources import open_source
 from ddim_jax.models import build_model
+from ddim_jax.training import fitting
+from ddim_jax.training.fitting import largest_batch
+from ddim_jax.training.groups import step_groups
 from ddim_jax.training.host_average import HostAverage
-from ddim_jax.training.program import TrainProgram, compile_ahead, largest_batch, step_groups
+from ddim_jax.training.program import compile_ahead, make_program
 from ddim_jax.training.state import init_state, learning_rate_schedule, make_optimizer
-from ddim_jax.training.step import make_train_step
 
 CONFIG = Config(
     data=DataConfig(image_size=8, channels=1, flip=True),
@@ -37,12 +40,7 @@ def run(config, images_on_device=False, start=0, stop=STEPS, state=None):
     devices = parallel.training_devices(config.train.batch_size)
     model = build_model(config, parallel.mean_over_devices)
     optimizer = make_optimizer(config.train, STEPS)
-    program = TrainProgram(
-        make_train_step(config, model, optimizer, parallel.mean_over_devices),
-        learning_rate_schedule(config.train, STEPS),
-        devices,
-        images_on_device=images_on_device,
-    )
+    program = make_program(config, model, optimizer, STEPS, devices, images_on_device=images_on_device)
     source = open_source(config.data)
     assert compile_ahead(program, config, model, optimizer, STEPS, len(source)).total > 0
     order = BatchOrder(config.seed, config.train.batch_size)
@@ -188,11 +186,7 @@ def test_the_host_cannot_average_groups():
 def test_the_largest_batch_leaves_room_for_activations():
     model, optimizer = build_model(CONFIG, parallel.mean_over_devices), make_optimizer(CONFIG.train, STEPS)
     devices = parallel.training_devices(CONFIG.train.batch_size)
-    program = TrainProgram(
-        make_train_step(CONFIG, model, optimizer, parallel.mean_over_devices),
-        learning_rate_schedule(CONFIG.train, STEPS),
-        devices,
-    )
+    program = make_program(CONFIG, model, optimizer, STEPS, devices)
     needed = compile_ahead(program, CONFIG, model, optimizer, STEPS, 0)
     params = sum(leaf.size for leaf in jax.tree.leaves(init_state(CONFIG, model, optimizer).params))
     memories = (needed.total, needed.total - 1, 2 * needed.total, 0)
@@ -201,3 +195,8 @@ def test_the_largest_batch_leaves_room_for_activations():
     assert fits[1] == 8
     assert fits[2] > 16 and fits[2] % 8 == 0
     assert fits[3] == 0
+
+
+def test_examples_of_refusals():
+    results = doctest.testmod(fitting)
+    assert results.attempted and not results.failed

@@ -14,7 +14,10 @@ from ddim_jax import parallel
 from ddim_jax.config import Config, DataConfig, DiffusionConfig, ModelConfig, TrainConfig
 from ddim_jax.data.batches import Batch
 from ddim_jax.models import build_model
+from ddim_jax.names import LearningRateSchedule, Optimizer, choices
 from ddim_jax.training.state import (
+    LEARNING_RATE_SCHEDULES,
+    OPTIMIZERS,
     abstract_state,
     ema_decay,
     init_state,
@@ -213,3 +216,8 @@ def test_bfloat16_trains_float32_parameters():
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype(np.float32)}
     _, reference = run_steps(CONFIG, 2)
     np.testing.assert_allclose(losses, reference, rtol=2e-2)
+
+
+def test_every_name_has_its_function():
+    assert tuple(OPTIMIZERS) == choices(Optimizer)
+    assert tuple(LEARNING_RATE_SCHEDULES) == choices(LearningRateSchedule)
