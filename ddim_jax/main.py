@@ -33,11 +33,16 @@ _NO_CONFIG = "--config is missing: name a config file, e.g. --config=configs/dig
 _HIDING = ("Error whilst parsing config file", "Configuration is not available")
 
 
-def _run_job(mode: str, config: Config, workdir: str | None) -> None:
-    """Runs ``jobs/MODE.py``'s function MODE. It is imported here, so that a mistake in a flag is reported at once."""
+def _run_job(mode: str, config: Config, workdir: str | None) -> bool:
+    """Runs ``jobs/MODE.py``'s function MODE. It is imported here, so that a mistake in a flag is reported at once.
+
+    Returns:
+        Whether the job is complete; training is not where SIGTERM stopped it.
+    """
     name = _JOBS.get(mode, mode)
     job = getattr(importlib.import_module(f"ddim_jax.jobs.{name}"), name)
-    job(config, workdir)
+    result = job(config, workdir)
+    return mode != "train" or result is None
 
 
 def _define_flags(argv: Sequence[str]) -> flags.FlagValues:
@@ -58,6 +63,14 @@ def _define_flags(argv: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_integer("process_id", None, "Index of this process, from 0", flag_values=own)
     flags.DEFINE_enum(
         "distributed", None, ["auto"], "auto: find the other processes (TPU pod, Slurm, MPI)", flag_values=own
+    )
+    flags.DEFINE_integer(
+        "stopped_status",
+        0,
+        "Exit status of training that SIGTERM stopped, all saved, before its last step; for scripts that start it anew",
+        lower_bound=0,
+        upper_bound=255,
+        flag_values=own,
     )
     return own
 
@@ -158,7 +171,10 @@ def _config_file_error(path: str | None, error: BaseException) -> UserError:
 
 def _help() -> str:
     own = _define_flags([])
-    listed = "\n".join(f"  --{name}\n      {own[name].help}" for name in ("config", "workdir", "mode", *_PROCESS_FLAGS))
+    listed = "\n".join(
+        f"  --{name}\n      {own[name].help}"
+        for name in ("config", "workdir", "mode", *_PROCESS_FLAGS, "stopped_status")
+    )
     modes = "\n".join(f"  {mode:<12} {_mode_help(mode)}" for mode in choices(Mode))
     return f"{(__doc__ or '').splitlines()[0]}\n\n{listed}\n\nmodes:\n\n{modes}"
 
@@ -195,7 +211,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 for success, 1 when another process of the run was lost, 2 for a user's mistake, 130 after
-        Ctrl-C. Other errors propagate.
+        Ctrl-C, and what ``--stopped_status`` says, else 0, where SIGTERM stopped training. Other errors propagate.
     """
     logging.basicConfig(level=logging.WARNING)
     argv = sys.argv if argv is None else argv
@@ -222,13 +238,13 @@ def run(argv: Sequence[str] | None = None) -> int:
             stop_together=own.mode == "train",
         )
         with parallel.failing_fast(_report):
-            _run_job(own.mode, config, own.workdir)
+            complete = _run_job(own.mode, config, own.workdir)
     except UserError as error:
         return _report(error)
     except KeyboardInterrupt:
         print("ddim_jax: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return 0 if complete else own.stopped_status
 
 
 if __name__ == "__main__":

@@ -134,6 +134,14 @@ def test_help_does_not_import_jax(tmp_path):
     assert command(tmp_path, program=program).stdout.splitlines()[-1] == "False"
 
 
+@pytest.mark.parametrize(
+    ("flag", "stopped_at", "status"), [([], 3, 0), (["--stopped_status=75"], 3, 75), (["--stopped_status=75"], None, 0)]
+)
+def test_only_who_asks_is_told_that_training_was_stopped(tmp_path, monkeypatch, flag, stopped_at, status):
+    monkeypatch.setattr("ddim_jax.jobs.train.train", lambda config, workdir: stopped_at)
+    assert main.run(["ddim_jax", f"--config={DIGITS}:tiny", f"--workdir={tmp_path}", *flag]) == status
+
+
 # --- every mode ---------------------------------------------------------------------------------
 
 
