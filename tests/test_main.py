@@ -130,8 +130,9 @@ def test_mistakes_in_flags_are_found_before_jax_is_imported(tmp_path):
     assert result.stdout == "2 []\n"
 
 
-def test_help(tmp_path):
-    result = command(tmp_path, "--help")
+@pytest.mark.parametrize("module", ["ddim_jax", "ddim_jax.main"])
+def test_help(tmp_path, module):
+    result = command(tmp_path, "--help", program=("-m", module))
     assert result.returncode == 0
     for name in ("--config", "--workdir", "--mode", "train|sample|", "--coordinator"):
         assert name in result.stdout

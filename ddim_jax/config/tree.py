@@ -48,8 +48,9 @@ def shrink(config: ConfigTree) -> ConfigTree:
         config.data.image_size = image_size
         if config.data.source != "digits" and config.data.resize == "none":
             config.data.resize = "bilinear"
-        config.model.channels = 32
-        config.model.num_groups = 8
+        # A narrow network shrinks too, to half of its width or less, in whole groups of two channels or more.
+        config.model.channels = min(32, max(8, config.model.channels // 16 * 8))
+        config.model.num_groups = min(8, config.model.channels // 2)
         config.model.num_blocks = 1
         config.data.cache = "none"
         config.model.attention_resolutions = tuple(
