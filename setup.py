@@ -1,5 +1,11 @@
-"""Kept for tools that still ask for it; all metadata is in ``pyproject.toml``."""
+"""Says which packages there are; all other metadata is in ``pyproject.toml``.
 
-from setuptools import setup
+``configs/`` is installed inside the package, where ``--config=NAME`` finds its files.
+"""
 
-setup()
+from setuptools import find_packages, setup
+
+setup(
+    packages=[*find_packages(include=["ddim_jax", "ddim_jax.*"]), "ddim_jax.configs"],
+    package_dir={"ddim_jax.configs": "configs"},
+)

@@ -3,7 +3,7 @@
     python -m ddim_jax.main --config=configs/mnist.py --workdir=runs/mnist
 
 Six epochs of the 60,000 training images in batches of 128 are 2,813 steps. The network is DDPM's, narrow and without
-dropout: 2 million parameters, an hour or two on two CPU cores, minutes on a GPU; 1 GB of memory. Digits are clearly
+dropout: 1,112,801 parameters, an hour or two on two CPU cores, minutes on a GPU; 1 GB of memory. Digits are clearly
 readable then; ``docs/recipes.md`` has pictures, and how many of them a classifier recognises.
 
 Other sets are a flag away, e.g. ``--config.data.name=fashion_mnist`` (TFDS) or, from image files in folders,

@@ -9,7 +9,7 @@ _SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _TUNABLE = "glibc.malloc.hugetlb"
 
 
-def restart_with_huge_pages(module: str) -> None:
+def restart_with_huge_pages(*programs: str) -> None:
     """Starts this process anew if that gives it huge pages: same process id, same arguments.
 
     On the CPU a program's temporary values are allocated anew in each call, and given back after it. Getting them page
@@ -18,10 +18,12 @@ def restart_with_huge_pages(module: str) -> None:
     process starts, and at no other time. Whoever sets it (``GLIBC_TUNABLES=glibc.malloc.hugetlb=0``) decides.
 
     Args:
-        module: that Python was told to run (``python -m MODULE``); where it was not, nothing happens.
+        programs: modules (``python -m MODULE``) and names of scripts, of which Python was told to run one; where it was
+            not, nothing happens.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if module not in sys.orig_argv or _TUNABLE in tunables or not (_kernel_waits_to_be_asked() and _glibc_can_ask()):
+    running = {name for argument in sys.orig_argv for name in (argument, pathlib.Path(argument).stem)}
+    if not running & set(programs) or _TUNABLE in tunables or not (_kernel_waits_to_be_asked() and _glibc_can_ask()):
         return
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, f"{_TUNABLE}=1")))
     with contextlib.suppress(OSError):  # a sandbox may forbid it: then on with small pages

@@ -1,4 +1,4 @@
-"""The command line: ``python -m ddim_jax.main --config=configs/NAME.py --workdir=DIR [--mode=MODE]``.
+"""The command line: ``ddim_jax --config=CONFIG --workdir=DIR [--mode=MODE] [--config.GROUP.KEY=VALUE ...]``.
 
 Flags, start-up of devices and processes, and the choice of the job; nothing else.
 """
@@ -12,13 +12,23 @@ import pkgutil
 import re
 import sys
 import traceback
+import typing
 from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import config_flags
 
-from ddim_jax.config import Config, check_key, from_config_dict
-from ddim_jax.errors import UserError
+from ddim_jax.config import (
+    Config,
+    ConfigTree,
+    check_key,
+    from_config_dict,
+    from_json,
+    from_values,
+    shipped_configs,
+    to_config_dict,
+)
+from ddim_jax.errors import ConfigError, UserError
 from ddim_jax.huge_pages import restart_with_huge_pages
 from ddim_jax.names import Mode, choices
 
@@ -27,30 +37,47 @@ _JOBS = {"import": "import_weights"}
 
 _PROCESS_FLAGS = ("coordinator", "num_processes", "process_id", "distributed")
 
-_NO_CONFIG = "--config is missing: name a config file, e.g. --config=configs/digits.py"
+# A job on a trained model, unless it measures images of others: the model is what the workdir says.
+_ON_A_RUN: tuple[Mode, ...] = (
+    *("sample", "trajectory", "interpolate", "reconstruct", "edit", "sweep", "evaluate", "likelihood", "export"),
+)
+
+_NO_CONFIG = "--config is missing: name a config, e.g. --config=digits, or a --workdir that holds a run"
+
+_CONFIG_HELP = (
+    "One of the package's configs by name, or a config file, perhaps with variants, e.g. digits:tiny or "
+    "configs/digits.py:tiny; or the config.json of a run. Not given, it is that of the run in --workdir. "
+    "--config.GROUP.KEY=VALUE changes a key (ddim_jax/config/schema.py explains all of them)"
+)
 
 # How ml_collections begins the errors that hide what a config file raised.
 _HIDING = ("Error whilst parsing config file", "Configuration is not available")
 
 
-def _run_job(mode: str, config: Config, workdir: str | None) -> None:
-    """Runs ``jobs/MODE.py``'s function MODE. It is imported here, so that a mistake in a flag is reported at once."""
+def _run_job(mode: str, config: Config, workdir: str | None) -> bool:
+    """Runs ``jobs/MODE.py``'s function MODE. It is imported here, so that a mistake in a flag is reported at once.
+
+    Returns:
+        Whether the job is complete; training is not where SIGTERM stopped it.
+    """
     name = _JOBS.get(mode, mode)
     job = getattr(importlib.import_module(f"ddim_jax.jobs.{name}"), name)
-    job(config, workdir)
+    result = job(config, workdir)
+    return mode != "train" or result is None
 
 
-def _define_flags(argv: Sequence[str]) -> flags.FlagValues:
-    """The flags, unparsed; a set of its own for each call, so that :func:`run` can be called twice in one process."""
+def _define_flags(argv: Sequence[str], tree: ConfigTree | None = None) -> flags.FlagValues:
+    """The flags, unparsed; a set of its own for each call, so that :func:`run` can be called twice in one process.
+
+    Args:
+        argv: where to look for the config's keys.
+        tree: a config that is read already, and no longer named in ``argv``; else --config names a file.
+    """
     own = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "Config file, perhaps with variants, e.g. configs/digits.py:tiny; --config.GROUP.KEY=VALUE changes a key "
-        "(ddim_jax/config/schema.py explains all of them)",
-        flag_values=own,
-        sys_argv=list(argv),
-    )
+    if tree is None:
+        config_flags.DEFINE_config_file("config", None, _CONFIG_HELP, flag_values=own, sys_argv=list(argv))
+    else:
+        config_flags.DEFINE_config_dict("config", tree, _CONFIG_HELP, flag_values=own, sys_argv=list(argv))
     flags.DEFINE_string("workdir", None, "Folder that the run writes and later jobs read", flag_values=own)
     flags.DEFINE_enum("mode", "train", choices(Mode), "What to do; train when not given", flag_values=own)
     flags.DEFINE_string("coordinator", None, "host:port of process 0, when several processes run", flag_values=own)
@@ -58,6 +85,14 @@ def _define_flags(argv: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_integer("process_id", None, "Index of this process, from 0", flag_values=own)
     flags.DEFINE_enum(
         "distributed", None, ["auto"], "auto: find the other processes (TPU pod, Slurm, MPI)", flag_values=own
+    )
+    flags.DEFINE_integer(
+        "stopped_status",
+        0,
+        "Exit status of training that SIGTERM stopped, all saved, before its last step; for scripts that start it anew",
+        lower_bound=0,
+        upper_bound=255,
+        flag_values=own,
     )
     return own
 
@@ -71,11 +106,21 @@ def parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
     Raises:
         UserError: any of it cannot be used.
     """
-    own = _define_flags(argv)
-    path = _config_path(argv)
-    if path is not None:
-        _check_config_file(path)
+    named, argv = _take_flag(argv, "config")
+    workdir, _ = _take_flag(argv, "workdir")
+    path, tree = None, None
+    if named is None:
+        tree = _tree_of_run(workdir)
+    elif named.endswith(".json"):
+        tree = _tree_of_json(named)
+    elif ".json:" in named:
+        raise UserError(f"--config={named}: the config of a run has no variants; leave out what follows .json")
+    else:
+        path, variants = _find_config_file(named)
+        argv = [argv[0], f"--config={path}{variants}", *argv[1:]]
+    if path is not None or tree is not None:
         _check_override_keys(argv)
+    own = _define_flags(argv, tree)
     try:
         unused = own(list(argv))[1:]
         values = own.config
@@ -95,29 +140,80 @@ def parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
         raise UserError(_NO_CONFIG)
     if not own.workdir and own.mode != "describe":
         raise UserError("--workdir is missing: name the folder that the run writes")
+    of_run = own.mode in _ON_A_RUN and not (own.mode == "evaluate" and values.eval.images)
+    if of_run and _has_config(own.workdir):
+        return _config_on_run(values, own), own
     return from_config_dict(values), own
 
 
-def _config_path(argv: Sequence[str]) -> str | None:
-    """The file that --config names, without variants; None when there is none or the flags cannot be parsed."""
-    only_config = flags.FlagValues()
-    flags.DEFINE_string("config", None, "", flag_values=only_config)
+def _config_on_run(values: ConfigTree, own: flags.FlagValues) -> Config:
+    """The config of a job on a trained model: what decided the training is the run's."""
+    from ddim_jax.workdir import binding_values
+
+    merged, flag = values.to_dict(), typing.cast(typing.Any, own["config"])
+    for key, value in binding_values(own.workdir, flag.override_values).items():
+        group, _, name = key.rpartition(".")
+        (merged[group] if group else merged)[name] = value
+    return from_values(merged)
+
+
+def _take_flag(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """The last value of a flag, None where it has none, and the arguments without it."""
+    value, rest = None, []
+    arguments = iter(argv)
+    for argument in arguments:
+        flag, equals, given = argument.partition("=")
+        if flag not in (f"--{name}", f"-{name}"):
+            rest.append(argument)
+        elif equals:
+            value = given
+        else:
+            try:
+                value = next(arguments)
+            except StopIteration:
+                rest.append(argument)
+    return value, rest
+
+
+def _has_config(workdir: str | None) -> bool:
+    """Whether a run has been started there; its module is imported here, since it is not needed to find a mistake."""
+    from ddim_jax.workdir import config_path
+
+    return bool(workdir) and config_path(workdir).exists()
+
+
+def _tree_of_run(workdir: str | None) -> ConfigTree | None:
+    """The config of the run in a workdir; None where there is none."""
+    from ddim_jax.workdir import read_config
+
+    return to_config_dict(read_config(workdir)) if workdir and _has_config(workdir) else None
+
+
+def _tree_of_json(path: str) -> ConfigTree:
+    """The config that a run has written."""
+    from etils import epath
+
+    if not epath.Path(path).exists():
+        raise UserError(f"--config={path} is not a file; name the config.json of a run")
     try:
-        only_config(list(argv), known_only=True)
-    except flags.Error:
-        return None
-    value = only_config["config"].value
-    return None if value is None else value.split(":")[0]
+        return to_config_dict(from_json(epath.Path(path).read_text()))
+    except ConfigError as error:
+        raise UserError(f"--config={path} cannot be used: {error}") from error
 
 
-def _check_config_file(path: str) -> None:
-    file = pathlib.Path(path)
+def _find_config_file(named: str) -> tuple[str, str]:
+    """The Python file that --config names, by its path or as one of the package's, and ``:VARIANTS`` or nothing."""
+    name, colon, variants = named.partition(":")
+    shipped = shipped_configs()
+    file = pathlib.Path(name)
     if file.is_file():
-        return
+        return name, colon + variants
+    if name in shipped:
+        return str(shipped[name]), colon + variants
     there = [str(other) for other in sorted(file.parent.glob("*.py"))]
-    close = difflib.get_close_matches(path, there, n=1)
-    hint = f"did you mean {close[0]}?" if close else "name a config file, e.g. --config=configs/digits.py"
-    raise UserError(f"--config={path} is not a file; {hint}")
+    close = difflib.get_close_matches(name, there, n=1) or difflib.get_close_matches(file.stem, shipped, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"name a config file, or one of {', '.join(shipped)}"
+    raise UserError(f"--config={name} is not a file; {hint}")
 
 
 def _check_override_keys(argv: Sequence[str]) -> None:
@@ -158,7 +254,10 @@ def _config_file_error(path: str | None, error: BaseException) -> UserError:
 
 def _help() -> str:
     own = _define_flags([])
-    listed = "\n".join(f"  --{name}\n      {own[name].help}" for name in ("config", "workdir", "mode", *_PROCESS_FLAGS))
+    listed = "\n".join(
+        f"  --{name}\n      {own[name].help}"
+        for name in ("config", "workdir", "mode", *_PROCESS_FLAGS, "stopped_status")
+    )
     modes = "\n".join(f"  {mode:<12} {_mode_help(mode)}" for mode in choices(Mode))
     return f"{(__doc__ or '').splitlines()[0]}\n\n{listed}\n\nmodes:\n\n{modes}"
 
@@ -195,7 +294,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 for success, 1 when another process of the run was lost, 2 for a user's mistake, 130 after
-        Ctrl-C. Other errors propagate.
+        Ctrl-C, and what ``--stopped_status`` says, else 0, where SIGTERM stopped training. Other errors propagate.
     """
     logging.basicConfig(level=logging.WARNING)
     argv = sys.argv if argv is None else argv
@@ -222,15 +321,20 @@ def run(argv: Sequence[str] | None = None) -> int:
             stop_together=own.mode == "train",
         )
         with parallel.failing_fast(_report):
-            _run_job(own.mode, config, own.workdir)
+            complete = _run_job(own.mode, config, own.workdir)
     except UserError as error:
         return _report(error)
     except KeyboardInterrupt:
         print("ddim_jax: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return 0 if complete else own.stopped_status
+
+
+def command() -> int:
+    """The program ``ddim_jax``, or ``python -m ddim_jax``: :func:`run`, with huge pages where that is faster."""
+    restart_with_huge_pages("ddim_jax", "ddim_jax.main")
+    return run()
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages("ddim_jax.main")
-    sys.exit(run())
+    sys.exit(command())

@@ -38,7 +38,7 @@ class ModelJob:
         """Loads the model.
 
         Raises:
-            UserError: no checkpoint, or a config that contradicts the workdir's.
+            UserError: no checkpoint, or settings that the model cannot be used with.
         """
         started = time.perf_counter()
         config = config_for_job(workdir, config)

@@ -14,7 +14,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -34,6 +34,9 @@ Devices: TypeAlias = list[Any]
 MAX_STEPS_IN_FLIGHT = 8
 
 _FAKE_DEVICES_FLAG = "xla_force_host_platform_device_count"
+
+# Where a launcher lists the GPUs that it lets a process see.
+_SEEN_GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
 # How long a failing process waits for the others to fail alike.
 _GOODBYE_SECONDS = 5
@@ -82,14 +85,64 @@ def initialize(
     jax.config.update("jax_enable_preemption_service", stop_together)
     try:
         if automatic:
-            jax.distributed.initialize()
+            jax.distributed.initialize(local_device_ids=_local_device_ids(os.environ))
         else:
             waiting = f"process {process_id}: waiting for all {num_processes} at {coordinator}, 5 minutes at most"
             print(waiting, file=sys.stderr, flush=True)
-            jax.distributed.initialize(coordinator, num_processes, process_id)
+            jax.distributed.initialize(coordinator, num_processes, process_id, _local_device_ids(os.environ))
     except (ValueError, RuntimeError) as error:
         first_line = str(error).splitlines()[0]
         raise UserError(f"the processes could not be connected: {first_line}") from error
+
+
+def _local_device_ids(environment: Mapping[str, str]) -> list[int] | None:
+    """The GPUs that this process is to use, of those that it sees: its share of its machine's.
+
+    Under Slurm and Open MPI JAX gives each process a single GPU, that of its rank on the machine, unless it is told
+    which ones. A process that is alone on a machine takes all GPUs there, several divide them evenly, and one that the
+    launcher shows its own GPUs only takes all that it sees.
+
+    Args:
+        environment: the variables of the process.
+
+    Returns:
+        The indices; an empty list for all; None where it is for JAX to decide, because the user has told it
+        (``JAX_LOCAL_DEVICE_IDS``), because no such launcher runs the process, or because nothing says how many GPUs
+        there are.
+    """
+    local = None if "JAX_LOCAL_DEVICE_IDS" in environment else _rank_on_machine(environment)
+    if local is None:
+        return None
+    rank, processes = local
+    if processes == 1:
+        return []
+    seen = next((environment[name] for name in _SEEN_GPUS if name in environment), None)
+    there = environment.get("SLURM_GPUS_ON_NODE", "")
+    if seen is None and not there.isdecimal():
+        return None
+    count = int(there) if seen is None else len(seen.split(","))
+    if count < processes or (there.isdecimal() and count < int(there)):
+        return []
+    share = count // processes
+    return list(range(rank * share, (rank + 1) * share))
+
+
+def _rank_on_machine(environment: Mapping[str, str]) -> tuple[int, int] | None:
+    """Which process of its machine this is, and of how many; None where neither Open MPI nor Slurm says it."""
+    try:
+        # Open MPI first, as JAX asks: inside a Slurm job, mpirun may start the processes.
+        if "OMPI_COMM_WORLD_LOCAL_RANK" in environment:
+            return int(environment["OMPI_COMM_WORLD_LOCAL_RANK"]), int(environment["OMPI_COMM_WORLD_LOCAL_SIZE"])
+        if "SLURM_LOCALID" in environment:
+            # Tasks of each machine of this step, e.g. 8(x3),4.
+            tasks: list[int] = []
+            for part in environment["SLURM_STEP_TASKS_PER_NODE"].split(","):
+                number, _, times = part.rstrip(")").partition("(x")
+                tasks += [int(number)] * int(times or 1)
+            return int(environment["SLURM_LOCALID"]), tasks[int(environment["SLURM_NODEID"])]
+    except (KeyError, ValueError, IndexError):
+        return None
+    return None
 
 
 def share_cpu(devices: int) -> None:

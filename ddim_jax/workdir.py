@@ -30,13 +30,14 @@ from ddim_jax.config import (
     from_json,
     keys_with,
     to_json,
+    with_values,
 )
 from ddim_jax.digests import digest_of_facts
 from ddim_jax.errors import UserError
 from ddim_jax.files import write_whole
 from ddim_jax.version import __version__
 
-# What a run is resumed with, and what a job must not contradict.
+# What a run is resumed with, and what the command line of a job must not contradict.
 _BINDING = set(keys_with(Config, Role.NETWORK, Role.TRAINING))
 
 
@@ -113,6 +114,10 @@ def prepare_for_training(workdir: epath.PathLike, config: Config, write: bool = 
 
 _STATISTICS = ("data.mean", "data.std")
 
+# The groups that a command line may repeat for a job, as they were in training. Of the others (``train``, ``seed``) a
+# job makes no use.
+_DESCRIBING = ("data", "model", "diffusion")
+
 
 def measured_statistics(workdir: epath.PathLike, config: Config) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and standard deviation that a run on the same data in this workdir has measured; None if there is none."""
@@ -123,27 +128,47 @@ def measured_statistics(workdir: epath.PathLike, config: Config) -> tuple[tuple[
     return None if changed else (trained.data.mean, trained.data.std)
 
 
+def binding_values(workdir: epath.PathLike, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job takes from the trained workdir whatever its config file says: by dotted key, what was trained.
+
+    Args:
+        workdir: the trained workdir.
+        given: keys that the command line sets one by one, with their values, e.g. ``{"model.channels": 64}``.
+
+    Raises:
+        UserError: the workdir has no config, or a key that is given contradicts it. That the config file differs is no
+            contradiction: nobody has said it of this run.
+    """
+    trained = flatten(read_config(workdir))
+    binding = {key: trained[key] for key in trained if key in _BINDING and key.split(".")[0] in TRAINED_GROUPS}
+    changed = {
+        key: (binding[key], value)
+        for key, value in given.items()
+        if key in binding and key.split(".")[0] in _DESCRIBING and binding[key] != value
+    }
+    # Left empty, they are measured: so were the workdir's.
+    for key in _STATISTICS:
+        if key in changed and not given[key]:
+            del changed[key]
+    if changed:
+        raise UserError(
+            f"the command line contradicts what workdir {workdir} was trained with: "
+            f"{_list_changes(changed, 'trained', 'command line')}; leave these out, or name another --workdir"
+        )
+    return binding
+
+
 def config_for_job(workdir: epath.PathLike, config: Config) -> Config:
     """The config of a job on a trained workdir.
 
     What was trained (``data``, ``model``, ``diffusion``, ``train``, ``seed``) comes from the workdir, what is to be
-    done (all other groups) from the command line.
+    done (all other groups) from ``config``. See :func:`binding_values` for what the command line may say.
 
     Raises:
-        UserError: the command line contradicts the workdir.
+        UserError: the workdir has no config, or one that does not go together with what is to be done.
     """
     trained = read_config(workdir)
-    changed = {
-        key: values
-        for key, values in _binding_differences(trained, config, ("data", "model", "diffusion")).items()
-        if not (key in _STATISTICS and not config.data.mean)
-    }
-    if changed:
-        raise UserError(
-            f"--config contradicts what workdir {workdir} was trained with: "
-            f"{_list_changes(changed, 'trained', 'command line')}; pass the config of the training run"
-        )
-    return dataclasses.replace(config, **{group: getattr(trained, group) for group in TRAINED_GROUPS})
+    return with_values(dataclasses.replace(config, **{group: getattr(trained, group) for group in TRAINED_GROUPS}), {})
 
 
 def _binding_differences(trained: Config, config: Config, groups: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:

@@ -3,6 +3,10 @@
 #
 #     scripts/launch_processes.sh 2 --config=configs/digits.py:tiny --workdir=runs/two
 set -euo pipefail
+if (($# < 2)); then
+    echo "usage: $0 COUNT --config=CONFIG --workdir=WORKDIR [--mode=MODE] [--config.GROUP.KEY=VALUE ...]" >&2
+    exit 2
+fi
 count=$1
 shift
 port=${PORT:-12355}

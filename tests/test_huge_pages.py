@@ -32,6 +32,15 @@ def test_the_same_command_starts_anew_once(restarts):
     assert restarts == [(sys.executable, ARGUMENTS, "glibc.malloc.hugetlb=1")]
 
 
+@pytest.mark.parametrize(
+    "arguments", [["python3", "/venv/bin/ddim_jax", "--help"], ["python3", "-m", "ddim_jax", "--help"]]
+)
+def test_the_installed_command_starts_anew(restarts, monkeypatch, arguments):
+    monkeypatch.setattr(sys, "orig_argv", arguments)
+    huge_pages.restart_with_huge_pages("ddim_jax", "ddim_jax.main")
+    assert restarts == [(sys.executable, arguments, "glibc.malloc.hugetlb=1")]
+
+
 def test_the_process_goes_on_where_it_must_not_start_anew(restarts, monkeypatch):
     def refuse(path, argv):
         raise PermissionError

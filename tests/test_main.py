@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from ddim_jax import main
+from ddim_jax.config import shipped_configs, with_sample, with_values
+from ddim_jax.errors import UserError
 from ddim_jax.images import load_png
+from ddim_jax.workdir import config_for_job, prepare_for_training
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
@@ -60,6 +63,11 @@ WORKDIR = "--workdir=run"
         (["--config=nowhere.py", WORKDIR], "--config=nowhere.py is not a file; name a config file"),
         ([f"--config={ROOT}/configs/digit.py", WORKDIR, "--config.seed=1"], f"did you mean {DIGITS}?"),
         (["--config=", WORKDIR], "--config= is not a file"),
+        (["--config=configs/digits.py", WORKDIR], "--config=configs/digits.py is not a file; did you mean digits?"),
+        (["--config=cifar:tiny", WORKDIR], "--config=cifar is not a file; did you mean cifar10?"),
+        (["--config=x.json", WORKDIR], "--config=x.json is not a file; name the config.json of a run"),
+        (["--config=x.json:tiny", WORKDIR], "--config=x.json:tiny: the config of a run has no variants"),
+        (["--config=digits:tinny", WORKDIR], "config variant 'tinny' does not exist; choose from: tiny"),
         (
             [f"--config={DIGITS}", WORKDIR, "--mode=trian"],
             "--mode=trian: value should be one of <train|sample|",
@@ -69,7 +77,7 @@ WORKDIR = "--workdir=run"
         ([f"--config={DIGITS}", WORKDIR, "--num_processes=two"], "--num_processes=two"),
         ([f"--config={DIGITS}"], "--workdir is missing"),
         ([f"--config={DIGITS}", "--workdir="], "--workdir is missing"),
-        ([WORKDIR], "--config is missing: name a config file, e.g. --config=configs/digits.py"),
+        ([WORKDIR], "--config is missing: name a config, e.g. --config=digits, or a --workdir that holds"),
         ([WORKDIR, "--config.train.steps=3"], "--config is missing"),
         ([f"--config={DIGITS}", WORKDIR, "--config.train.steps"], "Missing value for flag --config.train.steps"),
     ],
@@ -122,8 +130,9 @@ def test_mistakes_in_flags_are_found_before_jax_is_imported(tmp_path):
     assert result.stdout == "2 []\n"
 
 
-def test_help(tmp_path):
-    result = command(tmp_path, "--help")
+@pytest.mark.parametrize("module", ["ddim_jax", "ddim_jax.main"])
+def test_help(tmp_path, module):
+    result = command(tmp_path, "--help", program=("-m", module))
     assert result.returncode == 0
     for name in ("--config", "--workdir", "--mode", "train|sample|", "--coordinator"):
         assert name in result.stdout
@@ -132,6 +141,103 @@ def test_help(tmp_path):
 def test_help_does_not_import_jax(tmp_path):
     program = ("-c", "import sys; from ddim_jax import main; main.run(['main', '--help']); print('jax' in sys.modules)")
     assert command(tmp_path, program=program).stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    ("flag", "stopped_at", "status"), [([], 3, 0), (["--stopped_status=75"], 3, 75), (["--stopped_status=75"], None, 0)]
+)
+def test_only_who_asks_is_told_that_training_was_stopped(tmp_path, monkeypatch, flag, stopped_at, status):
+    monkeypatch.setattr("ddim_jax.jobs.train.train", lambda config, workdir: stopped_at)
+    assert main.run(["ddim_jax", f"--config={DIGITS}:tiny", f"--workdir={tmp_path}", *flag]) == status
+
+
+# --- which config -------------------------------------------------------------------------------
+
+
+def test_configs_of_the_package_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = [WORKDIR, "--config.train.steps", "3"]
+    by_name, _ = main.parse(["ddim_jax", *flags, "--config", "digits:tiny"])
+    by_path, _ = main.parse(["ddim_jax", f"--config={DIGITS}:tiny", *flags])
+    assert by_name == by_path
+    assert by_name.train.steps == 3
+    assert set(shipped_configs()) == {path.stem for path in (ROOT / "configs").glob("*.py")}
+    (tmp_path / "digits").write_text("def get_config():\n    return 1 / 0\n")  # a file goes before a name
+    with pytest.raises(UserError, match=r"config file digits.* division by zero"):
+        main.parse(["ddim_jax", "--config=digits", WORKDIR])
+
+
+def parsed(*flags):
+    return main.parse(["ddim_jax", *flags])[0]
+
+
+@pytest.fixture
+def run_of_digits(tmp_path):
+    """A workdir that was trained otherwise than its config file says; its config."""
+    changed = [
+        "--config.model.channels=64",
+        "--config.data.name=celeb_a",
+        "--config.sample.steps=7",
+        "--config.train.cpu_devices=1",
+    ]
+    config = parsed(f"--config={DIGITS}:tiny", WORKDIR, *changed)
+    config = with_values(config, {"data.mean": [0.3], "data.std": [0.4]})
+    prepare_for_training(tmp_path / "run", config)
+    return f"--workdir={tmp_path}/run", config
+
+
+@pytest.mark.parametrize("mode", ["train", "sample", "stats", "describe"])
+def test_without_a_config_a_job_takes_the_runs_own(run_of_digits, mode):
+    workdir, config = run_of_digits
+    assert parsed(workdir, f"--mode={mode}") == config
+    changed = parsed("--config.sample.steps", "5", workdir, "--config.sample.levels=(9, 5, 3, 2, 1)", f"--mode={mode}")
+    assert changed == with_sample(config, steps=5, levels=(9, 5, 3, 2, 1))
+
+
+def test_a_config_json_is_a_config(run_of_digits):
+    workdir, config = run_of_digits
+    path = workdir.removeprefix("--workdir=") + "/config.json"
+    assert parsed(f"--config={path}", "--workdir=other") == config
+    longer = parsed(f"--config={path}", "--workdir=other", "--config.train.steps=9", "--config.model.channels=32")
+    assert longer == with_values(config, {"train.steps": 9, "model.channels": 32})
+    with pytest.raises(UserError, match=r"train.steps: expected int, got 'x'"):
+        parsed(f"--config={path}", "--workdir=other", "--config.train.steps=x")
+    with pytest.raises(UserError, match=r"'train.stepz' does not exist; did you mean 'train.steps'"):
+        parsed(f"--config={path}", "--workdir=other", "--config.train.stepz=3")
+    pathlib.Path(path).write_text("{")
+    with pytest.raises(UserError, match=r"config.json cannot be used: not a JSON config"):
+        parsed(f"--config={path}", "--workdir=other")
+
+
+def test_the_config_file_of_a_job_says_what_is_to_be_done_and_need_not_repeat_the_run(run_of_digits):
+    workdir, config = run_of_digits
+    job = parsed("--config=cifar10", workdir, "--mode=sample", "--config.train.cpu_devices=2")
+    assert (job.data.image_size, job.data.mean, job.model) == (8, (0.3,), config.model)
+    assert (job.sample.steps, job.sample.spacing, job.train.cpu_devices) == (50, "quad", 2)
+    trained_with = config_for_job(workdir.removeprefix("--workdir="), job)
+    assert (trained_with.data, trained_with.train, trained_with.sample) == (config.data, config.train, job.sample)
+    # A published table is that of the run's data.
+    table = [workdir, "--mode=evaluate", "--config.eval.preset=ddim-table1"]
+    assert parsed("--config=cifar10", *table).eval.preset == parsed(*table).eval.preset != "ddim-table1-cifar10"
+
+
+def test_what_the_command_line_says_of_the_model_must_be_true(run_of_digits):
+    workdir, config = run_of_digits
+    same = [workdir, "--mode=sample", "--config.model.channels=64", "--config.data.mean=()", "--config.data.std=()"]
+    assert parsed(*same, "--config.data.path=there").sample == config.sample
+    given = ["--config.model.channels=32", "--config.diffusion.objective=eps", "--config.data.split=train[:5]"]
+    for base in ([], [f"--config={DIGITS}"]):
+        with pytest.raises(UserError) as refused:
+            parsed(*base, workdir, "--mode=evaluate", *given)
+        for difference in (
+            "model.channels (trained 64, command line 32)",
+            "diffusion.objective (trained 'v', command line 'eps')",
+            "data.split (trained 'train', command line 'train[:5]')",
+        ):
+            assert difference in str(refused.value)
+    # Nothing of the run is used to measure images of others, or to make statistics of another split.
+    assert parsed(workdir, "--mode=stats", *given).data.split == "train[:5]"
+    assert parsed(workdir, "--mode=evaluate", "--config.eval.images=there", *given).model.channels == 32
 
 
 # --- every mode ---------------------------------------------------------------------------------

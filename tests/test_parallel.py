@@ -1,5 +1,8 @@
 """Replicated and sharded values, and the bound on steps in flight, on eight fake devices."""
 
+import inspect
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,6 +82,71 @@ def test_results_come_back_in_order_and_no_more_than_eight_wait():
 def test_an_incomplete_start_of_several_processes(arguments, message):
     with pytest.raises(UserError, match=message):
         parallel.initialize(**arguments)
+
+
+SLURM = {"SLURM_LOCALID": "0", "SLURM_NODEID": "1", "SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_GPUS_ON_NODE": "8"}
+EIGHT = "0,1,2,3,4,5,6,7"
+
+
+@pytest.mark.parametrize(
+    ("variables", "devices"),
+    [
+        ({}, None),  # nobody runs several processes, or TPUs, for which JAX decides
+        (SLURM, []),  # one process a node: all GPUs
+        (SLURM | {"CUDA_VISIBLE_DEVICES": EIGHT}, []),
+        (SLURM | {"JAX_LOCAL_DEVICE_IDS": "3"}, None),  # the user has decided
+        # A process a GPU, all of which each sees; two processes of four each; no word about GPUs.
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "4,8(x3)", "SLURM_LOCALID": "5", "CUDA_VISIBLE_DEVICES": EIGHT}, [5]),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "2(x4)", "SLURM_LOCALID": "1"}, [4, 5, 6, 7]),
+        ({"SLURM_LOCALID": "1", "SLURM_NODEID": "0", "SLURM_STEP_TASKS_PER_NODE": "2"}, None),
+        # Slurm shows each process its own GPUs: one, or two.
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "8(x4)", "SLURM_LOCALID": "5", "CUDA_VISIBLE_DEVICES": "5"}, []),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "2(x4)", "SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "2,3"}, []),
+        # A batch script, which is no step.
+        ({"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_GPUS_ON_NODE": "8"}, None),
+        ({"OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, []),
+        (
+            {
+                **SLURM,
+                "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+                "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
+                "CUDA_VISIBLE_DEVICES": EIGHT,
+            },
+            [2, 3],
+        ),
+    ],
+)
+@pytest.mark.parametrize("explicit", [False, True], ids=["auto", "explicit"])
+def test_a_process_uses_its_share_of_the_gpus_of_its_machine(monkeypatch, variables, devices, explicit):
+    started = []
+    signature = inspect.signature(jax.distributed.initialize)
+    monkeypatch.setattr(
+        jax.distributed,
+        "initialize",
+        lambda *args, **kwargs: started.append(signature.bind(*args, **kwargs).arguments),
+    )
+    monkeypatch.setattr(jax.config, "update", lambda *args: None)
+    monkeypatch.setattr(os, "environ", variables)
+    if explicit:
+        parallel.initialize("host:1", 4, 1)
+    else:
+        parallel.initialize(automatic=True)
+    (arguments,) = started
+    assert arguments["local_device_ids"] == devices
+    assert ("coordinator_address" in arguments) == explicit
+
+
+def test_an_empty_list_means_all_gpus_to_jax_and_none_means_one(monkeypatch):
+    from jax._src.clusters import ClusterEnv
+
+    known = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node1", "SLURM_NTASKS": "4", "SLURM_PROCID": "1"}
+    for name, value in (SLURM | known).items():
+        monkeypatch.setenv(name, value)
+    found = [ClusterEnv.auto_detect_unset_distributed_params(None, None, None, ids, None, 300) for ids in (None, [])]
+    assert [(host.split(":")[0], count, index, ids) for host, count, index, ids in found] == [
+        ("node1", 4, 1, [0]),
+        ("node1", 4, 1, []),
+    ]
 
 
 def test_a_step_sees_its_share_of_each_batch_of_a_group():

@@ -7,7 +7,14 @@ import pytest
 
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
-from ddim_jax.workdir import config_for_job, job_dir, prepare_for_training, read_config, write_run_record
+from ddim_jax.workdir import (
+    binding_values,
+    config_for_job,
+    job_dir,
+    prepare_for_training,
+    read_config,
+    write_run_record,
+)
 
 
 def with_changes(config=None, **changes):
@@ -64,8 +71,12 @@ def test_a_job_takes_the_model_from_the_workdir_and_sampling_from_the_command_li
     prepare_for_training(tmp_path, trained)
     config = config_for_job(tmp_path, with_changes(sample__steps=7))
     assert (config.sample.steps, config.train.batch_size, config.data.path) == (7, 4, "there")
+    assert config_for_job(tmp_path, with_changes(diffusion__objective="v")).diffusion.objective == "eps"
+    assert binding_values(tmp_path, {"diffusion.objective": "eps", "data.path": "here"})["data.split"] == "train"
     with pytest.raises(UserError, match=r"diffusion.objective \(trained 'eps', command line 'v'\)"):
-        config_for_job(tmp_path, with_changes(diffusion__objective="v"))
+        binding_values(tmp_path, {"diffusion.objective": "v"})
+    with pytest.raises(UserError, match=r"sample.steps=2000"):
+        config_for_job(tmp_path, with_changes(sample__steps=2000))
 
 
 def test_a_job_without_a_trained_workdir(tmp_path):

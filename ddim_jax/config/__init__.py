@@ -9,6 +9,7 @@ names the key and the remedy.
 - ``checks``: which values can be used together.
 - ``presets``: sampler settings of papers and projects by name.
 - ``recipes``: what several config files share.
+- ``shipped``: the config files that come with the package.
 - ``tree``: the ConfigDict that users write, and variants such as ``tiny``.
 - ``convert``: between the forms.
 """
@@ -43,7 +44,8 @@ from ddim_jax.config.schema import (
     TrajectoryConfig,
     WeightsConfig,
 )
-from ddim_jax.config.tree import ConfigTree, apply_variants, default_config
+from ddim_jax.config.shipped import shipped_configs
+from ddim_jax.config.tree import ConfigTree, apply_variants, default_config, to_config_dict
 from ddim_jax.errors import ConfigError
 
 __all__ = [
@@ -77,6 +79,8 @@ __all__ = [
     "keys_of",
     "keys_with",
     "recipes",
+    "shipped_configs",
+    "to_config_dict",
     "to_json",
     "with_sample",
     "with_values",

@@ -17,15 +17,16 @@ ConfigTree: typing.TypeAlias = Any
 
 def default_config() -> ConfigTree:
     """Returns all keys with their defaults, locked: assigning to a misspelt key is an error."""
-    return _to_config_dict(Config())
+    return to_config_dict(Config())
 
 
-def _to_config_dict(config: Any) -> ConfigTree:
+def to_config_dict(config: Any) -> ConfigTree:
+    """The form that users write of a typed config, or of a group of it; locked."""
     result = ml_collections.ConfigDict()
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            result[field.name] = _to_config_dict(value)
+            result[field.name] = to_config_dict(value)
         elif value is None:
             # A placeholder remembers the type, so that a flag can set the key later.
             result[field.name] = config_dict.placeholder(without_none(field.type))
@@ -47,8 +48,9 @@ def shrink(config: ConfigTree) -> ConfigTree:
         config.data.image_size = image_size
         if config.data.source != "digits" and config.data.resize == "none":
             config.data.resize = "bilinear"
-        config.model.channels = 32
-        config.model.num_groups = 8
+        # A narrow network shrinks too, to half of its width or less, in whole groups of two channels or more.
+        config.model.channels = min(32, max(8, config.model.channels // 16 * 8))
+        config.model.num_groups = min(8, config.model.channels // 2)
         config.model.num_blocks = 1
         config.data.cache = "none"
         config.model.attention_resolutions = tuple(

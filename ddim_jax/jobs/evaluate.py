@@ -49,7 +49,7 @@ def evaluate(config: Config, workdir: epath.PathLike) -> epath.Path:
 
     Args:
         config: the command line's config; its ``eval`` group says which rows, ``sample`` what they have in common.
-            ``data``, ``model`` and ``diffusion`` must agree with the workdir, unless ``eval.images`` are measured.
+            ``data``, ``model`` and ``diffusion`` are the workdir's, unless ``eval.images`` are measured.
         workdir: a trained workdir; with ``eval.images`` just where results go.
 
     Returns:
@@ -57,7 +57,7 @@ def evaluate(config: Config, workdir: epath.PathLike) -> epath.Path:
         ``run.json``, and ``rows/`` with what was found for each row.
 
     Raises:
-        UserError: no checkpoint, a config that contradicts it, rows that the model cannot be sampled for, images or a
+        UserError: no checkpoint, rows that the model cannot be sampled for, images or a
             reference that cannot be read, or a reference of another extractor.
     """
     started = time.perf_counter()

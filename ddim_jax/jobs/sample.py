@@ -28,14 +28,14 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
     after a kill, it computes only what is missing. Each of P processes draws every P-th image.
 
     Args:
-        config: the command line's config; its ``sample`` group counts, the rest must agree with the workdir.
+        config: the command line's config; its ``sample`` group counts, the model is the workdir's.
         workdir: a trained workdir.
 
     Returns:
         The folder written: images, ``grid.png``, ``run.json``.
 
     Raises:
-        UserError: no checkpoint, a config that contradicts it, a folder that cannot be written, or a batch that does
+        UserError: no checkpoint, settings that do not fit it, a folder that cannot be written, or a batch that does
             not fit in memory.
     """
     job = ModelJob.load(config, workdir)

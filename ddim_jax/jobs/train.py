@@ -26,7 +26,7 @@ from ddim_jax.workdir import checkpoint_dir, prepare_for_training
 from ddim_jax.writers import MetricWriter, SilentWriter, say
 
 
-def train(config: Config, workdir: epath.PathLike) -> None:
+def train(config: Config, workdir: epath.PathLike) -> int | None:
     """Runs the job.
 
     A run that was killed, at whatever moment, and is started again goes on from its newest checkpoint and ends with
@@ -35,6 +35,9 @@ def train(config: Config, workdir: epath.PathLike) -> None:
     Args:
         config: the run.
         workdir: where it is written.
+
+    Returns:
+        The step at which SIGTERM stopped the run before its end, saved; None when the run is complete.
 
     Raises:
         UserError: the workdir, data or config cannot be used, a batch does not fit into memory, or the loss stopped
@@ -111,7 +114,8 @@ def train(config: Config, workdir: epath.PathLike) -> None:
                 state, stopped_at = loop.run(program, state, batches, start, stop)
             if stopped_at is not None:
                 say(f"stopped by SIGTERM after saving step {stopped_at}; start the same command again to go on")
-                return
+                return stopped_at
         if main_process:
             pictures.draw_final(state, writer)
         parallel.barrier("final pictures")
+    return None

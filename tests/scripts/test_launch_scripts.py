@@ -1,0 +1,80 @@
+"""The scripts that start several processes, with stand-ins for the launchers and for Python."""
+
+import os
+import pathlib
+import subprocess
+
+import pytest
+
+SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Runs a script; returns its result and the calls of the stand-ins, an argument a line."""
+
+    def run(script, *arguments, python="exit 0", **variables):
+        stand_ins = {
+            "python": python,
+            "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+            "scontrol": "",
+            "gcloud": "",
+        }
+        for name, text in stand_ins.items():
+            stand_in = tmp_path / "bin" / name
+            stand_in.parent.mkdir(exist_ok=True)
+            note = f'printf "%s\\n" "$@" >> "{tmp_path}/{name}"'
+            stand_in.write_text(f"#!/usr/bin/env bash\n{note}\n{text}\n")
+            stand_in.chmod(0o755)
+        result = subprocess.run(
+            [SCRIPTS / script, *arguments],
+            env={**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", **variables},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return result, {
+            name: (tmp_path / name).read_text().splitlines() for name in stand_ins if (tmp_path / name).exists()
+        }
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "script", [path.name for path in SCRIPTS.glob("*.sh") if path.name != "try_lowest_versions.sh"]
+)
+def test_a_script_without_arguments_prints_its_usage(launch, script):
+    result, calls = launch(script)
+    assert (result.returncode, result.stdout, calls) == (2, "", {})
+    assert result.stderr.startswith("usage: ") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "process", "ends_with", "requeued"),
+    [(0, 0, 0, False), (75, 0, 0, True), (75, 1, 0, False), (1, 0, 1, False), (143, 1, 143, False)],
+)
+def test_slurm_queues_a_stopped_job_again_once(launch, status, process, ends_with, requeued):
+    result, calls = launch(
+        "launch_slurm.sh", "a b.py", "runs/x", "--config.seed=1",
+        python=f"exit {status}", SLURM_PROCID=str(process), SLURM_JOB_ID="123",
+    )  # fmt: skip
+    assert result.returncode == ends_with, result.stderr
+    assert calls["python"] == [
+        *("-m", "ddim_jax.main", "--config=a b.py", "--workdir=runs/x", "--distributed=auto"),
+        *("--stopped_status=75", "--config.seed=1"),
+    ]
+    assert calls.get("scontrol") == (["requeue", "123"] if requeued else None)
+
+
+@pytest.mark.parametrize("more", [[], ["--config.sample.steps=(1, 2)"]])
+def test_a_tpu_pod_gets_the_arguments_and_no_others(launch, more):
+    result, calls = launch("launch_tpu_pod.sh", "pod", "zone", "c.py", "gs://b/x", *more)
+    assert result.returncode == 0, result.stderr
+    (command,) = [call for call in calls["gcloud"] if call.startswith("--command=")]
+    words = subprocess.run(
+        ["bash", "-c", f'cd() {{ :; }}; python() {{ printf "%s\\n" "$@"; }}; {command.removeprefix("--command=")}'],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert words == ["-m", "ddim_jax.main", "--config=c.py", "--workdir=gs://b/x", "--distributed=auto", *more]
