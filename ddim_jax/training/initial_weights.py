@@ -17,7 +17,7 @@ from ddim_jax import parallel
 from ddim_jax.config import Config, with_values
 from ddim_jax.errors import UserError
 from ddim_jax.training.checkpoint import Checkpoints, restore_trained, select_weights
-from ddim_jax.training.state import TrainState
+from ddim_jax.training.state import TrainState, fresh_optimizer_state
 from ddim_jax.weights.agreement import agreed_config, deciding_values
 from ddim_jax.weights.forms import read_weights
 from ddim_jax.weights.shipped import shipped_file
@@ -56,7 +56,7 @@ class InitialWeights(NamedTuple):
         return dataclasses.replace(
             state,
             params=raw["params"],
-            opt_state=jax.jit(optimizer.init)(raw["params"]),
+            opt_state=fresh_optimizer_state(optimizer, raw["params"], 0),
             ema_params=averages["params"],
             batch_stats=raw["batch_stats"],
             ema_batch_stats=averages["batch_stats"],

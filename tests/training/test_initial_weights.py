@@ -11,13 +11,13 @@ from small import CONFIGS, changed, metrics, plain_digits, tiny_config
 from weight_files import random_params, small_config, state_dict, write_diffusers, write_torch
 
 import ddim_jax
-from ddim_jax.config import Config
+from ddim_jax.config import Config, TrainConfig
 from ddim_jax.errors import UserError
 from ddim_jax.jobs.export import export
 from ddim_jax.jobs.train import train
 from ddim_jax.models import build_model
 from ddim_jax.training.initial_weights import read_initial_weights
-from ddim_jax.training.state import init_state, make_optimizer
+from ddim_jax.training.state import fresh_optimizer_state, init_state, make_optimizer
 from ddim_jax.weights.agreement import agreed_config
 from ddim_jax.weights.forms import read_weights
 
@@ -279,3 +279,14 @@ def test_killed_runs_end_as_an_uninterrupted_one(tmp_path, source):
     completed(killed, *settings)
     assert digest(final_state(killed)) == digest(final_state(whole))
     assert losses(killed) == losses(whole)
+
+
+@pytest.mark.parametrize("step", [0, 150, 600])
+def test_the_learning_rate_of_a_fresh_optimiser_is_that_of_the_step(step):
+    """Adam's first update of a constant gradient is the learning rate itself."""
+    settings = TrainConfig(learning_rate=1e-3, lr_schedule="cosine", grad_clip=0.0)
+    optimizer, params = make_optimizer(settings, 600), {"kernel": np.zeros(3, np.float32)}
+    fresh = fresh_optimizer_state(optimizer, params, step)
+    assert jax.tree.structure(fresh) == jax.tree.structure(optimizer.init(params))
+    update, _ = optimizer.update({"kernel": np.ones(3, np.float32)}, fresh, params)
+    np.testing.assert_allclose(update["kernel"], -1e-3 * (1 + np.cos(np.pi * step / 600)) / 2, rtol=1e-4, atol=1e-10)
