@@ -7,7 +7,6 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -24,13 +23,9 @@ from ddim_jax.models import Model, build_model
 from ddim_jax.sampling import programs
 from ddim_jax.sampling.image_sampler import batch_size_for, image_indices, image_items, program_settings
 from ddim_jax.sharded_map import ShardedMap
-from ddim_jax.training.checkpoint import Checkpoints, select_weights
-from ddim_jax.training.state import abstract_state, make_optimizer
+from ddim_jax.training.checkpoint import restore_trained, select_weights
 from ddim_jax.weights.forms import read_weights
-from ddim_jax.workdir import best_dir, checkpoint_dir, read_config
-
-# Models that come with the package; ``pretrained/NAME.md`` says what each is.
-SHIPPED = ("mnist-small",)
+from ddim_jax.weights.shipped import shipped_file
 
 _DECIDED_ELSEWHERE = {
     "checkpoint": "load(workdir, step=...) chooses it",
@@ -372,7 +367,7 @@ def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema
     >>> pipe = ddim_jax.load("mnist-small")  # doctest: +SKIP
 
     Args:
-        workdir: a folder that ``--mode=train`` wrote, or one of :data:`SHIPPED`, the models in this package.
+        workdir: a folder that ``--mode=train`` wrote, or a model in this package, see ``weights/shipped.py``.
         step: step of the checkpoint; the newest when None; ``"best"`` is the one whose samples were measured best
             (``train.measure_every``).
         ema: take the moving averages of the parameters, as all published results do.
@@ -380,24 +375,13 @@ def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema
     Raises:
         UserError: the workdir holds no config or no such checkpoint.
     """
-    if os.fspath(workdir) in SHIPPED and not epath.Path(workdir).exists():
+    shipped = shipped_file(workdir)
+    if shipped is not None:
         if step is not None or not ema:
             raise UserError(f"{workdir} has one checkpoint, of averaged weights; load it without step and ema")
-        return load_weights(pathlib.Path(__file__).parent / "pretrained" / f"{workdir}.safetensors")
-    config = read_config(workdir)
-    model = build_model(config)
-    directory = best_dir(workdir) if step == "best" else checkpoint_dir(workdir)
-    if not directory.exists():
-        what = " that was measured (train.measure_every)" if step == "best" else ""
-        raise UserError(f"no checkpoint{what} in workdir {workdir}: train there first, or name another --workdir")
-    like = abstract_state(config, model, make_optimizer(config.train, 1))
-    with Checkpoints(directory, read_only=True) as checkpoints:
-        newest = checkpoints.latest_step()
-        if newest is None:
-            raise UserError(f"no checkpoint in workdir {workdir}: train there first, or name another --workdir")
-        step = step if isinstance(step, int) else newest
-        state = checkpoints.restore(step, like)
-    return Pipeline(config, model, select_weights(state, ema), step)
+        return load_weights(shipped)
+    trained = restore_trained(workdir, step)
+    return Pipeline(trained.config, build_model(trained.config), select_weights(trained.state, ema), trained.step)
 
 
 def load_weights(path: str | os.PathLike[str], config: Config | None = None, ema: bool = True) -> Pipeline:

@@ -95,21 +95,27 @@ def prepare_for_training(workdir: epath.PathLike, config: Config, write: bool = 
         UserError: the folder cannot be written, or holds a run of another config.
     """
     workdir = epath.Path(workdir)
-    if config_path(workdir).exists():
-        changed = _binding_differences(read_config(workdir), config, TRAINED_GROUPS)
-        if changed and not config.train.overwrite:
-            raise UserError(
-                f"workdir {workdir} holds a run of another config: {_list_changes(changed, 'there', 'now')}; "
-                "choose another --workdir, or set that run aside and start anew with --config.train.overwrite=true"
-            )
-        if changed and write:
-            _set_aside(workdir)
+    changed = changes_to_run(workdir, config)
+    if changed and not config.train.overwrite:
+        raise UserError(
+            f"workdir {workdir} holds a run of another config: {_list_changes(changed, 'there', 'now')}; "
+            "choose another --workdir, or set that run aside and start anew with --config.train.overwrite=true"
+        )
+    if changed and write:
+        _set_aside(workdir)
     if write:
         try:
             (workdir / "samples").mkdir(parents=True, exist_ok=True)
             write_whole(config_path(workdir), to_json(config))
         except OSError as error:
             raise UserError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
+
+
+def changes_to_run(workdir: epath.PathLike, config: Config) -> dict[str, tuple[Any, Any]]:
+    """Keys by which a config contradicts the run in a workdir, as ``{key: (there, now)}``; none without a run."""
+    if not config_path(workdir).exists():
+        return {}
+    return _binding_differences(read_config(workdir), config, TRAINED_GROUPS)
 
 
 _STATISTICS = ("data.mean", "data.std")
@@ -172,8 +178,12 @@ def config_for_job(workdir: epath.PathLike, config: Config) -> Config:
 
 
 def _binding_differences(trained: Config, config: Config, groups: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
-    """Keys of some groups that must not differ, but do, as ``{key: (trained, config's)}``."""
-    return {key: values for key, values in differences(trained, config, groups).items() if key in _BINDING}
+    """Keys of some groups that must not differ, but do, as ``{key: (trained, config's)}``.
+
+    Statistics of the data that the config leaves open contradict nothing.
+    """
+    binding = _BINDING if config.data.mean else _BINDING.difference(_STATISTICS)
+    return {key: values for key, values in differences(trained, config, groups).items() if key in binding}
 
 
 def _list_changes(changed: Mapping[str, tuple[Any, Any]], old_name: str, new_name: str) -> str:

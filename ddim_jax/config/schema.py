@@ -215,6 +215,10 @@ class TrainConfig:
         measure_metric: ``fid``, ``kid`` or ``is``: what decides which is best.
         final_sample_steps: numbers of DDIM steps of the grids drawn when training ends.
         tensorboard: also write TensorBoard event files.
+        init_from: weights that a new run begins with, at step 0 and with everything else its own (fine-tuning): a
+            workdir, whose newest checkpoint is taken, its ``WORKDIR/best`` or ``WORKDIR/checkpoints/STEP``; a file or
+            folder that ``--mode=import`` reads; or a model that comes with the package, ``mnist-small``. The network
+            must be the same but for ``model.num_classes``. It is read once: a resumed run does not need it.
         deterministic: on GPU, ask XLA for kernels whose results do not vary from run to run.
         cpu_devices: devices that the cores of a CPU are shared among, in all jobs; 0 makes one of each core, 8 at most,
             2 for networks wider than 64 channels. The operations of a small network keep one core busy.
@@ -255,6 +259,7 @@ class TrainConfig:
     sample_num: int = key(64, Role.PROGRESS, at_least=1)
     final_sample_steps: tuple[int, ...] = key((10, 20, 50), Role.PROGRESS)
     tensorboard: bool = key(True, Role.PROGRESS)
+    init_from: str = key("", Role.TRAINING, is_path=True)
     deterministic: bool = key(False, Role.TRAINING)
     cpu_devices: int = key(0, Role.MACHINE, at_least=0)
     compilation_cache: str = key("auto", Role.MACHINE, is_path=True)

@@ -2,7 +2,6 @@
 
 import time
 
-import jax
 import numpy as np
 from etils import epath
 
@@ -11,7 +10,7 @@ from ddim_jax.config import Config
 from ddim_jax.errors import UserError
 from ddim_jax.models import parameter_count
 from ddim_jax.training.checkpoint import Checkpoints
-from ddim_jax.training.state import TrainState, make_optimizer
+from ddim_jax.training.state import TrainState, fresh_optimizer_state, make_optimizer
 from ddim_jax.weights.download import sha256_of_file
 from ddim_jax.weights.forms import Weights, read_weights
 from ddim_jax.workdir import checkpoint_dir, config_path, prepare_for_training, write_run_record
@@ -21,8 +20,8 @@ from ddim_jax.writers import say
 def import_weights(config: Config, workdir: epath.PathLike) -> None:
     """Reads ``weights.path`` and writes a workdir as training does, on which every job runs.
 
-    The optimiser's state is not taken over: training that goes on from here starts with a fresh one. What was
-    imported is recorded in ``WORKDIR/import/run.json``.
+    The optimiser's state is not taken over: training that goes on from here starts with a fresh one, at the learning
+    rate that its schedule has at the step imported. What was imported is recorded in ``WORKDIR/import/run.json``.
 
     Args:
         config: the command line's config. It must agree with what the file states of its network.
@@ -80,7 +79,7 @@ def _state(weights: Weights) -> TrainState:
     return TrainState(
         step=np.int32(weights.step),
         params=raw["params"],
-        opt_state=jax.jit(optimizer.init)(raw["params"]),
+        opt_state=fresh_optimizer_state(optimizer, raw["params"], weights.step),
         ema_params=averages["params"],
         batch_stats=raw["batch_stats"],
         ema_batch_stats=averages["batch_stats"],

@@ -15,6 +15,7 @@ from ddim_jax.training.checkpoint import Checkpoints
 from ddim_jax.training.data import batches_for, count_steps, live_on_devices, open_sources, with_statistics
 from ddim_jax.training.fitting import explaining_out_of_memory
 from ddim_jax.training.host_average import HostAverage
+from ddim_jax.training.initial_weights import read_initial_weights
 from ddim_jax.training.log import announce
 from ddim_jax.training.loop import TrainingLoop
 from ddim_jax.training.pictures import TrainingPictures
@@ -47,6 +48,7 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
     build_sampler(config)
     check_metric(config)
     main_process = parallel.is_main_process()
+    config, initial = read_initial_weights(config, workdir)
     devices = parallel.training_devices(config.train.batch_size, config.train.accumulate)
     free = memory.free_bytes([device for device in devices if device in parallel.local_devices()])
     source, validation_source = open_sources(config.data)
@@ -82,6 +84,9 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
         state = init_state(config, model, optimizer)
         if saved is not None:
             state = checkpoints.restore(saved, state)
+        elif initial is not None:
+            state = initial.begin(state, optimizer)
+            checkpoints.save(0, state)  # from here on nobody needs the source any more
         announce(config, state, len(source), start, total_steps, devices)
         writer: MetricWriter = SilentWriter()
         if main_process:

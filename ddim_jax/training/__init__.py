@@ -17,6 +17,7 @@ The run:
 
 - ``loop.py``: the loop over steps, and what happens at which step
 - ``checkpoint.py``: states saved and restored
+- ``initial_weights.py``: a new run that begins with another's weights
 - ``validation.py``: the losses on images that training does not see
 - ``pictures.py``: samples drawn on the way and at the end
 - ``best.py``: samples measured, and the best state kept

@@ -3,15 +3,18 @@
 import logging
 import textwrap
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import orbax.checkpoint as ocp
 from etils import epath
 
+from ddim_jax.config import Config
 from ddim_jax.errors import UserError
 from ddim_jax.memory import return_unused_memory
+from ddim_jax.models import build_model
 from ddim_jax.parallel import host_copy, is_lost_peer
-from ddim_jax.training.state import TrainState
+from ddim_jax.training.state import TrainState, abstract_state, make_optimizer
+from ddim_jax.workdir import best_dir, checkpoint_dir, read_config
 
 
 class Checkpoints:
@@ -122,6 +125,44 @@ def _not_orbax_chatter(record: logging.LogRecord) -> bool:
     if "orbax" not in record.pathname:
         return True
     return record.levelno >= logging.WARNING and "Reached preemption sync point" not in record.getMessage()
+
+
+class Trained(NamedTuple):
+    """What a workdir holds.
+
+    Attributes:
+        config: the run's.
+        state: the whole state of one checkpoint, NumPy arrays.
+        step: number of training steps done.
+    """
+
+    config: Config
+    state: TrainState
+    step: int
+
+
+def restore_trained(workdir: epath.PathLike, step: int | Literal["best"] | None = None) -> Trained:
+    """Reads a checkpoint of a workdir without changing anything there.
+
+    Args:
+        workdir: a folder that ``--mode=train`` or ``--mode=import`` wrote.
+        step: step of the checkpoint; the newest when None; ``"best"`` is the one whose samples were measured best.
+
+    Raises:
+        UserError: the workdir holds no config or no such checkpoint.
+    """
+    config = read_config(workdir)
+    directory = best_dir(workdir) if step == "best" else checkpoint_dir(workdir)
+    if not directory.exists():
+        what = " that was measured (train.measure_every)" if step == "best" else ""
+        raise UserError(f"no checkpoint{what} in workdir {workdir}: train there first, or name another --workdir")
+    like = abstract_state(config, build_model(config), make_optimizer(config.train, 1))
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        newest = checkpoints.latest_step()
+        if newest is None:
+            raise UserError(f"no checkpoint in workdir {workdir}: train there first, or name another --workdir")
+        step = step if isinstance(step, int) else newest
+        return Trained(config, checkpoints.restore(step, like), step)
 
 
 def select_weights(state: TrainState, ema: bool) -> dict[str, Any]:

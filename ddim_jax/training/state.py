@@ -6,6 +6,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ddim_jax.config import Config, TrainConfig
@@ -66,6 +67,25 @@ def make_optimizer(train: TrainConfig, total_steps: int) -> optax.GradientTransf
     clip = optax.clip_by_global_norm(train.grad_clip) if train.grad_clip else optax.identity()
     make_update = lookup(OPTIMIZERS, train.optimizer, "train.optimizer")
     return optax.chain(clip, make_update(train, learning_rate_schedule(train, total_steps)))
+
+
+def fresh_optimizer_state(optimizer: optax.GradientTransformation, params: Any, step: int) -> Any:
+    """The state of an optimiser that has seen nothing yet, while the learning rate is already that of a later step.
+
+    optax counts the steps of its schedule itself, apart from those of Adam.
+
+    Args:
+        optimizer: from :func:`make_optimizer`.
+        params: the network's parameters.
+        step: number of steps done.
+    """
+
+    def move(node: Any) -> Any:
+        is_schedule = isinstance(node, optax.ScaleByScheduleState)
+        return optax.ScaleByScheduleState(count=np.int32(step)) if is_schedule else node  # pyright: ignore
+
+    fresh = jax.jit(optimizer.init)(params)
+    return jax.tree.map(move, fresh, is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState))
 
 
 def _adam(train: TrainConfig, rate: optax.Schedule) -> optax.GradientTransformation:

@@ -10,6 +10,7 @@
 - ``agreement``: what a file states, against the config.
 - ``published_networks``: the networks whose published files state nothing.
 - ``export_formats``: the formats in which we export, each with its ``description`` of what it holds.
+- ``shipped``: the models that come with the package.
 - ``download``: published files, fetched once.
 - ``inception``: the Inception network that FID and Inception Score are defined by.
 """

@@ -5,11 +5,16 @@ with are wrong without a sign. So whatever a file states is compared with the co
 config's to say.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from ddim_jax.config import Config, Role, flatten, keys_with, with_values
+from ddim_jax.diffusion.schedule import SCHEDULES
 from ddim_jax.errors import UserError
+from ddim_jax.names import lookup
 
 
 def deciding_values(config: Config) -> dict[str, Any]:
@@ -18,7 +23,9 @@ def deciding_values(config: Config) -> dict[str, Any]:
     return {key: flat[key] for key in keys_with(config, Role.NETWORK)}
 
 
-def agreed_config(config: Config | None, stated: Mapping[str, Any], source: str, base: Config | None = None) -> Config:
+def agreed_config(
+    config: Config | None, stated: Mapping[str, Any], source: str, base: Config | None = None, any_classes: bool = False
+) -> Config:
     """Settles the config of a file's network.
 
     Args:
@@ -26,15 +33,20 @@ def agreed_config(config: Config | None, stated: Mapping[str, Any], source: str,
         stated: values that the file states, by dotted key of the config.
         source: name of the file in messages.
         base: config of all that is not stated, where the user gave none; all defaults when None.
+        any_classes: whether the file may have other classes than the config.
 
     Returns:
-        ``config``, with the file's normalisation where it leaves that open; or ``base`` with what is stated.
+        ``config``, with the file's normalisation where it leaves that open, and its classes where any will do; or
+        ``base`` with what is stated.
 
     Raises:
         UserError: the config says otherwise; the message gives both values, and the flags that would agree.
     """
     if config is None:
         return with_values(base or Config(), stated)
+    if any_classes:
+        classes = stated.get("model.num_classes", 0)  # only DDIM's own code states none, and it has none
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes))
     if not config.data.mean:
         if "data.mean" not in stated:
             raise UserError(
@@ -43,7 +55,11 @@ def agreed_config(config: Config | None, stated: Mapping[str, Any], source: str,
             )
         config = with_values(config, {key: stated[key] for key in ("data.mean", "data.std")})
     ours = flatten(config)
-    different = {key: value for key, value in stated.items() if _comparable(key, value) != _comparable(key, ours[key])}
+    different = {
+        key: value
+        for key, value in stated.items()
+        if _comparable(key, value) != _comparable(key, ours[key]) and _matters(key, value, config)
+    }
     if different:
         values = ", ".join(f"{key} (there {value!r}, here {ours[key]!r})" for key, value in different.items())
         flags = " ".join(f"--config.{key}={_as_flag(value)}" for key, value in different.items())
@@ -59,6 +75,19 @@ def _comparable(key: str, value: Any) -> Any:
         # One value stands for all channels.
         return value[:1] if len(set(value)) == 1 else value
     return value
+
+
+def _matters(key: str, value: Any, config: Config) -> bool:
+    """Whether the network and the schedule of a config look at a key, of which a file has another value."""
+    if key in ("model.structure", "model.norm"):
+        return config.model.name != "unet"
+    if key in ("diffusion.beta_start", "diffusion.beta_end"):
+        ours = config.diffusion
+        theirs = dataclasses.replace(ours, **{key.removeprefix("diffusion."): value})
+        rule = lookup(SCHEDULES, ours.schedule, "diffusion.schedule")
+        here, there = (rule.alpha_bar(each.num_levels, each.beta_start, each.beta_end) for each in (ours, theirs))
+        return not np.array_equal(here, there)
+    return True
 
 
 def _as_flag(value: Any) -> str:

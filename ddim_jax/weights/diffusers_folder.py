@@ -54,12 +54,13 @@ class Network(NamedTuple):
     ours: bool
 
 
-def read_folder(folder: pathlib.Path, config: Config | None) -> list[Network]:
+def read_folder(folder: pathlib.Path, config: Config | None, any_classes: bool = False) -> list[Network]:
     """Reads the network of a folder, or both of them: the moving averages, then the raw parameters.
 
     Args:
         folder: folder of any of the kinds above.
         config: config that the folder must agree with; None for what the folder says.
+        any_classes: whether it may have other classes.
 
     Raises:
         UserError: there is no network in it, one that is not ours, one that the config contradicts, or damaged files.
@@ -77,7 +78,7 @@ def read_folder(folder: pathlib.Path, config: Config | None) -> list[Network]:
         )
     _check_index(folder / "model_index.json")
     schedule = _stated_by_scheduler(folder)
-    return [_read_network(part, schedule, config, part.name == "unet_ema") for part in parts]
+    return [_read_network(part, schedule, config, part.name == "unet_ema", any_classes) for part in parts]
 
 
 def _check_index(path: pathlib.Path) -> None:
@@ -97,7 +98,7 @@ def _stated_by_scheduler(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _read_network(
-    part: pathlib.Path, schedule: Mapping[str, Any], config: Config | None, in_ema_folder: bool
+    part: pathlib.Path, schedule: Mapping[str, Any], config: Config | None, in_ema_folder: bool, any_classes: bool
 ) -> Network:
     path = part / "config.json"
     if not path.exists():
@@ -113,7 +114,8 @@ def _read_network(
         stated = diffusers_config.stated_by_unet(values, str(path), image_size)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{path} has settings of a kind that diffusers never writes: {error}") from error
-    agreed = agreed_config(config, {**stated, **schedule}, str(part), description.config if description else None)
+    base = description.config if description else None
+    agreed = agreed_config(config, {**stated, **schedule}, str(part), base, any_classes)
     params = from_torch(with_plain_names(contents.arrays), agreed, "diffusers", str(file))
     if description is not None:
         return Network(params, agreed, description.averaged, description.step, file, ours=True)

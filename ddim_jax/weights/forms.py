@@ -52,19 +52,22 @@ class Weights(NamedTuple):
     file: pathlib.Path
 
 
-def read_weights(path: str | os.PathLike[str], config: Config | None = None, ema: bool = True) -> Weights:
+def read_weights(
+    path: str | os.PathLike[str], config: Config | None = None, ema: bool = True, any_classes: bool = False
+) -> Weights:
     """Reads weights, says what they are, and checks that they are those of the config.
 
     Args:
         path: file or folder; ``~`` is understood.
         config: config of the network; None where the file says it, or holds one of the published networks.
         ema: whether to take the moving averages, where the file has both them and the raw parameters.
+        any_classes: whether the file may have other classes than the config; its own are in the result's config then.
 
     Raises:
         UserError: there is no such file, it is damaged or of no known form, or it holds another network.
     """
     path = pathlib.Path(os.path.expanduser(path))
-    weights = _read(path, config)
+    weights = _read(path, config, any_classes)
     if ema or weights.averaged is None:
         _say_what_was_taken(weights, path)
         return weights
@@ -86,9 +89,9 @@ def _say_what_was_taken(weights: Weights, path: pathlib.Path) -> None:
         say(f"warning: {path} holds raw weights only{step}; {COST_OF_RAW_WEIGHTS}")
 
 
-def _read(path: pathlib.Path, config: Config | None) -> Weights:
+def _read(path: pathlib.Path, config: Config | None, any_classes: bool) -> Weights:
     if path.is_dir():
-        return _from_folder(path, config)
+        return _from_folder(path, config, any_classes)
     try:
         with path.open("rb") as file:
             start = file.read(16)
@@ -96,14 +99,14 @@ def _read(path: pathlib.Path, config: Config | None) -> Weights:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path} cannot be read: {reason}") from error
     if is_safetensors(start):
-        return _from_arrays(read_safetensors(path), path, config)
+        return _from_arrays(read_safetensors(path), path, config, any_classes)
     if start.startswith(ZIP_START) and is_npz(path):
-        return _from_arrays(read_npz(path), path, config)
-    return _from_torch_file(path, config)
+        return _from_arrays(read_npz(path), path, config, any_classes)
+    return _from_torch_file(path, config, any_classes)
 
 
-def _from_folder(path: pathlib.Path, config: Config | None) -> Weights:
-    first, *others = read_folder(path, config)
+def _from_folder(path: pathlib.Path, config: Config | None, any_classes: bool) -> Weights:
+    first, *others = read_folder(path, config, any_classes)
     rows = first.config.model.num_classes
     if rows and not first.ours:
         say(f'{path}: num_class_embeds={rows + 1} is taken for {rows} classes and, the last, "no label"')
@@ -115,12 +118,12 @@ def _from_folder(path: pathlib.Path, config: Config | None) -> Weights:
     )
 
 
-def _from_arrays(contents: ArrayFile, path: pathlib.Path, config: Config | None) -> Weights:
+def _from_arrays(contents: ArrayFile, path: pathlib.Path, config: Config | None, any_classes: bool) -> Weights:
     if KEY not in contents.texts:
-        return _from_state(contents.arrays, path, config)
+        return _from_state(contents.arrays, path, config, any_classes)
     description = Description.from_json(contents.texts[KEY], str(path))
     stated = deciding_values(description.config)
-    agreed = agreed_config(config, stated, str(path), description.config)
+    agreed = agreed_config(config, stated, str(path), description.config, any_classes)
     shapes = {name: array.shape for name, array in contents.arrays.items()}
     check_shapes(shapes, variable_shapes(agreed), str(path))
     flat = {name: np.asarray(array, np.float32) for name, array in contents.arrays.items()}
@@ -129,21 +132,21 @@ def _from_arrays(contents: ArrayFile, path: pathlib.Path, config: Config | None)
     return Weights(agreed, variables, None, description.averaged, description.step, path)
 
 
-def _from_torch_file(path: pathlib.Path, config: Config | None) -> Weights:
+def _from_torch_file(path: pathlib.Path, config: Config | None, any_classes: bool) -> Weights:
     tree = read_torch_file(path)
     if not isinstance(tree, (list, tuple)):
-        return _from_state(tree, path, config)
+        return _from_state(tree, path, config, any_classes)
     # [model, optimiser, epoch, step], and the moving averages if there are any.
     if len(tree) not in (4, 5) or not isinstance(tree[0], Mapping) or type(tree[3]) is not int or tree[3] < 0:
         raise UserError(f"{path} is a list, but not DDIM's [model, optimiser, epoch, step, averages]")
-    raw = _from_state(tree[0], path, config)._replace(averaged=False, step=tree[3])
+    raw = _from_state(tree[0], path, config, any_classes)._replace(averaged=False, step=tree[3])
     if len(tree) == 4:
         return raw
-    averages = _from_state(tree[4], path, raw.config)
+    averages = _from_state(tree[4], path, raw.config, any_classes)
     return averages._replace(raw=raw.variables, averaged=True, step=tree[3])
 
 
-def _from_state(state: Any, path: pathlib.Path, config: Config | None) -> Weights:
+def _from_state(state: Any, path: pathlib.Path, config: Config | None, any_classes: bool) -> Weights:
     """Makes weights of a state dict that says nothing of its network."""
     if not isinstance(state, Mapping):
         raise UserError(f"{path} does not hold arrays by name, but {type(state).__name__}: give a state dict")
@@ -163,7 +166,7 @@ def _from_state(state: Any, path: pathlib.Path, config: Config | None) -> Weight
         say(f"{path} is the network of {published.name}")
         agreed = published.config
     else:
-        agreed = agreed_config(config, {}, str(path))
+        agreed = agreed_config(config, {}, str(path), any_classes=any_classes)
     try:
         params = from_torch(state, agreed, naming, str(path))
     except UserError as error:

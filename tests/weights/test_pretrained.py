@@ -8,7 +8,7 @@ import pytest
 import ddim_jax
 from ddim_jax.errors import UserError
 from ddim_jax.models import parameter_count
-from ddim_jax.pipeline import SHIPPED
+from ddim_jax.weights.shipped import SHIPPED
 
 FOLDER = pathlib.Path(ddim_jax.__file__).parent / "pretrained"
 
