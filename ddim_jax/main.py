@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from ddim_jax.config import Config, check_key, from_config_dict
+from ddim_jax.config import Config, beside_preset, check_key, from_config_dict
 from ddim_jax.errors import UserError
 from ddim_jax.huge_pages import restart_with_huge_pages
 from ddim_jax.names import Mode, choices
@@ -95,7 +95,12 @@ def parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
         raise UserError(_NO_CONFIG)
     if not own.workdir and own.mode != "describe":
         raise UserError("--workdir is missing: name the folder that the run writes")
-    return from_config_dict(values), own
+    return from_config_dict(values, _given_keys(own)), own
+
+
+def _given_keys(own: flags.FlagValues) -> set[str]:
+    """The config's keys that the command line gives, dotted."""
+    return {name.removeprefix("config.") for name in own if name.startswith("config.") and own[name].present}
 
 
 def _config_path(argv: Sequence[str]) -> str | None:
@@ -209,6 +214,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         # Imports JAX, which takes a while.
         from ddim_jax import parallel
         from ddim_jax.compilation import keep_compiled_programs
+        from ddim_jax.writers import say
 
         keep_compiled_programs(config.train.compilation_cache)
         parallel.share_cpu(cpu_devices(config, parallel.usable_cores()))
@@ -221,6 +227,9 @@ def run(argv: Sequence[str] | None = None) -> int:
             deterministic=config.train.deterministic,
             stop_together=own.mode == "train",
         )
+        if parallel.is_main_process():
+            for key, (of_preset, ours) in beside_preset(config, _given_keys(own)).items():
+                say(f"{key}={ours!r}, as given, instead of the {of_preset!r} of sample.preset={config.sample.preset}")
         with parallel.failing_fast(_report):
             _run_job(own.mode, config, own.workdir)
     except UserError as error:

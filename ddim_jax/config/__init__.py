@@ -16,6 +16,7 @@ names the key and the remedy.
 from ddim_jax.config import recipes
 from ddim_jax.config.checks import check
 from ddim_jax.config.convert import (
+    beside_preset,
     check_key,
     differences,
     from_config_dict,
@@ -66,6 +67,7 @@ __all__ = [
     "TrajectoryConfig",
     "WeightsConfig",
     "apply_variants",
+    "beside_preset",
     "check",
     "check_key",
     "default_config",

@@ -271,8 +271,11 @@ class SampleConfig:
         indices: draw these images instead of ``start`` ... ``start + num - 1``.
         per_class: with a class-conditional network, draw this many images of each class instead of ``num``.
         seed: seed of the images.
-        preset: settings of a paper or project by name, see ``config/presets.py``; replaces ``sampler``, ``spacing``,
-            ``clip`` and ``eta``.
+        preset: settings of a paper or project by name, see ``config/presets.py``: those of ``sampler``, ``spacing``,
+            ``clip`` and ``eta``, without ``eta_per_step`` and ``levels``. What the command line or a call from Python
+            gives of these beside a preset wins, and the log says so; a preset given there wins over the config file's
+            values. Within a config file nobody knows which was meant: a value that is neither the default nor the
+            preset's is refused. These keys say what is done; the preset's name, where it came from.
         sampler: ``ddim``; ``ddpm_small`` (posterior variance, DDIM's eta = 1) or ``ddpm_large`` (variance beta, the
             DDIM paper's sigma-hat on a subsequence); or a fast deterministic solver, see ``diffusion/samplers.py``.
         steps: steps S; network evaluations too, but for ``heun`` (2 S - 1) and ``plms`` (S + 1).
