@@ -251,6 +251,8 @@ def unet_config(config: Config) -> dict[str, Any]:
 def scheduler_config(config: Config) -> dict[str, Any]:
     """Writes the ``scheduler_config.json`` of the ``DDIMScheduler`` with our schedule and sampler.
 
+    :func:`not_in_scheduler` says what of the sampler is not in it.
+
     Raises:
         UserError: diffusers has no such schedule.
     """
@@ -271,16 +273,62 @@ def scheduler_config(config: Config) -> dict[str, Any]:
         "trained_betas": None,
         "prediction_type": objectives[diffusion.objective],
         "rescale_betas_zero_snr": diffusion.zero_terminal_snr,
-        "clip_sample": sample.clip == "keep_eps",
+        "clip_sample": sample.clip in ("keep_eps", "rederive_eps"),
         "clip_sample_range": 1.0,
         "set_alpha_to_one": True,
         "steps_offset": 0,
-        "thresholding": False,
-        "dynamic_thresholding_ratio": 0.995,
-        "sample_max_value": 1.0,
-        # Their "leading" is our uniform; they have no quadratic spacing.
+        "thresholding": sample.clip == "dynamic_threshold",
+        "dynamic_thresholding_ratio": round(sample.threshold_percentile / 100, 12),
+        "sample_max_value": sample.threshold_limit,
+        # Their "leading" is our uniform.
         "timestep_spacing": sample.spacing if sample.spacing in ("trailing", "linspace") else "leading",
     }
+
+
+def not_in_scheduler(config: Config) -> list[str]:
+    """Tells how the exported ``DDIMPipeline`` draws otherwise than ``config.sample`` says: a sentence for each setting.
+
+    What its caller can give it back is said with the argument to pass.
+    """
+    sample, num_levels = config.sample, config.diffusion.num_levels
+    found = []
+    if sample.sampler == "ddpm_small":
+        found.append("sample.sampler=ddpm_small is their DDIM at eta 1: pass eta=1.0 to the pipeline")
+    elif sample.sampler != "ddim":
+        found.append(f"sample.sampler={sample.sampler} is none of DDIMScheduler's: it draws by ddim")
+    elif sample.eta_per_step:
+        found.append(f"sample.eta_per_step={sample.eta_per_step}: diffusers has one eta for all steps, 0 unless given")
+    elif sample.eta:
+        found.append(f"sample.eta={sample.eta:g} is no setting of theirs: pass eta={sample.eta:g} to the pipeline")
+    if sample.clip in ("rederive_eps", "dynamic_threshold"):
+        found.append(
+            f"sample.clip={sample.clip} is theirs only if you pass use_clipped_model_output=True to the pipeline"
+        )
+    steps = len(sample.levels) or sample.steps
+    if sample.levels:
+        found.append(f"sample.levels={sample.levels}: DDIMScheduler takes no list of levels: it draws with 'leading'")
+    elif sample.spacing == "linspace":
+        found.append(
+            "sample.spacing=linspace has their name, but DDIMScheduler steps from level t to t - T // S, not to the "
+            "next of its levels: its images are others, and worse"
+        )
+    elif sample.spacing not in ("uniform", "uniform_published", "trailing"):
+        found.append(f"sample.spacing={sample.spacing} is none of DDIMScheduler's: it draws with 'leading'")
+    elif num_levels % steps or (steps == 1 and sample.spacing == "uniform"):
+        found.append(
+            f"sample.steps={steps}, sample.spacing={sample.spacing}: DDIMScheduler takes the same steps only "
+            f"where their number divides the {num_levels} levels, and is not 1 unless it is 'trailing'"
+        )
+    if config.model.num_classes:
+        found.append(
+            f"model.num_classes={config.model.num_classes}: DDIMPipeline gives the network no labels: call UNet2DModel "
+            "with class_labels"
+        )
+    for key in ("guidance_scale", "guidance_levels"):
+        value = getattr(sample, key)
+        if value not in (1.0, ()):
+            found.append(f"sample.{key}={value}: DDIMPipeline does not guide")
+    return found
 
 
 def pipeline_index() -> dict[str, Any]:

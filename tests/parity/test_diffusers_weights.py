@@ -236,6 +236,8 @@ def test_ddims_weights_are_the_same_function_in_diffusers(tmp_path, capsys, form
         {},
         dict(diffusion__schedule="quad", sample__spacing="trailing"),
         dict(diffusion__schedule="cosine", sample__clip="keep_eps", diffusion__objective="v"),
+        dict(sample__clip="rederive_eps"),
+        dict(sample__clip="dynamic_threshold", sample__threshold_percentile=90.0, sample__threshold_limit=3.0),
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -248,7 +250,15 @@ def test_an_exported_pipeline_draws_our_images(tmp_path, capsys, changes, dtype)
     pipeline = diffusers.DDIMPipeline.from_pretrained(out)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(5)
-    theirs = pipeline(batch_size=2, generator=generator, num_inference_steps=20, output_type="np").images
+    # As the export's warning says.
+    rederived = config.sample.clip in ("rederive_eps", "dynamic_threshold")
+    theirs = pipeline(
+        batch_size=2,
+        generator=generator,
+        num_inference_steps=20,
+        use_clipped_model_output=rederived,
+        output_type="np",
+    ).images
     x = torch.randn((2, 3, 8, 8), generator=torch.Generator().manual_seed(5))
     ours = ddim_jax.load_weights(out, config).decode(to_ours(x))
     difference = np.abs(ours.astype(float) - 255 * theirs)

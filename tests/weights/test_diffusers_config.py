@@ -1,11 +1,19 @@
 """diffusers' settings in terms of our config and back."""
 
+import re
+
 import pytest
 from weight_files import small_config
 
 from ddim_jax.config import flatten
 from ddim_jax.errors import UserError
-from ddim_jax.weights.diffusers_config import scheduler_config, stated_by_scheduler, stated_by_unet, unet_config
+from ddim_jax.weights.diffusers_config import (
+    not_in_scheduler,
+    scheduler_config,
+    stated_by_scheduler,
+    stated_by_unet,
+    unet_config,
+)
 from ddim_jax.weights.published_networks import published_networks
 
 # The settings of google/ddpm-cifar10-32 as published in 2022; what is not in them takes diffusers' defaults.
@@ -157,3 +165,59 @@ def test_what_diffusers_cannot_express_is_refused(changes, reason):
     config = small_config(**changes)
     with pytest.raises(UserError, match=reason):
         unet_config(config) and scheduler_config(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings"),
+    [
+        ({}, {"clip_sample": False, "thresholding": False, "timestep_spacing": "leading"}),
+        ({"sample__clip": "keep_eps"}, {"clip_sample": True, "thresholding": False}),
+        ({"sample__clip": "rederive_eps"}, {"clip_sample": True, "thresholding": False}),
+        (
+            {
+                "sample__clip": "dynamic_threshold",
+                "sample__threshold_percentile": 99.9,
+                "sample__threshold_limit": 3.0,
+            },
+            {"clip_sample": False, "thresholding": True, "dynamic_thresholding_ratio": 0.999, "sample_max_value": 3.0},
+        ),
+        ({"sample__spacing": "trailing"}, {"timestep_spacing": "trailing"}),
+        ({"sample__spacing": "linspace"}, {"timestep_spacing": "linspace"}),
+        ({"sample__spacing": "quad"}, {"timestep_spacing": "leading"}),
+    ],
+)
+def test_settings_of_the_sampler_that_diffusers_has(changes, settings):
+    written = scheduler_config(small_config(**changes))
+    assert {key: written[key] for key in settings} == settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, []),
+        ({"sample__spacing": "trailing", "sample__clip": "keep_eps", "sample__steps": 10}, []),
+        ({"sample__eta": 1.0}, ["sample.eta=1 .* pass eta=1 to the pipeline"]),
+        ({"sample__eta_per_step": (1.0,) * 4}, ["sample.eta_per_step=.* one eta"]),
+        ({"sample__sampler": "unipc2"}, ["sample.sampler=unipc2 is none"]),
+        ({"sample__sampler": "ddpm_small"}, ["pass eta=1.0"]),
+        ({"sample__clip": "rederive_eps"}, ["sample.clip=rederive_eps .* use_clipped_model_output=True"]),
+        ({"sample__clip": "dynamic_threshold"}, ["sample.clip=dynamic_threshold .* use_clipped_model_output=True"]),
+        ({"sample__spacing": "quad"}, ["sample.spacing=quad is none"]),
+        ({"sample__spacing": "logsnr"}, ["sample.spacing=logsnr is none"]),
+        ({"sample__spacing": "openai"}, ["sample.spacing=openai is none"]),
+        ({"sample__spacing": "linspace"}, ["sample.spacing=linspace .* others, and worse"]),
+        ({"sample__levels": (9, 3)}, ["sample.levels="]),
+        ({"sample__steps": 30}, ["sample.steps=30, sample.spacing=uniform: .* the 1000 levels"]),
+        ({"model__num_classes": 3}, ["model.num_classes=3"]),
+        (
+            {"model__num_classes": 3, "sample__guidance_scale": 2.0, "sample__eta": 0.5, "sample__spacing": "quad"},
+            ["eta=0.5", "spacing=quad", "num_classes", "sample.guidance_scale=2.0"],
+        ),
+    ],
+)
+def test_settings_of_the_sampler_that_diffusers_has_not_are_named(changes, said):
+    found = not_in_scheduler(small_config(**changes))
+    assert len(found) == len(said)
+    for sentence, pattern in zip(found, said, strict=True):
+        assert re.search(pattern, sentence)
+        assert "\n" not in sentence
