@@ -14,7 +14,7 @@ names the key and the remedy.
 """
 
 from ddim_jax.config import recipes
-from ddim_jax.config.checks import check
+from ddim_jax.config.checks import check, check_new_network
 from ddim_jax.config.convert import (
     beside_preset,
     check_key,
@@ -70,6 +70,7 @@ __all__ = [
     "beside_preset",
     "check",
     "check_key",
+    "check_new_network",
     "default_config",
     "differences",
     "flatten",

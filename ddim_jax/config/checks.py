@@ -25,6 +25,22 @@ def check(config: Config) -> None:
     _check_eval(config.eval)
 
 
+def check_new_network(config: Config) -> None:
+    """Checks what is asked of a network that is to be trained from the start; others' networks need not be so.
+
+    Raises:
+        ConfigError: it is one that cannot learn well.
+    """
+    model = config.model
+    _require(
+        model.name != "unet" or model.channels >= 2 * model.num_groups,
+        "model.channels",
+        model.channels,
+        f"must be twice model.num_groups={model.num_groups} or more: with one channel a group the norms would take "
+        "away what the blocks are told of the noise level",
+    )
+
+
 def _require(condition: bool, key: str, value: Any, message: str) -> None:
     if not condition:
         raise ConfigError(f"{key}={value}: {message}")
@@ -47,11 +63,10 @@ def _check_data(data: DataConfig) -> None:
 def _check_model(model: ModelConfig, data: DataConfig) -> None:
     if model.name == "unet":
         _require(
-            model.channels % model.num_groups == 0 and model.channels >= 2 * model.num_groups,
+            model.channels % model.num_groups == 0,
             "model.channels",
             model.channels,
-            f"must be a multiple of model.num_groups={model.num_groups}, twice that or more: with one channel a group "
-            "the norms would take away what the blocks are told of the noise level",
+            f"must be a multiple of model.num_groups={model.num_groups}",
         )
     else:
         _check_residual_unet(model)

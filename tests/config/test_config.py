@@ -81,7 +81,6 @@ def replaced(**changes):
         ({"data__mean": (0.5, 0.5)}, r"data.mean=\(0.5, 0.5\): needs 1 or 3 values"),
         ({"data__std": (0.0,)}, r"data.std"),
         ({"model__channels": 48}, r"model.channels=48: must be a multiple of model.num_groups=32"),
-        ({"model__channels": 32}, r"model.channels=32: .*twice that or more"),
         ({"model__multipliers": ()}, r"model.multipliers"),
         ({"model__attention_resolutions": (5,)}, r"no resolution 5; it has \[32, 16, 8, 4\]"),
         ({"model__dropout": 1.0}, r"model.dropout"),
@@ -101,6 +100,14 @@ def replaced(**changes):
 def test_values_that_cannot_be_used(changes, message):
     with pytest.raises(ConfigError, match=message):
         config_module.check(replaced(**changes))
+
+
+def test_one_channel_a_group_is_for_networks_that_others_trained():
+    config = replaced(model__channels=32)
+    config_module.check(config)
+    with pytest.raises(ConfigError, match=r"model.channels=32: must be twice model.num_groups=32 or more"):
+        config_module.check_new_network(config)
+    config_module.check_new_network(replaced(model__channels=32, model__num_groups=16))
 
 
 @pytest.mark.parametrize(
