@@ -123,6 +123,13 @@ class ModelConfig:
         dropout: dropout rate inside the residual blocks.
         num_groups: groups of the group norms, 32 as published; narrower networks need fewer.
         num_classes: 0 for an unconditional network, else the number of labels.
+        null_label: of a class-conditional network: whether it has one label more, which means "no label".
+        time_freq_shift: 1, or 0 as in diffusers' training script and OpenAI's code: the frequencies that tell the noise
+            level are 10000^(-k / (half - shift)).
+        time_cos_first: put the cosines of the noise level before the sines, as those do.
+        downsample_padding: 0 puts zeros right and below an image before its resolution is halved, 1 on all sides.
+        norm_eps: what group norms add to the variance; 1e-5 is PyTorch's default.
+        head_channels: width of an attention head; 0 for one head of all channels.
         init: ``ddpm`` (the initialisation of the published CIFAR-10 and LSUN checkpoints) or
             ``torch`` (PyTorch's default, as in DDIM's code).
         dtype: dtype of activations; parameters, norms, softmax and loss stay float32.
@@ -139,6 +146,12 @@ class ModelConfig:
     dropout: float = key(0.1, Role.TRAINING, at_least=0, below=1)
     num_groups: int = key(32, Role.NETWORK, at_least=1)
     num_classes: int = key(0, Role.NETWORK, at_least=0)
+    null_label: bool = key(True, Role.NETWORK)
+    time_freq_shift: int = key(1, Role.NETWORK, at_least=0, at_most=1)
+    time_cos_first: bool = key(False, Role.NETWORK)
+    downsample_padding: int = key(0, Role.NETWORK, at_least=0, at_most=1)
+    norm_eps: float = key(1e-6, Role.NETWORK, above=0)
+    head_channels: int = key(0, Role.NETWORK, at_least=0)
     init: Initialization = key("ddpm", Role.TRAINING)
     dtype: ActivationDtype = key("float32", Role.TRAINING)
     remat: bool = key(False, Role.TRAINING)

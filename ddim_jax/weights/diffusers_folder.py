@@ -113,7 +113,8 @@ def _read_network(
     if config is None and values.get("sample_size") is None:
         raise UserError(f"{path} does not say the size of its images (sample_size): give a config")
     try:
-        stated = diffusers_config.stated_by_unet(values, str(path), image_size)
+        known = config or (description.config if description else None)
+        stated = diffusers_config.stated_by_unet(values, str(path), image_size, _has_null_label(values, known))
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{path} has settings of a kind that diffusers never writes: {error}") from error
     agreed = agreed_config(config, {**stated, **schedule}, str(part), description.config if description else None)
@@ -125,6 +126,14 @@ def _read_network(
         averaged = False
     step = values.get("optimization_step", 0)
     return Network(params, agreed, averaged, step if type(step) is int and step >= 0 else 0, file, ours=False)
+
+
+def _has_null_label(values: Mapping[str, Any], config: Config | None) -> bool:
+    """Tells whether the last class means "no label": as the config says or counts; in diffusers itself none does."""
+    if config is None:
+        return False
+    rows = values.get("num_class_embeds")
+    return config.model.null_label and config.model.num_classes != rows
 
 
 def _read_torch_arrays(file: pathlib.Path) -> ArrayFile:

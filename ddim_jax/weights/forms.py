@@ -112,9 +112,14 @@ def _read(path: pathlib.Path, config: Config | None) -> Weights:
 
 def _from_folder(path: pathlib.Path, config: Config | None) -> Weights:
     first, *others = read_folder(path, config)
-    rows = first.config.model.num_classes
-    if rows and not first.ours:
-        say(f'{path}: num_class_embeds={rows + 1} is taken for {rows} classes and, the last, "no label"')
+    model = first.config.model
+    if model.num_classes and not first.ours and model.null_label:
+        say(f'{path}: num_class_embeds={model.num_classes + 1}: the last is taken for "no label", as the config says')
+    elif model.num_classes and not first.ours:
+        say(
+            f"{path}: num_class_embeds={model.num_classes} is taken for as many classes; where the last means "
+            '"no label", give a config with model.null_label=true and one class fewer'
+        )
     if first.averaged is None and deciding_values(first.config) == deciding_values(published_networks()[0].config):
         say(f"warning: {path} is CIFAR-10's network; google/ddpm-cifar10-32 of the Hugging Face hub is not averaged")
     raw = {"params": others[0].params, "batch_stats": {}} if others else None

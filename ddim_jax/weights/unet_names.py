@@ -164,7 +164,8 @@ def naming_of(state: Mapping[Any, Any]) -> Naming | None:
 def with_plain_names(state: Mapping[Any, Any]) -> dict[Any, Any]:
     """Gives the arrays of a state dict today's names.
 
-    PyTorch's ``DataParallel`` puts ``module.`` before each name, ``torch.compile`` ``_orig_mod.``, and diffusers renamed the layers of attention.
+    PyTorch's ``DataParallel`` puts ``module.`` before each name, ``torch.compile`` ``_orig_mod.``, and diffusers has
+    renamed the layers of attention.
     """
     while prefix := next((p for p in _PREFIXES if state and all(str(name).startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): value for name, value in state.items()}

@@ -51,11 +51,9 @@ def test_the_published_settings_are_the_published_network():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("norm_eps", 1e-5),
-        ("downsample_padding", 1),
-        ("flip_sin_to_cos", True),
-        ("freq_shift", 0),
-        ("attention_head_dim", 8),
+        ("downsample_padding", 2),
+        ("freq_shift", 2),
+        ("attention_head_dim", 48),
         ("act_fn", "gelu"),
         ("center_input_sample", True),
         ("add_attention", False),
@@ -84,11 +82,28 @@ def test_a_setting_that_our_network_has_not_is_named_with_its_value(key, value):
     assert str(refused.value).startswith(f"unet/config.json: {key}={shown!r} ")
 
 
-@pytest.mark.parametrize("key", ["norm_eps", "downsample_padding", "flip_sin_to_cos", "freq_shift"])
-def test_a_setting_left_out_is_diffusers_default_and_not_ours(key):
-    settings = {name: value for name, value in DDPM_CIFAR10.items() if name != key}
-    with pytest.raises(UserError, match=f"config.json: {key}="):
-        stated_by_unet(settings, "config.json", 32)
+@pytest.mark.parametrize(
+    ("left_out", "key", "value"),
+    [
+        ("norm_eps", "model.norm_eps", 1e-5),
+        ("downsample_padding", "model.downsample_padding", 1),
+        ("flip_sin_to_cos", "model.time_cos_first", True),
+        ("freq_shift", "model.time_freq_shift", 0),
+        ("attention_head_dim", "model.head_channels", 8),
+    ],
+)
+def test_a_setting_left_out_is_diffusers_default_and_not_ours(left_out, key, value):
+    settings = {name: value for name, value in DDPM_CIFAR10.items() if name != left_out}
+    stated, published = (stated_by_unet(each, "config.json", 32) for each in (settings, DDPM_CIFAR10))
+    assert {name: stated[name] for name in stated if stated[name] != published[name]} == {key: value}
+
+
+def test_classes_with_and_without_a_null_label():
+    settings = {**DDPM_CIFAR10, "num_class_embeds": 11}
+    for null_label, num_classes in ((False, 11), (True, 10)):
+        stated = stated_by_unet(settings, "", 32, null_label)
+        assert (stated["model.num_classes"], stated["model.null_label"]) == (num_classes, null_label)
+    assert "model.null_label" not in stated_by_unet(DDPM_CIFAR10, "", 32)
 
 
 def test_one_head_may_be_given_by_its_width():
@@ -111,6 +126,14 @@ def test_the_size_of_the_images_may_be_the_configs_to_say():
     [
         {},
         {"model__num_classes": 5, "data__channels": 1},
+        {"model__num_classes": 5, "model__null_label": False},
+        {
+            "model__time_freq_shift": 0,
+            "model__time_cos_first": True,
+            "model__downsample_padding": 1,
+            "model__norm_eps": 1e-5,
+            "model__head_channels": 8,
+        },
         {"model__attention_resolutions": (8, 4), "model__dropout": 0.0},
         {"diffusion__schedule": "quad", "diffusion__num_levels": 500, "diffusion__objective": "x0"},
         {"diffusion__schedule": "cosine", "diffusion__zero_terminal_snr": True, "diffusion__objective": "v"},
@@ -118,7 +141,9 @@ def test_the_size_of_the_images_may_be_the_configs_to_say():
 )
 def test_what_is_exported_states_what_it_was_exported_from(changes):
     config = small_config(**changes)
-    stated = stated_by_unet(unet_config(config), "", 0) | stated_by_scheduler(scheduler_config(config), "")
+    stated = stated_by_unet(unet_config(config), "", 0, config.model.null_label) | stated_by_scheduler(
+        scheduler_config(config), ""
+    )
     ours = flatten(config)
     assert stated == {key: ours[key] for key in stated}
     # A cosine has no betas at its ends.

@@ -223,13 +223,21 @@ def test_weights_of_diffusers_in_several_files(tmp_path, variant):
 
 def test_a_folder_of_diffusers_needs_no_config(tmp_path, capsys):
     config = small_config(model__num_classes=4, diffusion__num_levels=100, diffusion__beta_end=0.03)
-    pipe = ddim_jax.load_weights(write_diffusers(tmp_path / "pipeline", config))
+    folder = write_diffusers(tmp_path / "pipeline", config)
+    pipe = ddim_jax.load_weights(folder)
     assert pipe.config.diffusion == config.diffusion
     model = dataclasses.replace(pipe.config.model, dropout=config.model.dropout)
-    assert model == config.model
+    # diffusers itself knows no label that means "no label".
+    assert model == dataclasses.replace(config.model, num_classes=5, null_label=False)
     assert pipe.config.data.image_size == 8
-    assert 'num_class_embeds=5 is taken for 4 classes and, the last, "no label"' in capsys.readouterr().err
+    assert "num_class_embeds=5 is taken for as many classes" in capsys.readouterr().err
     assert pipe.sample(2, steps=2).shape == (2, 8, 8, 3)
+    with pytest.raises(UserError, match=r"sample.guidance_scale=2.0: model.null_label=False"):
+        pipe.sample(2, steps=2, guidance_scale=2.0)
+    assert read_weights(folder, config).config == config
+    assert 'num_class_embeds=5: the last is taken for "no label", as the config says' in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"model.null_label \(there False, here True\)"):
+        read_weights(folder, small_config(model__num_classes=5))
 
 
 def test_a_config_that_disagrees_with_the_folder_is_refused(tmp_path):
