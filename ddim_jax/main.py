@@ -13,7 +13,7 @@ import re
 import sys
 import traceback
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from absl import flags
 from ml_collections import config_flags
@@ -21,10 +21,10 @@ from ml_collections import config_flags
 from ddim_jax.config import (
     Config,
     ConfigTree,
+    beside_preset,
     check_key,
     from_config_dict,
     from_json,
-    from_values,
     shipped_configs,
     to_config_dict,
 )
@@ -140,21 +140,29 @@ def parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
         raise UserError(_NO_CONFIG)
     if not own.workdir and own.mode != "describe":
         raise UserError("--workdir is missing: name the folder that the run writes")
+    given = _given_keys(own)
     of_run = own.mode in _ON_A_RUN and not (own.mode == "evaluate" and values.eval.images)
     if of_run and _has_config(own.workdir):
-        return _config_on_run(values, own), own
-    return from_config_dict(values), own
+        return _config_on_run(values, own, given), own
+    return from_config_dict(values, given), own
 
 
-def _config_on_run(values: ConfigTree, own: flags.FlagValues) -> Config:
+def _given_keys(own: flags.FlagValues) -> set[str]:
+    """The config's keys that the command line gives, dotted."""
+    return {name.removeprefix("config.") for name in own if name.startswith("config.") and own[name].present}
+
+
+def _config_on_run(values: ConfigTree, own: flags.FlagValues, given: Collection[str]) -> Config:
     """The config of a job on a trained model: what decided the training is the run's."""
     from ddim_jax.workdir import binding_values
 
-    merged, flag = values.to_dict(), typing.cast(typing.Any, own["config"])
-    for key, value in binding_values(own.workdir, flag.override_values).items():
-        group, _, name = key.rpartition(".")
-        (merged[group] if group else merged)[name] = value
-    return from_values(merged)
+    flag = typing.cast(typing.Any, own["config"])
+    merged = values.copy_and_resolve_references()
+    with merged.unlocked(), merged.ignore_type():
+        for key, value in binding_values(own.workdir, flag.override_values).items():
+            group, _, name = key.rpartition(".")
+            (merged[group] if group else merged)[name] = value
+    return from_config_dict(merged, given)
 
 
 def _take_flag(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
@@ -308,6 +316,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         # Imports JAX, which takes a while.
         from ddim_jax import parallel
         from ddim_jax.compilation import keep_compiled_programs
+        from ddim_jax.writers import say
 
         keep_compiled_programs(config.train.compilation_cache)
         parallel.share_cpu(cpu_devices(config, parallel.usable_cores()))
@@ -320,6 +329,9 @@ def run(argv: Sequence[str] | None = None) -> int:
             deterministic=config.train.deterministic,
             stop_together=own.mode == "train",
         )
+        if parallel.is_main_process():
+            for key, (of_preset, ours) in beside_preset(config, _given_keys(own)).items():
+                say(f"{key}={ours!r}, as given, instead of the {of_preset!r} of sample.preset={config.sample.preset}")
         with parallel.failing_fast(_report):
             complete = _run_job(own.mode, config, own.workdir)
     except UserError as error:

@@ -53,7 +53,9 @@ SamplerName = Literal[
     "ddim", "ddpm_small", "ddpm_large", "heun", "ab2", "ab3", "ab4", "plms", "dpmpp_2m", "unipc2", "unipc3"
 ]
 EncoderName = Literal["ddim", "heun"]
-Spacing = Literal["uniform", "quad", "uniform_published", "quad_published", "trailing", "linspace", "logsnr", "karras"]
+Spacing = Literal[
+    "uniform", "quad", "uniform_published", "quad_published", "trailing", "linspace", "openai", "logsnr", "karras"
+]
 Clip = Literal["none", "keep_eps", "rederive_eps", "dynamic_threshold"]
 PresetName = Literal["ddim-paper-cifar10", "ddim-paper-celeba", "ddpm", "openai", "diffusers", "keras"]
 Precision = Literal["default", "high", "highest"]

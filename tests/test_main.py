@@ -130,6 +130,13 @@ def test_mistakes_in_flags_are_found_before_jax_is_imported(tmp_path):
     assert result.stdout == "2 []\n"
 
 
+def test_flags_beside_a_preset_are_known_as_given():
+    flags = ("--config.sample.eta=0.5", "--config.sample.clip=none", "--config.sample.steps=5")
+    config, own = main.parse(["main", f"--config={ROOT}/configs/celeba.py", "--workdir=w", *flags])
+    assert (config.sample.eta, config.sample.spacing) == (0.5, "uniform_published")
+    assert main._given_keys(own) == {"sample.eta", "sample.clip", "sample.steps"}
+
+
 @pytest.mark.parametrize("module", ["ddim_jax", "ddim_jax.main"])
 def test_help(tmp_path, module):
     result = command(tmp_path, "--help", program=("-m", module))

@@ -15,8 +15,9 @@ names the key and the remedy.
 """
 
 from ddim_jax.config import recipes
-from ddim_jax.config.checks import check
+from ddim_jax.config.checks import check, check_new_network
 from ddim_jax.config.convert import (
+    beside_preset,
     check_key,
     differences,
     from_config_dict,
@@ -68,8 +69,10 @@ __all__ = [
     "TrajectoryConfig",
     "WeightsConfig",
     "apply_variants",
+    "beside_preset",
     "check",
     "check_key",
+    "check_new_network",
     "default_config",
     "differences",
     "flatten",

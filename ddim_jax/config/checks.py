@@ -25,6 +25,22 @@ def check(config: Config) -> None:
     _check_eval(config.eval)
 
 
+def check_new_network(config: Config) -> None:
+    """Checks what is asked of a network that is to be trained from the start; others' networks need not be so.
+
+    Raises:
+        ConfigError: it is one that cannot learn well.
+    """
+    model = config.model
+    _require(
+        model.name != "unet" or model.channels >= 2 * model.num_groups,
+        "model.channels",
+        model.channels,
+        f"must be twice model.num_groups={model.num_groups} or more: with one channel a group the norms would take "
+        "away what the blocks are told of the noise level",
+    )
+
+
 def _require(condition: bool, key: str, value: Any, message: str) -> None:
     if not condition:
         raise ConfigError(f"{key}={value}: {message}")
@@ -47,11 +63,10 @@ def _check_data(data: DataConfig) -> None:
 def _check_model(model: ModelConfig, data: DataConfig) -> None:
     if model.name == "unet":
         _require(
-            model.channels % model.num_groups == 0 and model.channels >= 2 * model.num_groups,
+            model.channels % model.num_groups == 0,
             "model.channels",
             model.channels,
-            f"must be a multiple of model.num_groups={model.num_groups}, twice that or more: with one channel a group "
-            "the norms would take away what the blocks are told of the noise level",
+            f"must be a multiple of model.num_groups={model.num_groups}",
         )
     else:
         _check_residual_unet(model)
@@ -71,6 +86,18 @@ def _check_model(model: ModelConfig, data: DataConfig) -> None:
             model.attention_resolutions,
             f"the network has no resolution {resolution}; it has {resolutions}",
         )
+    attending = {model.channels * model.multipliers[-1]}
+    attending |= {
+        model.channels * multiplier
+        for multiplier, resolution in zip(model.multipliers, resolutions, strict=True)
+        if resolution in model.attention_resolutions
+    }
+    _require(
+        model.head_channels == 0 or all(width % model.head_channels == 0 for width in attending),
+        "model.head_channels",
+        model.head_channels,
+        f"must divide the widths that attend, {sorted(attending)}",
+    )
 
 
 def _check_residual_unet(model: ModelConfig) -> None:
@@ -80,7 +107,12 @@ def _check_residual_unet(model: ModelConfig) -> None:
         model.channels,
         f"must be even, and with model.norm=group a multiple of model.num_groups={model.num_groups}",
     )
-    for key, off in (("attention_resolutions", ()), ("dropout", 0.0), ("num_classes", 0), ("dtype", "float32")):
+    plain = ModelConfig()
+    for key, off in (
+        *(("attention_resolutions", ()), ("dropout", 0.0), ("num_classes", 0), ("dtype", "float32")),
+        *((name, getattr(plain, name)) for name in ("null_label", "time_freq_shift", "time_cos_first")),
+        *((name, getattr(plain, name)) for name in ("downsample_padding", "norm_eps", "head_channels")),
+    ):
         value = getattr(model, key)
         _require(value == off, f"model.{key}", value, f"model.name=residual_unet knows only {off!r}")
 
@@ -110,6 +142,12 @@ def _check_train(config: Config) -> None:
         "train.accumulate",
         train.accumulate,
         "batch norms need the whole batch at once; use 1, or model.norm=group",
+    )
+    _require(
+        train.label_dropout == 0 or model.null_label,
+        "train.label_dropout",
+        train.label_dropout,
+        "replaces labels by 'no label', which the network has only with model.null_label=True",
     )
     _require(
         train.validate_every == 0 or bool(config.data.validation),
@@ -156,6 +194,12 @@ def _check_sample(config: Config) -> None:
         "model.num_classes",
         config.model.num_classes,
         "sample.per_class and guidance need a class-conditional network",
+    )
+    _require(
+        config.model.null_label or not (sample.guidance_scale != 1 or sample.guidance_levels),
+        "sample.guidance_scale",
+        sample.guidance_scale,
+        "model.null_label=False: guidance needs a network that knows 'no label'",
     )
     if sample.guidance_levels:
         levels = sample.guidance_levels

@@ -6,34 +6,43 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ddim_jax.config.checks import check
 from ddim_jax.config.keys import check_name, flatten
 from ddim_jax.config.presets import preset, table_for
-from ddim_jax.config.schema import Config, without_none
+from ddim_jax.config.schema import Config, SampleConfig, without_none
 from ddim_jax.config.tree import ConfigTree
 from ddim_jax.errors import ConfigError
 
 
-def from_config_dict(config: ConfigTree) -> Config:
-    """Makes the typed config and checks every value.
+def from_config_dict(config: ConfigTree, given: Collection[str] = ()) -> Config:
+    """Makes the typed config, applies ``sample.preset``, and checks every value.
+
+    Args:
+        config: what the config file returned, with the values of the command line in it.
+        given: the dotted keys that the command line gave. A preset does not replace these.
 
     Raises:
         ConfigError: an unknown key, a value of the wrong type or range, or keys that contradict
             each other.
     """
-    return from_values(config.to_dict())
+    built = _build(Config, config.to_dict(), "")
+    if "sample.preset" not in given:
+        _check_beside_preset(built, given)
+    return _finish(_with_preset(built, given))
 
 
 def from_values(values: Any) -> Config:
     """Makes the typed config of dictionaries and lists, such as JSON keeps; same errors as :func:`from_config_dict`.
 
     Args:
-        values: the groups by name, each with its values by name.
+        values: the groups by name, each with its values by name. A preset replaces none of them: in what
+            :func:`to_json` wrote, it has been applied already.
     """
-    return _finish(_build(Config, values, ""))
+    built = _build(Config, values, "")
+    return _finish(_with_preset(built, [f"sample.{name}" for name in values.get("sample", ())]))
 
 
 def from_json(text: str) -> Config:
@@ -117,7 +126,8 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
 
     Args:
         config: the rest.
-        values: by dotted key, e.g. ``{"sample.steps": 20}``; lists, tuples and NumPy's numbers are understood.
+        values: by dotted key, e.g. ``{"sample.steps": 20}``; lists, tuples and NumPy's numbers are understood. They
+            replace what the config's own preset says, and of a preset among them they keep what it does not say alone.
 
     Raises:
         ConfigError: a key that does not exist, or a value that cannot be used.
@@ -129,7 +139,7 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
         annotation = next(field.type for field in dataclasses.fields(holder) if field.name == name)
         holder = dataclasses.replace(holder, **{name: _convert(annotation, _plain(value), key)})
         config = dataclasses.replace(config, **{group: holder}) if group else holder
-    return _finish(config)
+    return _finish(_with_preset(config, values) if "sample.preset" in values else config)
 
 
 def _plain(value: Any) -> Any:
@@ -144,12 +154,49 @@ def with_sample(config: Config, **settings: Any) -> Config:
     return with_values(config, {f"sample.{name}": value for name, value in settings.items()})
 
 
+def beside_preset(config: Config, given: Collection[str]) -> dict[str, tuple[Any, Any]]:
+    """Keys given beside ``sample.preset`` that differ from what it says, as ``{key: (the preset's value, ours)}``.
+
+    Args:
+        config: with the preset.
+        given: the dotted keys to look at.
+    """
+    ours = flatten(config)
+    return {
+        key: (value, ours[key])
+        for key, value in _values_of_preset(config.sample).items()
+        if key in given and ours[key] != value
+    }
+
+
+def _values_of_preset(sample: SampleConfig) -> dict[str, Any]:
+    """What the preset says, by dotted key; nothing where none is named."""
+    if not sample.preset:
+        return {}
+    values = {**preset(sample.preset)._asdict(), "eta_per_step": (), "levels": ()}
+    return {f"sample.{name}": value for name, value in values.items()}
+
+
+def _check_beside_preset(config: Config, given: Collection[str]) -> None:
+    """Refuses a config file's value that its preset would replace without a word."""
+    defaults = flatten(Config())
+    for key, (value, ours) in beside_preset(config, defaults.keys() - set(given)).items():
+        if ours != defaults[key]:
+            raise ConfigError(
+                f"{key}={ours!r} stands beside sample.preset={config.sample.preset}, which says {value!r}; leave one "
+                f"of them out of the config file, or pass the one that you mean on the command line"
+            )
+
+
+def _with_preset(config: Config, given: Collection[str]) -> Config:
+    """Applies the preset of ``sample``, if one is named, to all of its keys that were not given beside it."""
+    values = {key: value for key, value in _values_of_preset(config.sample).items() if key not in given}
+    sample = dataclasses.replace(config.sample, **{key.removeprefix("sample."): value for key, value in values.items()})
+    return dataclasses.replace(config, sample=sample)
+
+
 def _finish(config: Config) -> Config:
-    """Applies the presets of ``sample`` and ``eval``, if they are named, and checks everything."""
-    sample = config.sample
-    if sample.preset:
-        sample = dataclasses.replace(sample, eta_per_step=(), levels=(), **preset(sample.preset)._asdict())
-        config = dataclasses.replace(config, sample=sample)
+    """Names the part of a table that ``eval.preset`` means, and checks everything."""
     table = table_for(config.eval.preset, config.data.name)
     if table != config.eval.preset:
         config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, preset=table))

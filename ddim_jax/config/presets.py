@@ -33,7 +33,7 @@ PRESETS = {
     "ddpm": Preset("ddpm_large", "uniform", "rederive_eps"),
     # improved-diffusion's and guided-diffusion's defaults ("fixed large" if the variance is not learned), respaced to S
     # levels ("timestep_respacing S").
-    "openai": Preset("ddpm_large", "linspace", "rederive_eps"),
+    "openai": Preset("ddpm_large", "openai", "rederive_eps"),
     # DDIMScheduler's defaults: "leading" levels, which for S that divide T are the uniform ones, and a clipped x0
     # beside the eps as predicted.
     "diffusers": Preset("ddim", "uniform", "keep_eps"),

@@ -123,6 +123,13 @@ class ModelConfig:
         dropout: dropout rate inside the residual blocks.
         num_groups: groups of the group norms, 32 as published; narrower networks need fewer.
         num_classes: 0 for an unconditional network, else the number of labels.
+        null_label: of a class-conditional network: whether it has one label more, which means "no label".
+        time_freq_shift: 1, or 0 as in diffusers' training script and OpenAI's code: the frequencies that tell the noise
+            level are 10000^(-k / (half - shift)).
+        time_cos_first: put the cosines of the noise level before the sines, as those do.
+        downsample_padding: 0 puts zeros right and below an image before its resolution is halved, 1 on all sides.
+        norm_eps: what group norms add to the variance; 1e-5 is PyTorch's default.
+        head_channels: width of an attention head; 0 for one head of all channels.
         init: ``ddpm`` (the initialisation of the published CIFAR-10 and LSUN checkpoints) or
             ``torch`` (PyTorch's default, as in DDIM's code).
         dtype: dtype of activations; parameters, norms, softmax and loss stay float32.
@@ -139,6 +146,12 @@ class ModelConfig:
     dropout: float = key(0.1, Role.TRAINING, at_least=0, below=1)
     num_groups: int = key(32, Role.NETWORK, at_least=1)
     num_classes: int = key(0, Role.NETWORK, at_least=0)
+    null_label: bool = key(True, Role.NETWORK)
+    time_freq_shift: int = key(1, Role.NETWORK, at_least=0, at_most=1)
+    time_cos_first: bool = key(False, Role.NETWORK)
+    downsample_padding: int = key(0, Role.NETWORK, at_least=0, at_most=1)
+    norm_eps: float = key(1e-6, Role.NETWORK, above=0)
+    head_channels: int = key(0, Role.NETWORK, at_least=0)
     init: Initialization = key("ddpm", Role.TRAINING)
     dtype: ActivationDtype = key("float32", Role.TRAINING)
     remat: bool = key(False, Role.TRAINING)
@@ -276,8 +289,11 @@ class SampleConfig:
         indices: draw these images instead of ``start`` ... ``start + num - 1``.
         per_class: with a class-conditional network, draw this many images of each class instead of ``num``.
         seed: seed of the images.
-        preset: settings of a paper or project by name, see ``config/presets.py``; replaces ``sampler``, ``spacing``,
-            ``clip`` and ``eta``.
+        preset: settings of a paper or project by name, see ``config/presets.py``: those of ``sampler``, ``spacing``,
+            ``clip`` and ``eta``, without ``eta_per_step`` and ``levels``. What the command line or a call from Python
+            gives of these beside a preset wins, and the log says so; a preset given there wins over the config file's
+            values. Within a config file nobody knows which was meant: a value that is neither the default nor the
+            preset's is refused. These keys say what is done; the preset's name, where it came from.
         sampler: ``ddim``; ``ddpm_small`` (posterior variance, DDIM's eta = 1) or ``ddpm_large`` (variance beta, the
             DDIM paper's sigma-hat on a subsequence); or a fast deterministic solver, see ``diffusion/samplers.py``.
         steps: steps S; network evaluations too, but for ``heun`` (2 S - 1) and ``plms`` (S + 1).

@@ -107,7 +107,9 @@ def make_schedule(
 ) -> Schedule:
     """Builds a noise schedule in float64.
 
-    The published code keeps alpha_bar in float32, which differs by less than 1e-6 of its value.
+    DDIM's code multiplies up alpha_bar in float32. At T = 1000 and its betas that differs by less than 1e-6 of its
+    value for ``linear``, ``quad`` and ``sigmoid``, by 5e-6 for ``jsd``, and by 2e-5 for ``const``, each of whose betas
+    is rounded alike.
 
     >>> schedule = make_schedule("linear", num_levels=1000)
     >>> schedule.num_levels, float(schedule.alpha_bar[0]), round(float(schedule.alpha_bar[500]), 4)

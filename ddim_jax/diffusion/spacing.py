@@ -30,7 +30,10 @@ def sampling_levels(spacing: Spacing, num_levels: int, steps: int, schedule: Sch
       100 steps hold 4 of them.
     - ``trailing``: round((i + 1) T / S) - 1, diffusers' name and definition. It begins at the noisiest level, as
       ``uniform`` (diffusers' "leading") does not.
-    - ``linspace``: round(i (T - 1) / (S - 1)), diffusers' name and definition; OpenAI's respacing. It has both ends.
+    - ``linspace``: round(i (T - 1) / (S - 1)), diffusers' name and definition. It has both ends.
+    - ``openai``: the same, but i (T - 1) / (S - 1) is the stride added i times in float64, as in improved-diffusion's
+      and guided-diffusion's respacing to one section ("timestep_respacing S"). Of T = 1000, one level of 278 S from 2
+      to 1000 is another for it: at S = 21, 499.5 comes out a little lower and is rounded down.
     - ``logsnr``: at equal steps in the log of the signal-to-noise ratio, from level T to level 1 (Lu et al. 2022).
     - ``karras``: at equal steps in sigma^(1/7), sigma = sqrt((1 - alpha_bar) / alpha_bar), from level T to level 1
       (Karras et al. 2022, eq. 5).
@@ -99,6 +102,15 @@ def linspace(num_levels: int, steps: int, schedule: Schedule | None = None) -> n
     return _noisiest_first(np.round(np.linspace(0, num_levels - 1, steps)).astype(np.int64))
 
 
+def openai(num_levels: int, steps: int, schedule: Schedule | None = None) -> np.ndarray:
+    """See :func:`sampling_levels`."""
+    if steps == 1:
+        return np.array([num_levels])
+    # NumPy's cumsum adds one after the other, too.
+    sums = np.cumsum(np.full(steps - 1, (num_levels - 1) / (steps - 1)))
+    return _noisiest_first(np.round(np.append(0.0, sums)).astype(np.int64))
+
+
 def logsnr(num_levels: int, steps: int, schedule: Schedule | None = None) -> np.ndarray:
     """See :func:`sampling_levels`."""
     schedule = _known(schedule, num_levels)
@@ -124,6 +136,7 @@ SPACINGS: dict[str, SpacingFunction] = {
     "quad_published": quad_published,
     "trailing": trailing,
     "linspace": linspace,
+    "openai": openai,
     "logsnr": logsnr,
     "karras": karras,
 }

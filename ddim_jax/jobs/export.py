@@ -19,6 +19,7 @@ from ddim_jax.model_job import ModelJob
 from ddim_jax.names import StoredDtype, WeightsFormat
 from ddim_jax.pipeline import Pipeline
 from ddim_jax.weights.description import Description, shared_config
+from ddim_jax.weights.diffusers_config import not_in_scheduler
 from ddim_jax.weights.export_formats import EXPORT_FORMATS, read_description
 from ddim_jax.weights.forms import COST_OF_RAW_WEIGHTS
 from ddim_jax.writers import say
@@ -30,8 +31,10 @@ _TRIED_IMAGES = 4
 def export(config: Config, workdir: epath.PathLike) -> epath.Path:
     """Writes the weights in the form ``weights.format``.
 
-    - ``diffusers``: a folder that ``diffusers.DDIMPipeline.from_pretrained`` loads. At ``clip`` none and ``uniform``
-      or ``trailing`` spacing it draws the images that we draw, to rounding, from the same noise.
+    - ``diffusers``: a folder that ``diffusers.DDIMPipeline.from_pretrained`` loads. By the sampler ``ddim`` in steps
+      that divide the levels, of ``uniform`` or ``trailing`` spacing, it draws the images that we draw, to rounding,
+      from the same noise. A warning tells of each setting of ``sample`` that is not in the folder, and which argument
+      of the pipeline gives it back.
     - ``npz``, ``safetensors``: one file with our names and layout, and the config in it.
 
     All of them can be imported again; stored as float32 they come back bit by bit.
@@ -66,6 +69,9 @@ def export(config: Config, workdir: epath.PathLike) -> epath.Path:
             _write(out, settings.format, stored, description)
             megabytes = sum(value.nbytes for value in stored.values()) / 1e6
             say(f"wrote {out}: {len(stored):,} arrays, {megabytes:,.1f} MB, step {pipe.step:,}")
+        if settings.format == "diffusers":
+            for difference in not_in_scheduler(job.config):
+                say(f"warning: {difference}")
         if settings.dtype != "float32":
             _report_rounding(pipe, exact, stored)
     parallel.barrier("exported")

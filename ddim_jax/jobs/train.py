@@ -6,7 +6,7 @@ import contextlib
 from etils import epath
 
 from ddim_jax import memory, parallel
-from ddim_jax.config import Config
+from ddim_jax.config import Config, check_new_network
 from ddim_jax.configured import build_sampler
 from ddim_jax.data.sources import check_labels
 from ddim_jax.models import build_model, parameter_count
@@ -23,7 +23,7 @@ from ddim_jax.training.program import compile_ahead, make_program
 from ddim_jax.training.sigterm import catch_sigterm
 from ddim_jax.training.state import init_state, make_optimizer
 from ddim_jax.training.validation import Validation
-from ddim_jax.workdir import checkpoint_dir, prepare_for_training
+from ddim_jax.workdir import checkpoint_dir, config_path, prepare_for_training
 from ddim_jax.writers import MetricWriter, SilentWriter, say
 
 
@@ -45,6 +45,8 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
             being finite.
     """
     # What can be refused without the data is refused before they are opened, which may mean to prepare them.
+    if not config_path(workdir).exists():
+        check_new_network(config)
     build_sampler(config)
     check_metric(config)
     main_process = parallel.is_main_process()

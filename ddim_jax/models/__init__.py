@@ -60,6 +60,12 @@ def _unet(config: Config, mean_over_devices: MeanOverDevices, flash_attention: b
         dtype=jnp.dtype(model.dtype),
         remat=model.remat,
         flash_width=local_flash_attention_width(model.dtype) if flash_attention else 0,
+        null_label=model.null_label,
+        time_freq_shift=model.time_freq_shift,
+        time_cos_first=model.time_cos_first,
+        downsample_padding=model.downsample_padding,
+        norm_eps=model.norm_eps,
+        head_channels=model.head_channels,
     )
 
 

@@ -14,10 +14,12 @@ class GroupNorm(nn.Module):
     Attributes:
         num_groups: number of groups.
         dtype: dtype of the result.
+        eps: added to the variance.
     """
 
     num_groups: int = 32
     dtype: jax.typing.DTypeLike = jnp.float32
+    eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Parts) -> jax.Array:
@@ -25,7 +27,7 @@ class GroupNorm(nn.Module):
         c = sum(part.shape[-1] for part in x) if isinstance(x, tuple) else x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
-        return group_norm(x, scale, bias, self.num_groups).astype(self.dtype)
+        return group_norm(x, scale, bias, self.num_groups, self.eps).astype(self.dtype)
 
 
 def group_norm(x: Parts, scale: jax.Array, bias: jax.Array, num_groups: int = 32, eps: float = 1e-6) -> jax.Array:

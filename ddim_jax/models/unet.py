@@ -16,7 +16,8 @@ block as a per-channel bias.
 Arrays are [n, height, width, channels]. Details follow the published code, whose PyTorch and
 TensorFlow versions compute the same function, so that published checkpoints give the published
 numbers: group norm with 32 groups and eps = 1e-6, zeros padded right and below when downsampling,
-one attention head, attention after *every* block of its resolutions, both ways.
+one attention head, attention after *every* block of its resolutions, both ways. Networks of diffusers' training script
+differ in some of these: the last attributes of :class:`UNet`.
 """
 
 import flax.linen as nn
@@ -44,13 +45,19 @@ class UNet(nn.Module):
         dropout: rate of dropout before the second convolution of each block.
         num_groups: groups of the group norms, 32 as published. A network narrower than the published ones needs fewer:
             with one channel a group, the norm that follows takes away what the blocks are told of time and label.
-        num_classes: 0 for an unconditional network, else the number of labels. One label more,
+        num_classes: 0 for an unconditional network, else the number of labels. With ``null_label`` one label more,
             ``num_classes`` itself, means "no label", for classifier-free guidance.
         initialization: how fresh parameters are drawn, see :func:`~ddim_jax.models.initialization.initializers`.
         dtype: dtype of activations. Parameters, norms, softmax, the embedding of time and label,
             the last layer and the output are float32 in any case.
         remat: recompute each block in the backward pass instead of keeping its activations.
         flash_width: widest head for cuDNN's flash kernel, see ``models/flash_attention.py``.
+        null_label: whether there is a label that means "no label".
+        time_freq_shift: see :func:`time_embedding`.
+        time_cos_first: see :func:`time_embedding`.
+        downsample_padding: 0 pads right and below when downsampling, 1 pads on all sides.
+        norm_eps: what the norms add to the variance.
+        head_channels: width of an attention head; 0 for one head of all channels.
     """
 
     out_channels: int
@@ -65,6 +72,12 @@ class UNet(nn.Module):
     dtype: jax.typing.DTypeLike = jnp.float32
     remat: bool = False
     flash_width: int = 0
+    null_label: bool = True
+    time_freq_shift: int = 1
+    time_cos_first: bool = False
+    downsample_padding: int = 0
+    norm_eps: float = 1e-6
+    head_channels: int = 0
 
     @nn.compact
     def __call__(
@@ -81,7 +94,8 @@ class UNet(nn.Module):
             time: [n] noise levels on the scale of the checkpoint, 0 ... 999 for published ones;
                 they need not be integers.
             label: [n] class labels in 0 ... num_classes, the last meaning "no label", which is
-                also what None means. Only for a class-conditional network.
+                also what None means. Only for a class-conditional network. Without ``null_label``
+                they end at num_classes - 1, and must be given.
             dropout_keys: [n] keys, one per example, or None to switch dropout off. The masks of an
                 example depend on its key alone, not on the batch or the devices it is split over.
 
@@ -89,7 +103,8 @@ class UNet(nn.Module):
             [n, h, w, out_channels] float32.
 
         Raises:
-            ValueError: h or w is not divisible, or a label is given to an unconditional network.
+            ValueError: h or w is not divisible, a label is given to an unconditional network, or none to one that
+                needs it.
         """
         num_levels = len(self.multipliers)
         factor = 2 ** (num_levels - 1)
@@ -103,13 +118,29 @@ class UNet(nn.Module):
         def block(x: Parts, width: int, name: str) -> jax.Array:
             nonlocal num_built
             module = block_type(
-                width, self.dropout, num_built, self.num_groups, self.initialization, self.dtype, name=name
+                width,
+                self.dropout,
+                num_built,
+                self.num_groups,
+                self.initialization,
+                self.dtype,
+                self.norm_eps,
+                name=name,
             )
             num_built += 1
             return module(x, embedding, dropout_keys)
 
         def attention(x: jax.Array, name: str) -> jax.Array:
-            return attention_type(self.num_groups, self.initialization, self.dtype, self.flash_width, name=name)(x)
+            module = attention_type(
+                self.num_groups,
+                self.initialization,
+                self.dtype,
+                self.flash_width,
+                self.norm_eps,
+                self.head_channels,
+                name=name,
+            )
+            return module(x)
 
         embedding = self._embed(time, label)
         x = _conv(self.channels, x, "conv_in", self.initialization, self.dtype)
@@ -123,7 +154,13 @@ class UNet(nn.Module):
                 skips.append(x)
             if level < num_levels - 1:
                 # SAME at stride 2 on even sizes pads right and below only, as published.
-                x = _conv(x.shape[-1], x, f"down_{level}_downsample", self.initialization, self.dtype, stride=2)
+                name = f"down_{level}_downsample"
+                if self.downsample_padding:
+                    # Zeros on all sides now, and the row and column that follow from those right and below left out.
+                    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+                    x = _conv(x.shape[-1], x, name, self.initialization, self.dtype, stride=2)[:, :-1, :-1]
+                else:
+                    x = _conv(x.shape[-1], x, name, self.initialization, self.dtype, stride=2)
                 skips.append(x)
 
         x = block(x, x.shape[-1], "mid_block_0")
@@ -139,21 +176,26 @@ class UNet(nn.Module):
                 x = _conv(x.shape[-1], upsample_nearest(x), f"up_{level}_upsample", self.initialization, self.dtype)
 
         # The last layer in float32: its 2^-8 rounding in bfloat16 would be noise in every sampling step.
-        x = nn.swish(GroupNorm(self.num_groups, jnp.float32, name="norm_out")(x))
+        x = nn.swish(GroupNorm(self.num_groups, jnp.float32, self.norm_eps, name="norm_out")(x))
         return _conv(self.out_channels, x, "conv_out", self.initialization, jnp.float32, zero=True)
 
     def _embed(self, time: jax.Array, label: jax.Array | None) -> jax.Array:
         """What the blocks are told of time and label: [n, 4 * channels] float32."""
         width = 4 * self.channels
-        embedding = time_embedding(time, self.channels)
+        embedding = time_embedding(time, self.channels, self.time_freq_shift, self.time_cos_first)
         embedding = _dense(width, embedding, "time_dense_0", self.initialization, jnp.float32)
         embedding = _dense(width, nn.swish(embedding), "time_dense_1", self.initialization, jnp.float32)
         if self.num_classes:
             if label is None:
-                label = jnp.full(time.shape, self.num_classes)
+                if not (self.null_label or self.is_initializing()):
+                    raise ValueError("a label is needed: this network has none that means 'no label'")
+                label = jnp.full(time.shape, self.num_classes if self.null_label else 0)
             # N(0, 1): PyTorch's default for embeddings, and usual for this network; the papers have no labels.
             table = nn.Embed(
-                self.num_classes + 1, width, embedding_init=nn.initializers.normal(1.0), name="label_embed"
+                self.num_classes + self.null_label,
+                width,
+                embedding_init=nn.initializers.normal(1.0),
+                name="label_embed",
             )
             embedding = embedding + table(label)
         elif label is not None:
@@ -173,6 +215,7 @@ class ResidualBlock(nn.Module):
         num_groups: groups of the norms.
         initialization: see :func:`~ddim_jax.models.initialization.initializers`.
         dtype: dtype of activations.
+        norm_eps: of the norms.
     """
 
     features: int
@@ -181,14 +224,15 @@ class ResidualBlock(nn.Module):
     num_groups: int = 32
     initialization: Initialization = "ddpm"
     dtype: jax.typing.DTypeLike = jnp.float32
+    norm_eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Parts, embedding: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
         """Maps [n, h, w, c], whole or in parts, to [n, h, w, features], given [n, e] activated embeddings, [n] keys."""
         told = _dense(self.features, embedding, "time_dense", self.initialization, jnp.float32)[:, None, None, :]
-        h = nn.swish(GroupNorm(self.num_groups, self.dtype, name="norm_0")(x))
+        h = nn.swish(GroupNorm(self.num_groups, self.dtype, self.norm_eps, name="norm_0")(x))
         h = _conv(self.features, h, "conv_0", self.initialization, self.dtype, offset=told)
-        h = nn.swish(GroupNorm(self.num_groups, self.dtype, name="norm_1")(h))
+        h = nn.swish(GroupNorm(self.num_groups, self.dtype, self.norm_eps, name="norm_1")(h))
         if dropout_keys is not None and self.dropout > 0:
             h = dropout_each(h, jax.vmap(lambda key: jax.random.fold_in(key, self.index))(dropout_keys), self.dropout)
         h = _conv(self.features, h, "conv_1", self.initialization, self.dtype, zero=True)
@@ -200,45 +244,53 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """x + proj_out(softmax(q k^T / sqrt(c)) v): one head, every pixel attends to every pixel.
+    """x + proj_out(softmax(q k^T / sqrt(c)) v): every pixel attends to every pixel, by one head of c channels or more.
 
     Attributes:
         num_groups: groups of the norm.
         initialization: see :func:`~ddim_jax.models.initialization.initializers`.
         dtype: dtype of activations; logits and softmax are float32.
         flash_width: widest head for cuDNN's flash kernel; 0 does without it.
+        norm_eps: of the norm.
+        head_channels: width of a head; 0 for one head.
     """
 
     num_groups: int = 32
     initialization: Initialization = "ddpm"
     dtype: jax.typing.DTypeLike = jnp.float32
     flash_width: int = 0
+    norm_eps: float = 1e-6
+    head_channels: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [n, h, w, c] to [n, h, w, c]."""
         n, height, width, c = x.shape
         # One head: [n, pixels, 1, c].
-        tokens = GroupNorm(self.num_groups, self.dtype, name="norm")(x).reshape(n, height * width, 1, c)
+        whole = (n, height * width, 1, c)
+        head = self.head_channels or c
+        tokens = GroupNorm(self.num_groups, self.dtype, self.norm_eps, name="norm")(x).reshape(whole)
         query, key, value = (
-            _dense(c, tokens, name, self.initialization, self.dtype) for name in ("query", "key", "value")
+            _dense(c, tokens, name, self.initialization, self.dtype).reshape(n, height * width, c // head, head)
+            for name in ("query", "key", "value")
         )
-        flash = takes_flash_kernel(self.flash_width, channels=c, pixels=height * width)
+        flash = takes_flash_kernel(self.flash_width, channels=head, pixels=height * width)
         attended = jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if flash else "xla")
-        out = _dense(c, attended, "proj_out", self.initialization, self.dtype, zero=True)
+        out = _dense(c, attended.reshape(whole), "proj_out", self.initialization, self.dtype, zero=True)
         return x + out.reshape(x.shape)
 
 
-def time_embedding(time: jax.Array, width: int) -> jax.Array:
+def time_embedding(time: jax.Array, width: int, freq_shift: int = 1, cos_first: bool = False) -> jax.Array:
     """Sines, then cosines, of time at ``width / 2`` frequencies from 1 down to 1/10000.
 
     The frequencies are 10000^(-k / (half - 1)), k = 0 ... half - 1, half = width / 2 (Vaswani et
-    al. 2017 as in DDPM's code; other projects divide by half, or put the cosines first, and their
-    checkpoints cannot be exchanged with these).
+    al. 2017 as in DDPM's code). Other projects divide by half, or put the cosines first.
 
     Args:
         time: [n] noise levels.
         width: length of the embedding, even and at least 4.
+        freq_shift: what is taken from half in the frequencies: 1, or 0.
+        cos_first: put the cosines first.
 
     Returns:
         [n, width] float32.
@@ -246,9 +298,10 @@ def time_embedding(time: jax.Array, width: int) -> jax.Array:
     half = width // 2
     # In float32 from the exponent on, as the published networks were trained: at time 999 a frequency's last bit
     # is 1e-4 in the phase.
-    frequency = np.exp(np.arange(half, dtype=np.float32) * np.float32(-np.log(10000.0) / (half - 1)))
+    frequency = np.exp(np.arange(half, dtype=np.float32) * np.float32(-np.log(10000.0) / (half - freq_shift)))
     phase = time.astype(jnp.float32)[:, None] * frequency
-    return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
+    parts = [jnp.sin(phase), jnp.cos(phase)]
+    return jnp.concatenate(parts[::-1] if cos_first else parts, axis=-1)
 
 
 def upsample_nearest(x: jax.Array) -> jax.Array:

@@ -49,14 +49,10 @@ _UNET_DEFAULTS: dict[str, Any] = {
 _UNET_FIXED: dict[str, Any] = {
     "center_input_sample": False,
     "time_embedding_type": "positional",
-    "freq_shift": 1,
-    "flip_sin_to_cos": False,
     "mid_block_type": "UNetMidBlock2D",
     "mid_block_scale_factor": 1,
-    "downsample_padding": 0,
     "downsample_type": "conv",
     "upsample_type": "conv",
-    "norm_eps": 1e-6,
     "resnet_time_scale_shift": "default",
     "add_attention": True,
     "class_embed_type": None,
@@ -84,13 +80,14 @@ _EXPORTED_SCHEDULES: dict[ScheduleName, str] = {
 }
 
 
-def stated_by_unet(values: Mapping[str, Any], source: str, image_size: int) -> dict[str, Any]:
+def stated_by_unet(values: Mapping[str, Any], source: str, image_size: int, null_label: bool = False) -> dict[str, Any]:
     """Translates the ``config.json`` of a ``UNet2DModel`` to values by keys of our config.
 
     Args:
         values: settings in the file.
         source: name of the file in messages.
         image_size: side of the images, where the file leaves ``sample_size`` open.
+        null_label: whether the last of its classes means "no label", which the file cannot say.
 
     Raises:
         UserError: a setting that our network does not have.
@@ -119,7 +116,9 @@ def stated_by_unet(values: Mapping[str, Any], source: str, image_size: int) -> d
     widths = unet["block_out_channels"]
     attends = _attention_of_levels(unet, source)
     _check_widths(unet, attends, source)
-    rows = unet["num_class_embeds"]
+    rows, head = unet["num_class_embeds"], unet["attention_head_dim"]
+    one_head = head is None or _attending_widths(widths, attends) == {head}
+    classes = {} if rows is None else {"model.null_label": null_label}
     return {
         "data.image_size": side,
         "data.channels": unet["in_channels"],
@@ -132,8 +131,13 @@ def stated_by_unet(values: Mapping[str, Any], source: str, image_size: int) -> d
         "model.num_blocks": unet["layers_per_block"],
         "model.attention_resolutions": tuple(side // 2**level for level, attention in enumerate(attends) if attention),
         "model.num_groups": unet["norm_num_groups"],
-        # Our last label means "no label".
-        "model.num_classes": 0 if rows is None else rows - 1,
+        "model.num_classes": 0 if rows is None else rows - null_label,
+        **classes,
+        "model.time_freq_shift": unet["freq_shift"],
+        "model.time_cos_first": unet["flip_sin_to_cos"],
+        "model.downsample_padding": unet["downsample_padding"],
+        "model.norm_eps": unet["norm_eps"],
+        "model.head_channels": 0 if one_head else head,
     }
 
 
@@ -152,16 +156,23 @@ def _attention_of_levels(unet: Mapping[str, Any], source: str) -> list[bool]:
     return attends["down"]
 
 
+def _attending_widths(widths: list[int], attends: list[bool]) -> set[int]:
+    """Widths of the levels with attention, and of the middle."""
+    return {widths[-1], *(width for width, attention in zip(widths, attends, strict=True) if attention)}
+
+
 def _check_widths(unet: Mapping[str, Any], attends: list[bool], source: str) -> None:
     widths, groups = unet["block_out_channels"], unet["norm_num_groups"]
     if len(widths) != len(attends) or any(width % widths[0] for width in widths):
         raise _refused(source, "block_out_channels", widths, "ours are multiples of the first, one a level")
-    attending = {widths[-1], *(width for width, attention in zip(widths, attends, strict=True) if attention)}
-    head = unet["attention_head_dim"]
-    if head is not None and any(width // head != 1 for width in attending):
+    attending, head = _attending_widths(widths, attends), unet["attention_head_dim"]
+    if head is not None and any(width % head for width in attending):
         raise _refused(
-            source, "attention_head_dim", head, f"attention over {max(attending)} channels has one head here"
+            source, "attention_head_dim", head, f"it must divide the widths that attend, {sorted(attending)}"
         )
+    for key, known in (("freq_shift", (0, 1)), ("downsample_padding", (0, 1)), ("flip_sin_to_cos", (False, True))):
+        if unet[key] not in known:
+            raise _refused(source, key, unet[key], f"our network has {known[0]} and {known[1]}")
     for key, alike in (("attn_norm_num_groups", groups), ("time_embedding_dim", 4 * widths[0])):
         if unet[key] not in (None, alike):
             raise _refused(source, key, unet[key], f"ours is {alike}")
@@ -242,14 +253,20 @@ def unet_config(config: Config) -> dict[str, Any]:
         "down_block_types": ["AttnDownBlock2D" if attention else "DownBlock2D" for attention in attends],
         "up_block_types": ["AttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(attends)],
         "dropout": model.dropout,
-        "attention_head_dim": None,
+        "freq_shift": model.time_freq_shift,
+        "flip_sin_to_cos": model.time_cos_first,
+        "downsample_padding": model.downsample_padding,
+        "norm_eps": model.norm_eps,
+        "attention_head_dim": model.head_channels or None,
         "norm_num_groups": model.num_groups,
-        "num_class_embeds": model.num_classes + 1 if model.num_classes else None,
+        "num_class_embeds": model.num_classes + model.null_label if model.num_classes else None,
     }
 
 
 def scheduler_config(config: Config) -> dict[str, Any]:
     """Writes the ``scheduler_config.json`` of the ``DDIMScheduler`` with our schedule and sampler.
+
+    :func:`not_in_scheduler` says what of the sampler is not in it.
 
     Raises:
         UserError: diffusers has no such schedule.
@@ -271,16 +288,62 @@ def scheduler_config(config: Config) -> dict[str, Any]:
         "trained_betas": None,
         "prediction_type": objectives[diffusion.objective],
         "rescale_betas_zero_snr": diffusion.zero_terminal_snr,
-        "clip_sample": sample.clip == "keep_eps",
+        "clip_sample": sample.clip in ("keep_eps", "rederive_eps"),
         "clip_sample_range": 1.0,
         "set_alpha_to_one": True,
         "steps_offset": 0,
-        "thresholding": False,
-        "dynamic_thresholding_ratio": 0.995,
-        "sample_max_value": 1.0,
-        # Their "leading" is our uniform; they have no quadratic spacing.
+        "thresholding": sample.clip == "dynamic_threshold",
+        "dynamic_thresholding_ratio": round(sample.threshold_percentile / 100, 12),
+        "sample_max_value": sample.threshold_limit,
+        # Their "leading" is our uniform.
         "timestep_spacing": sample.spacing if sample.spacing in ("trailing", "linspace") else "leading",
     }
+
+
+def not_in_scheduler(config: Config) -> list[str]:
+    """Tells how the exported ``DDIMPipeline`` draws otherwise than ``config.sample`` says: a sentence for each setting.
+
+    What its caller can give it back is said with the argument to pass.
+    """
+    sample, num_levels = config.sample, config.diffusion.num_levels
+    found = []
+    if sample.sampler == "ddpm_small":
+        found.append("sample.sampler=ddpm_small is their DDIM at eta 1: pass eta=1.0 to the pipeline")
+    elif sample.sampler != "ddim":
+        found.append(f"sample.sampler={sample.sampler} is none of DDIMScheduler's: it draws by ddim")
+    elif sample.eta_per_step:
+        found.append(f"sample.eta_per_step={sample.eta_per_step}: diffusers has one eta for all steps, 0 unless given")
+    elif sample.eta:
+        found.append(f"sample.eta={sample.eta:g} is no setting of theirs: pass eta={sample.eta:g} to the pipeline")
+    if sample.clip in ("rederive_eps", "dynamic_threshold"):
+        found.append(
+            f"sample.clip={sample.clip} is theirs only if you pass use_clipped_model_output=True to the pipeline"
+        )
+    steps = len(sample.levels) or sample.steps
+    if sample.levels:
+        found.append(f"sample.levels={sample.levels}: DDIMScheduler takes no list of levels: it draws with 'leading'")
+    elif sample.spacing == "linspace":
+        found.append(
+            "sample.spacing=linspace has their name, but DDIMScheduler steps from level t to t - T // S, not to the "
+            "next of its levels: its images are others, and worse"
+        )
+    elif sample.spacing not in ("uniform", "uniform_published", "trailing"):
+        found.append(f"sample.spacing={sample.spacing} is none of DDIMScheduler's: it draws with 'leading'")
+    elif num_levels % steps or (steps == 1 and sample.spacing == "uniform"):
+        found.append(
+            f"sample.steps={steps}, sample.spacing={sample.spacing}: DDIMScheduler takes the same steps only "
+            f"where their number divides the {num_levels} levels, and is not 1 unless it is 'trailing'"
+        )
+    if config.model.num_classes:
+        found.append(
+            f"model.num_classes={config.model.num_classes}: DDIMPipeline gives the network no labels: call UNet2DModel "
+            "with class_labels"
+        )
+    for key in ("guidance_scale", "guidance_levels"):
+        value = getattr(sample, key)
+        if value not in (1.0, ()):
+            found.append(f"sample.{key}={value}: DDIMPipeline does not guide")
+    return found
 
 
 def pipeline_index() -> dict[str, Any]:

@@ -5,14 +5,16 @@
     FOLDER/model_index.json                                 a pipeline: which classes its parts have
     FOLDER/scheduler/scheduler_config.json                  the noise schedule
     FOLDER/unet/config.json                                 the network
-    FOLDER/unet/diffusion_pytorch_model.safetensors (.bin)  its parameters
+    FOLDER/unet/diffusion_pytorch_model.safetensors (.bin)  its parameters; or parts of them, and an index
     FOLDER/unet_ema/                                        the same of the moving averages, in training checkpoints
 
-A folder with ``config.json`` in it is the network alone.
+A folder with ``config.json`` in it is the network alone. A variant of the parameters has its name in that of the file:
+``diffusion_pytorch_model.fp16.safetensors``. It is read where there is no other.
 """
 
 import json
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -29,6 +31,7 @@ from ddim_jax.weights.array_files import ArrayFile, read_safetensors, write_safe
 from ddim_jax.weights.description import KEY, Description
 from ddim_jax.weights.torch_file import read_torch_file
 from ddim_jax.weights.unet_names import from_torch, to_torch, with_plain_names
+from ddim_jax.writers import say
 
 # Where a pipeline that we write has its parameters.
 PIPELINE_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -105,13 +108,14 @@ def _read_network(
         raise UserError(f"{part} has no config.json, without which nobody knows what its weights are: copy that too")
     values = _read_json(path)
     file = _weight_file(part)
-    contents = _READERS[file.name](file)
+    contents = _read_index(file) if file.suffix == ".json" else _READERS[file.suffix](file)
     description = Description.from_json(contents.texts[KEY], str(file)) if KEY in contents.texts else None
     image_size = (config or Config()).data.image_size
     if config is None and values.get("sample_size") is None:
         raise UserError(f"{path} does not say the size of its images (sample_size): give a config")
     try:
-        stated = diffusers_config.stated_by_unet(values, str(path), image_size)
+        known = config or (description.config if description else None)
+        stated = diffusers_config.stated_by_unet(values, str(path), image_size, _has_null_label(values, known))
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{path} has settings of a kind that diffusers never writes: {error}") from error
     base = description.config if description else None
@@ -120,8 +124,18 @@ def _read_network(
     if description is not None:
         return Network(params, agreed, description.averaged, description.step, file, ours=True)
     averaged = True if in_ema_folder or diffusers_config.is_average(values) else None
+    if averaged is None and ".non_ema." in file.name:
+        averaged = False
     step = values.get("optimization_step", 0)
     return Network(params, agreed, averaged, step if type(step) is int and step >= 0 else 0, file, ours=False)
+
+
+def _has_null_label(values: Mapping[str, Any], config: Config | None) -> bool:
+    """Tells whether the last class means "no label": as the config says or counts; in diffusers itself none does."""
+    if config is None:
+        return False
+    rows = values.get("num_class_embeds")
+    return config.model.null_label and config.model.num_classes != rows
 
 
 def _read_torch_arrays(file: pathlib.Path) -> ArrayFile:
@@ -131,18 +145,55 @@ def _read_torch_arrays(file: pathlib.Path) -> ArrayFile:
     return ArrayFile(dict(state), {})
 
 
-# The names under which diffusers saves parameters; the first that is there counts.
+# By the endings of the files that diffusers saves parameters in, and the order in which they are looked for.
 _READERS: dict[str, Callable[[pathlib.Path], ArrayFile]] = {
-    "diffusion_pytorch_model.safetensors": read_safetensors,
-    "diffusion_pytorch_model.bin": _read_torch_arrays,
+    ".safetensors": read_safetensors,
+    ".bin": _read_torch_arrays,
 }
+_STEM = "diffusion_pytorch_model"
 
 
 def _weight_file(part: pathlib.Path) -> pathlib.Path:
-    for name in _READERS:
+    """Chooses the file with the parameters, or the index of several such files."""
+    names = [name for ending in _READERS for name in (f"{_STEM}{ending}", f"{_STEM}{ending}.index.json")]
+    for name in names:
         if (part / name).exists():
             return part / name
-    raise UserError(f"{part} has a config.json but no {' and no '.join(_READERS)}: download that too")
+    variants: dict[str, pathlib.Path] = {}
+    for ending in _READERS:
+        for pattern in (rf"{_STEM}\.(\w+)\{ending}", rf"{_STEM}\{ending}\.index\.(\w+)\.json"):
+            for path in sorted(part.iterdir()):
+                if match := re.fullmatch(pattern, path.name):
+                    variants.setdefault(match[1], path)
+    if len(variants) > 1:
+        raise UserError(
+            f"{part} has several variants of its weights, {', '.join(sorted(variants))}: move all but one away"
+        )
+    if not variants:
+        raise UserError(f"{part} has a config.json but no {_STEM}.safetensors and no {_STEM}.bin: download that too")
+    ((variant, path),) = variants.items()
+    say(f"took the variant {variant} of the weights, {path}")
+    return path
+
+
+def _read_index(path: pathlib.Path) -> ArrayFile:
+    """Reads all the files that an index names; each of its arrays must be in the file that it says."""
+    where = _read_json(path).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise UserError(f"{path} has no weight_map that says which array is in which file")
+    arrays: dict[str, np.ndarray] = {}
+    for name in sorted(set(where.values())):
+        file = path.parent / name
+        if pathlib.PurePath(name).name != name or file.suffix not in _READERS:
+            raise UserError(f"{path} names the file {name!r}, which is none of {', '.join(_READERS)} beside it")
+        if not file.exists():
+            raise UserError(f"{path} names {name}, which is not there: download that too")
+        part = _READERS[file.suffix](file).arrays
+        missing = [array for array, holder in where.items() if holder == name and array not in part]
+        if missing:
+            raise UserError(f"{file} does not hold {missing[0]}, as {path.name} says: download both again")
+        arrays |= part
+    return ArrayFile(arrays, {})
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

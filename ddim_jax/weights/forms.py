@@ -4,6 +4,8 @@
   checkpoints, ``ema_cifar10.ckpt`` and kin.
 - DDIM's own checkpoint (CelebA's ``ckpt.pth``): a list of the model's state, the optimiser's, epoch, step and, last,
   the moving averages.
+- Either of them as training frameworks wrap it: ``{"state_dict": ...}`` and kin, with the averages beside it or not,
+  and names with ``module.``, ``_orig_mod.`` and the like before them.
 - A folder of diffusers.
 - Our own exported ``.npz`` and ``.safetensors``, which carry their config.
 """
@@ -30,6 +32,12 @@ from ddim_jax.writers import say
 
 # What the averaging is worth, as measured by others for the same training run of DDPM's.
 COST_OF_RAW_WEIGHTS = "published for CIFAR-10: FID 12.14 with the raw weights, 3.21 with their moving averages"
+
+
+# What training frameworks call a state dict, that of the moving averages, and the number of steps, in what they save.
+_STATE_KEYS = ("state_dict", "model_state_dict", "model")
+_AVERAGE_KEYS = ("ema", "ema_state_dict", "state_dict_ema", "model_ema")
+_STEP_KEYS = ("global_step", "step")
 
 
 class Weights(NamedTuple):
@@ -107,9 +115,14 @@ def _read(path: pathlib.Path, config: Config | None, any_classes: bool) -> Weigh
 
 def _from_folder(path: pathlib.Path, config: Config | None, any_classes: bool) -> Weights:
     first, *others = read_folder(path, config, any_classes)
-    rows = first.config.model.num_classes
-    if rows and not first.ours:
-        say(f'{path}: num_class_embeds={rows + 1} is taken for {rows} classes and, the last, "no label"')
+    model = first.config.model
+    if model.num_classes and not first.ours and model.null_label:
+        say(f'{path}: num_class_embeds={model.num_classes + 1}: the last is taken for "no label", as the config says')
+    elif model.num_classes and not first.ours:
+        say(
+            f"{path}: num_class_embeds={model.num_classes} is taken for as many classes; where the last means "
+            '"no label", give a config with model.null_label=true and one class fewer'
+        )
     if first.averaged is None and deciding_values(first.config) == deciding_values(published_networks()[0].config):
         say(f"warning: {path} is CIFAR-10's network; google/ddpm-cifar10-32 of the Hugging Face hub is not averaged")
     raw = {"params": others[0].params, "batch_stats": {}} if others else None
@@ -134,6 +147,8 @@ def _from_arrays(contents: ArrayFile, path: pathlib.Path, config: Config | None,
 
 def _from_torch_file(path: pathlib.Path, config: Config | None, any_classes: bool) -> Weights:
     tree = read_torch_file(path)
+    if isinstance(tree, Mapping):
+        return _from_wrapper(tree, path, config, any_classes)
     if not isinstance(tree, (list, tuple)):
         return _from_state(tree, path, config, any_classes)
     # [model, optimiser, epoch, step], and the moving averages if there are any.
@@ -144,6 +159,22 @@ def _from_torch_file(path: pathlib.Path, config: Config | None, any_classes: boo
         return raw
     averages = _from_state(tree[4], path, raw.config, any_classes)
     return averages._replace(raw=raw.variables, averaged=True, step=tree[3])
+
+
+def _from_wrapper(tree: Mapping[Any, Any], path: pathlib.Path, config: Config | None, any_classes: bool) -> Weights:
+    """Makes weights of a state dict, perhaps inside of what a training framework saved around it."""
+    raws = [tree[key] for key in _STATE_KEYS if isinstance(tree.get(key), Mapping)]
+    averages = [tree[key] for key in _AVERAGE_KEYS if isinstance(tree.get(key), Mapping)]
+    if not raws and not averages:
+        return _from_state(tree, path, config, any_classes)
+    steps = [tree[key] for key in _STEP_KEYS if type(tree.get(key)) is int and tree[key] >= 0]
+    step = steps[0] if steps else 0
+    if not averages:
+        return _from_wrapper(raws[0], path, config, any_classes)._replace(step=step)
+    averaged = _from_state(averages[0], path, config, any_classes)._replace(averaged=True, step=step)
+    if not raws:
+        return averaged
+    return averaged._replace(raw=_from_wrapper(raws[0], path, averaged.config, any_classes).variables)
 
 
 def _from_state(state: Any, path: pathlib.Path, config: Config | None, any_classes: bool) -> Weights:

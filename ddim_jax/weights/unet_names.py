@@ -75,6 +75,8 @@ _PIXELWISE: dict[Naming, tuple[str, ...]] = {
     "ddim": ("shortcut", "query", "key", "value", "proj_out"),
     "diffusers": ("shortcut",),
 }
+# What PyTorch's DataParallel, torch.compile and training frameworks put before all names, in any order and number.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "unet.")
 # What diffusers called the layers of attention until 2023; files of that time are still published.
 _OLD_DIFFUSERS_LAYERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -162,10 +164,11 @@ def naming_of(state: Mapping[Any, Any]) -> Naming | None:
 def with_plain_names(state: Mapping[Any, Any]) -> dict[Any, Any]:
     """Gives the arrays of a state dict today's names.
 
-    PyTorch's ``DataParallel`` puts ``module.`` before each name, and diffusers renamed the layers of attention.
+    PyTorch's ``DataParallel`` puts ``module.`` before each name, ``torch.compile`` ``_orig_mod.``, and diffusers has
+    renamed the layers of attention.
     """
-    if state and all(str(name).startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
+    while prefix := next((p for p in _PREFIXES if state and all(str(name).startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
     if naming_of(state) != "diffusers":
         return dict(state)
     return {_modern(name): value for name, value in state.items()}

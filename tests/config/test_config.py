@@ -7,7 +7,17 @@ import pathlib
 import pytest
 
 from ddim_jax import config as config_module
-from ddim_jax.config import Config, ConfigError, default_config, flatten, from_config_dict, from_json, to_json
+from ddim_jax.config import (
+    Config,
+    ConfigError,
+    beside_preset,
+    default_config,
+    flatten,
+    from_config_dict,
+    from_json,
+    to_json,
+    with_sample,
+)
 from ddim_jax.tables.published_figures import PUBLISHED
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
@@ -71,10 +81,12 @@ def replaced(**changes):
         ({"data__mean": (0.5, 0.5)}, r"data.mean=\(0.5, 0.5\): needs 1 or 3 values"),
         ({"data__std": (0.0,)}, r"data.std"),
         ({"model__channels": 48}, r"model.channels=48: must be a multiple of model.num_groups=32"),
-        ({"model__channels": 32}, r"model.channels=32: .*twice that or more"),
         ({"model__multipliers": ()}, r"model.multipliers"),
         ({"model__attention_resolutions": (5,)}, r"no resolution 5; it has \[32, 16, 8, 4\]"),
         ({"model__dropout": 1.0}, r"model.dropout"),
+        ({"model__head_channels": 48}, r"model.head_channels=48: must divide the widths that attend, \[256\]"),
+        ({"model__downsample_padding": 2}, r"model.downsample_padding=2: must lie in 0 \.\.\. 1"),
+        ({"model__null_label": False, "train__label_dropout": 0.1}, r"train.label_dropout=0.1: .*model.null_label"),
         ({"diffusion__beta_end": 1.0}, r"diffusion.beta_end"),
         ({"train__batch_size": 0}, r"train.batch_size=0: must be at least 1"),
         ({"train__accumulate": 3}, r"train.accumulate=3: must divide train.batch_size=128"),
@@ -91,6 +103,14 @@ def replaced(**changes):
 def test_values_that_cannot_be_used(changes, message):
     with pytest.raises(ConfigError, match=message):
         config_module.check(replaced(**changes))
+
+
+def test_one_channel_a_group_is_for_networks_that_others_trained():
+    config = replaced(model__channels=32)
+    config_module.check(config)
+    with pytest.raises(ConfigError, match=r"model.channels=32: must be twice model.num_groups=32 or more"):
+        config_module.check_new_network(config)
+    config_module.check_new_network(replaced(model__channels=32, model__num_groups=16))
 
 
 @pytest.mark.parametrize(
@@ -115,6 +135,59 @@ def test_texts_that_are_not_a_config(text, message):
 
 def test_an_integer_serves_as_a_float():
     assert from_json('{"sample": {"eta": 1}}').sample.eta == 1.0
+
+
+def with_preset(**sample):
+    config = default_config()
+    config.sample.update({"preset": "openai", **sample})
+    return config
+
+
+def test_a_preset_replaces_what_the_config_file_leaves_at_its_default():
+    sample = from_config_dict(with_preset()).sample
+    assert (sample.sampler, sample.spacing, sample.clip) == ("ddpm_large", "openai", "rederive_eps")
+    assert from_config_dict(with_preset(clip="rederive_eps")).sample == sample
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        ({"eta": 0.5}, r"sample.eta=0.5 stands beside sample.preset=openai, which says 0.0; leave one .*command line"),
+        ({"sampler": "heun"}, r"sample.sampler='heun' .* 'ddpm_large'"),
+        ({"spacing": "quad"}, r"sample.spacing='quad' .* 'openai'"),
+        ({"clip": "keep_eps"}, r"sample.clip='keep_eps' .* 'rederive_eps'"),
+        ({"levels": (9, 3)}, r"sample.levels=\(9, 3\) .* \(\)"),
+        ({"eta_per_step": (0.5,)}, r"sample.eta_per_step=\(0.5,\) .* \(\)"),
+    ],
+)
+def test_a_config_file_must_not_contradict_its_preset(sample, message):
+    with pytest.raises(ConfigError, match=message):
+        from_config_dict(with_preset(**sample))
+    # A preset given on the command line is the newer word; what is given there beside it counts, too.
+    ours, plain = from_config_dict(with_preset(**sample), ["sample.preset"]), from_config_dict(with_preset())
+    assert ours == plain
+    key, value = next(iter(sample.items()))
+    given = [f"sample.{key}"]
+    ours = from_config_dict(with_preset(**sample), given)
+    assert ours.sample == dataclasses.replace(plain.sample, **sample)
+    assert beside_preset(ours, given) == {given[0]: (getattr(plain.sample, key), value)}
+    assert beside_preset(ours, []) == {}
+    # A workdir and a pipeline keep it.
+    assert from_json(to_json(ours)) == ours
+    assert with_sample(ours, steps=20).sample == dataclasses.replace(ours.sample, steps=20)
+    assert with_sample(plain, **sample).sample == ours.sample
+    assert with_sample(Config(), preset="openai", **sample).sample == ours.sample
+
+
+def test_a_value_of_the_command_line_that_is_the_default_beside_a_preset_wins():
+    ours = from_config_dict(with_preset(), ["sample.clip"])
+    assert ours.sample.clip == "none"
+    assert beside_preset(ours, ["sample.clip"]) == {"sample.clip": ("rederive_eps", "none")}
+
+
+def test_a_workdir_keeps_the_settings_that_its_preset_once_had():
+    text = to_json(from_config_dict(with_preset())).replace('"spacing": "openai"', '"spacing": "linspace"')
+    assert from_json(text).sample.spacing == "linspace"
 
 
 def test_differences_name_the_keys():

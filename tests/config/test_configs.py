@@ -89,6 +89,7 @@ def test_recipes_that_are_published():
     assert (flowers.model.channels, flowers.model.multipliers, flowers.model.num_blocks) == (32, (1, 2, 3, 4), 2)
     assert (flowers.diffusion.loss, flowers.diffusion.time_sampling) == ("mae", "continuous")
     assert flowers.data.mean == ()  # measured
+    assert flowers.train.adam_eps == 1e-7  # Keras' default
     v = load("cifar10", "v").diffusion
     assert (v.objective, v.schedule, v.zero_terminal_snr) == ("v", "cosine", True)
 

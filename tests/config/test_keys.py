@@ -45,6 +45,8 @@ def test_imported_weights_agree_on_these_keys():
         *("data.image_size", "data.channels", "data.mean", "data.std"),
         *("model.name", "model.structure", "model.norm", "model.channels", "model.multipliers", "model.num_blocks"),
         *("model.attention_resolutions", "model.num_groups", "model.num_classes"),
+        *("model.null_label", "model.time_freq_shift", "model.time_cos_first", "model.downsample_padding"),
+        *("model.norm_eps", "model.head_channels"),
         *("diffusion.schedule", "diffusion.num_levels", "diffusion.beta_start", "diffusion.beta_end"),
         *("diffusion.zero_terminal_snr", "diffusion.objective"),
     )

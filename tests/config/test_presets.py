@@ -102,11 +102,13 @@ def test_ddpm():
     np.testing.assert_allclose(result, posterior_steps(range(200), betas, np.cumprod(1 - betas)), rtol=1e-7, atol=1e-8)
 
 
-@pytest.mark.parametrize("steps", [2, 10, 33])
+@pytest.mark.parametrize("steps", [2, 10, 21, 33])
 def test_openai(steps):
     """Respacing to one section: equal fractional strides from 0 to T - 1, rounded; betas made anew from alpha_bar."""
-    stride = (T - 1) / (steps - 1)
-    times = [round(i * stride) for i in range(steps)]
+    position, times = 0.0, []
+    for _ in range(steps):
+        times.append(round(position))
+        position += (T - 1) / (steps - 1)
     alphas_cumprod = ABAR[times]
     betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
     np.testing.assert_allclose(

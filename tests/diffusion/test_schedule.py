@@ -149,3 +149,20 @@ def test_zero_terminal_snr_moves_the_end_and_keeps_the_beginning(name):
     np.testing.assert_allclose(after / after.sum(), before / before.sum(), rtol=1e-6, atol=1e-12)
     if plain.tells_variance:
         np.testing.assert_allclose(moved.times, 1 - moved.alpha_bar)
+
+
+@pytest.mark.parametrize(
+    ("name", "largest"), [("linear", 1e-6), ("quad", 1e-6), ("sigmoid", 1e-6), ("jsd", 6e-6), ("const", 2e-5)]
+)
+def test_how_far_the_float32_alpha_bar_of_the_published_code_is_from_ours(name, largest):
+    """As the docstring says; "jsd" but for its last level, which is 0."""
+    betas = {
+        "linear": np.linspace(1e-4, 0.02, 1000),
+        "quad": np.linspace(1e-4**0.5, 0.02**0.5, 1000) ** 2,
+        "sigmoid": 1 / (np.exp(-np.linspace(-6, 6, 1000)) + 1) * (0.02 - 1e-4) + 1e-4,
+        "jsd": 1 / np.linspace(1000, 1, 1000),
+        "const": np.full(1000, 0.02),
+    }[name][:999]
+    published = np.cumprod(np.float32(1) - betas.astype(np.float32), dtype=np.float32)
+    error = np.abs(published / make_schedule(name, 1000).alpha_bar[1:1000] - 1).max()
+    assert largest / 2 < error < largest

@@ -108,6 +108,27 @@ def test_diffusers_definitions(steps):
     assert list(sampling_levels("linspace", 1000, steps) - 1) == list(linspace)
 
 
+def space_timesteps(num_timesteps, section_count):
+    """improved-diffusion's and guided-diffusion's rule for one section, in plain Python."""
+    frac_stride = (num_timesteps - 1) / (section_count - 1)
+    cur_idx, taken = 0.0, []
+    for _ in range(section_count):
+        taken.append(round(cur_idx))
+        cur_idx += frac_stride
+    return taken
+
+
+def test_openai_respacing():
+    differ = 0
+    for steps in range(2, 1001):
+        times = space_timesteps(1000, steps)
+        assert list(sampling_levels("openai", 1000, steps)[::-1] - 1) == times
+        differ += times != list(sampling_levels("linspace", 1000, steps)[::-1] - 1)
+    assert differ == 278
+    assert 499 in sampling_levels("openai", 1000, 21) - 1
+    assert 500 in sampling_levels("linspace", 1000, 21) - 1
+
+
 @hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
 @hypothesis.given(levels_and_steps(), st.sampled_from(list(SPACINGS)), st.sampled_from(["linear", "cosine", "jsd"]))
 @hypothesis.example((1000, 1000), "karras", "linear")

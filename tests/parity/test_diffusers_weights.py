@@ -120,6 +120,49 @@ def test_fifty_steps_end_in_the_same_image(tmp_path, capsys, name):
     assert error < 1e-3
 
 
+@pytest.mark.parametrize("classes", [None, 7])
+def test_a_network_with_the_defaults_of_diffusers_is_the_same_function(tmp_path, capsys, classes):
+    """As its script for unconditional training makes them, narrow: all that is not named here is left to diffusers."""
+    torch.manual_seed(3)
+    unet = diffusers.UNet2DModel(
+        sample_size=32,
+        layers_per_block=2,
+        block_out_channels=(32, 32, 64, 64),
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        norm_num_groups=8,
+        num_class_embeds=classes,
+    ).eval()
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    unet.save_pretrained(tmp_path / "unet")
+    pipe = ddim_jax.load_weights(tmp_path / "unet")
+    model = pipe.config.model
+    assert (model.time_freq_shift, model.time_cos_first, model.downsample_padding) == (0, True, 1)
+    assert (model.norm_eps, model.head_channels) == (1e-5, 8)
+    x, time = noise(pipe.config), np.array([3.0, 700.0], np.float32)
+    labels = None
+    if classes:
+        assert (model.num_classes, model.null_label) == (classes, False)
+        labels = np.array([0, classes - 1])
+    ours = jax.jit(pipe.model.apply)(pipe.variables, x, time, labels)
+    with torch.no_grad():
+        theirs = unet(to_theirs(x), torch.tensor(time), None if labels is None else torch.tensor(labels)).sample
+    error = relative_error(np.asarray(ours), to_ours(theirs))
+    with capsys.disabled():
+        print(f" relative error {error:.1e} ", end="")
+    assert error < 1e-5
+    # And back: what we export is what was there.
+    exported = unet_config(pipe.config)
+    again = diffusers.UNet2DModel.from_config(exported)
+    assert {key: again.config[key] for key in exported} == {
+        key: list(value) if isinstance(value := unet.config[key], tuple) else value
+        for key in exported
+        if not key.startswith("_")
+    } | {key: value for key, value in exported.items() if key.startswith("_")} | {"dropout": model.dropout}
+
+
 # --- what diffusers writes ----------------------------------------------------------------------
 
 
@@ -236,6 +279,8 @@ def test_ddims_weights_are_the_same_function_in_diffusers(tmp_path, capsys, form
         {},
         dict(diffusion__schedule="quad", sample__spacing="trailing"),
         dict(diffusion__schedule="cosine", sample__clip="keep_eps", diffusion__objective="v"),
+        dict(sample__clip="rederive_eps"),
+        dict(sample__clip="dynamic_threshold", sample__threshold_percentile=90.0, sample__threshold_limit=3.0),
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -248,7 +293,15 @@ def test_an_exported_pipeline_draws_our_images(tmp_path, capsys, changes, dtype)
     pipeline = diffusers.DDIMPipeline.from_pretrained(out)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(5)
-    theirs = pipeline(batch_size=2, generator=generator, num_inference_steps=20, output_type="np").images
+    # As the export's warning says.
+    rederived = config.sample.clip in ("rederive_eps", "dynamic_threshold")
+    theirs = pipeline(
+        batch_size=2,
+        generator=generator,
+        num_inference_steps=20,
+        use_clipped_model_output=rederived,
+        output_type="np",
+    ).images
     x = torch.randn((2, 3, 8, 8), generator=torch.Generator().manual_seed(5))
     ours = ddim_jax.load_weights(out, config).decode(to_ours(x))
     difference = np.abs(ours.astype(float) - 255 * theirs)

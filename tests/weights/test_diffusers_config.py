@@ -1,11 +1,19 @@
 """diffusers' settings in terms of our config and back."""
 
+import re
+
 import pytest
 from weight_files import small_config
 
 from ddim_jax.config import flatten
 from ddim_jax.errors import UserError
-from ddim_jax.weights.diffusers_config import scheduler_config, stated_by_scheduler, stated_by_unet, unet_config
+from ddim_jax.weights.diffusers_config import (
+    not_in_scheduler,
+    scheduler_config,
+    stated_by_scheduler,
+    stated_by_unet,
+    unet_config,
+)
 from ddim_jax.weights.published_networks import published_networks
 
 # The settings of google/ddpm-cifar10-32 as published in 2022; what is not in them takes diffusers' defaults.
@@ -43,11 +51,9 @@ def test_the_published_settings_are_the_published_network():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("norm_eps", 1e-5),
-        ("downsample_padding", 1),
-        ("flip_sin_to_cos", True),
-        ("freq_shift", 0),
-        ("attention_head_dim", 8),
+        ("downsample_padding", 2),
+        ("freq_shift", 2),
+        ("attention_head_dim", 48),
         ("act_fn", "gelu"),
         ("center_input_sample", True),
         ("add_attention", False),
@@ -76,11 +82,28 @@ def test_a_setting_that_our_network_has_not_is_named_with_its_value(key, value):
     assert str(refused.value).startswith(f"unet/config.json: {key}={shown!r} ")
 
 
-@pytest.mark.parametrize("key", ["norm_eps", "downsample_padding", "flip_sin_to_cos", "freq_shift"])
-def test_a_setting_left_out_is_diffusers_default_and_not_ours(key):
-    settings = {name: value for name, value in DDPM_CIFAR10.items() if name != key}
-    with pytest.raises(UserError, match=f"config.json: {key}="):
-        stated_by_unet(settings, "config.json", 32)
+@pytest.mark.parametrize(
+    ("left_out", "key", "value"),
+    [
+        ("norm_eps", "model.norm_eps", 1e-5),
+        ("downsample_padding", "model.downsample_padding", 1),
+        ("flip_sin_to_cos", "model.time_cos_first", True),
+        ("freq_shift", "model.time_freq_shift", 0),
+        ("attention_head_dim", "model.head_channels", 8),
+    ],
+)
+def test_a_setting_left_out_is_diffusers_default_and_not_ours(left_out, key, value):
+    settings = {name: value for name, value in DDPM_CIFAR10.items() if name != left_out}
+    stated, published = (stated_by_unet(each, "config.json", 32) for each in (settings, DDPM_CIFAR10))
+    assert {name: stated[name] for name in stated if stated[name] != published[name]} == {key: value}
+
+
+def test_classes_with_and_without_a_null_label():
+    settings = {**DDPM_CIFAR10, "num_class_embeds": 11}
+    for null_label, num_classes in ((False, 11), (True, 10)):
+        stated = stated_by_unet(settings, "", 32, null_label)
+        assert (stated["model.num_classes"], stated["model.null_label"]) == (num_classes, null_label)
+    assert "model.null_label" not in stated_by_unet(DDPM_CIFAR10, "", 32)
 
 
 def test_one_head_may_be_given_by_its_width():
@@ -103,6 +126,14 @@ def test_the_size_of_the_images_may_be_the_configs_to_say():
     [
         {},
         {"model__num_classes": 5, "data__channels": 1},
+        {"model__num_classes": 5, "model__null_label": False},
+        {
+            "model__time_freq_shift": 0,
+            "model__time_cos_first": True,
+            "model__downsample_padding": 1,
+            "model__norm_eps": 1e-5,
+            "model__head_channels": 8,
+        },
         {"model__attention_resolutions": (8, 4), "model__dropout": 0.0},
         {"diffusion__schedule": "quad", "diffusion__num_levels": 500, "diffusion__objective": "x0"},
         {"diffusion__schedule": "cosine", "diffusion__zero_terminal_snr": True, "diffusion__objective": "v"},
@@ -110,7 +141,9 @@ def test_the_size_of_the_images_may_be_the_configs_to_say():
 )
 def test_what_is_exported_states_what_it_was_exported_from(changes):
     config = small_config(**changes)
-    stated = stated_by_unet(unet_config(config), "", 0) | stated_by_scheduler(scheduler_config(config), "")
+    stated = stated_by_unet(unet_config(config), "", 0, config.model.null_label) | stated_by_scheduler(
+        scheduler_config(config), ""
+    )
     ours = flatten(config)
     assert stated == {key: ours[key] for key in stated}
     # A cosine has no betas at its ends.
@@ -157,3 +190,59 @@ def test_what_diffusers_cannot_express_is_refused(changes, reason):
     config = small_config(**changes)
     with pytest.raises(UserError, match=reason):
         unet_config(config) and scheduler_config(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings"),
+    [
+        ({}, {"clip_sample": False, "thresholding": False, "timestep_spacing": "leading"}),
+        ({"sample__clip": "keep_eps"}, {"clip_sample": True, "thresholding": False}),
+        ({"sample__clip": "rederive_eps"}, {"clip_sample": True, "thresholding": False}),
+        (
+            {
+                "sample__clip": "dynamic_threshold",
+                "sample__threshold_percentile": 99.9,
+                "sample__threshold_limit": 3.0,
+            },
+            {"clip_sample": False, "thresholding": True, "dynamic_thresholding_ratio": 0.999, "sample_max_value": 3.0},
+        ),
+        ({"sample__spacing": "trailing"}, {"timestep_spacing": "trailing"}),
+        ({"sample__spacing": "linspace"}, {"timestep_spacing": "linspace"}),
+        ({"sample__spacing": "quad"}, {"timestep_spacing": "leading"}),
+    ],
+)
+def test_settings_of_the_sampler_that_diffusers_has(changes, settings):
+    written = scheduler_config(small_config(**changes))
+    assert {key: written[key] for key in settings} == settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, []),
+        ({"sample__spacing": "trailing", "sample__clip": "keep_eps", "sample__steps": 10}, []),
+        ({"sample__eta": 1.0}, ["sample.eta=1 .* pass eta=1 to the pipeline"]),
+        ({"sample__eta_per_step": (1.0,) * 4}, ["sample.eta_per_step=.* one eta"]),
+        ({"sample__sampler": "unipc2"}, ["sample.sampler=unipc2 is none"]),
+        ({"sample__sampler": "ddpm_small"}, ["pass eta=1.0"]),
+        ({"sample__clip": "rederive_eps"}, ["sample.clip=rederive_eps .* use_clipped_model_output=True"]),
+        ({"sample__clip": "dynamic_threshold"}, ["sample.clip=dynamic_threshold .* use_clipped_model_output=True"]),
+        ({"sample__spacing": "quad"}, ["sample.spacing=quad is none"]),
+        ({"sample__spacing": "logsnr"}, ["sample.spacing=logsnr is none"]),
+        ({"sample__spacing": "openai"}, ["sample.spacing=openai is none"]),
+        ({"sample__spacing": "linspace"}, ["sample.spacing=linspace .* others, and worse"]),
+        ({"sample__levels": (9, 3)}, ["sample.levels="]),
+        ({"sample__steps": 30}, ["sample.steps=30, sample.spacing=uniform: .* the 1000 levels"]),
+        ({"model__num_classes": 3}, ["model.num_classes=3"]),
+        (
+            {"model__num_classes": 3, "sample__guidance_scale": 2.0, "sample__eta": 0.5, "sample__spacing": "quad"},
+            ["eta=0.5", "spacing=quad", "num_classes", "sample.guidance_scale=2.0"],
+        ),
+    ],
+)
+def test_settings_of_the_sampler_that_diffusers_has_not_are_named(changes, said):
+    found = not_in_scheduler(small_config(**changes))
+    assert len(found) == len(said)
+    for sentence, pattern in zip(found, said, strict=True):
+        assert re.search(pattern, sentence)
+        assert "\n" not in sentence

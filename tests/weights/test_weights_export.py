@@ -154,6 +154,16 @@ def test_somebody_elses_file_is_not_overwritten(workdir, tmp_path):
     assert (tmp_path / "notes.npz").read_text() == "mine"
 
 
+def test_what_diffusers_would_do_otherwise_is_said_at_export(workdir, tmp_path, capsys):
+    config = small_config(sample__spacing="quad", sample__eta=1.0)
+    export(with_weights(config, out=str(tmp_path / "folder")), workdir)
+    said = capsys.readouterr().err
+    assert "warning: sample.spacing=quad" in said
+    assert "warning: sample.eta=1" in said
+    export(with_weights(config, format="npz", out=str(tmp_path / "a.npz")), workdir)
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_a_file_has_the_ending_of_its_format(workdir, tmp_path):
     with pytest.raises(UserError, match=r"a file of weights.format=npz ends in .npz"):
         export(with_weights(format="npz", out=str(tmp_path / "weights.pth")), workdir)

@@ -128,18 +128,116 @@ def test_a_folder_of_diffusers_training_has_both(tmp_path, capsys):
     assert "took the EMA weights" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "module.module.", "model.unet."])
+def test_names_with_wrappers_before_them(tmp_path, prefix):
+    config = small_config()
+    state = {f"{prefix}{name}": value for name, value in state_dict(config, "ddim").items()}
+    weights = read_weights(write_torch(tmp_path / "model.pt", state), config)
+    assert_equal(weights.variables["params"], random_params(config))
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
+def test_a_state_dict_in_a_wrapper(tmp_path, key):
+    config = small_config()
+    state = {f"model.{name}": value for name, value in state_dict(config, "ddim").items()}
+    write(tmp_path / "last.ckpt", {"epoch": 3, "global_step": 500, key: as_tensors(state), "optimizer": {}}, "zip")
+    weights = read_weights(tmp_path / "last.ckpt", config)
+    assert_equal(weights.variables["params"], random_params(config))
+    assert (weights.averaged, weights.step, weights.raw) == (None, 500, None)
+
+
+def test_a_wrapper_with_averages_beside_the_raw_weights(tmp_path):
+    config = small_config()
+    states = {key: as_tensors(state_dict(config, "ddim", seed), f"{key}.") for seed, key in ((1, "model"), (2, "ema"))}
+    write(tmp_path / "last.ckpt", {**states, "step": 7}, "zip")
+    weights = read_weights(tmp_path / "last.ckpt", config)
+    assert_equal(weights.variables["params"], random_params(config, 2))
+    assert_equal(weights.raw["params"], random_params(config, 1))
+    assert (weights.averaged, weights.step) == (True, 7)
+
+
+def test_a_network_of_ddims_code_with_one_channel_a_group(tmp_path):
+    config = small_config(model__channels=32, model__num_groups=32)
+    path = write_torch(tmp_path / "narrow.ckpt", state_dict(config, "ddim"))
+    pipe = ddim_jax.load_weights(path, config)
+    assert_equal(pipe.params, random_params(config))
+    with pytest.raises(UserError, match=r"model.channels=32: must be twice model.num_groups=32 or more"):
+        train(config, tmp_path / "run")
+
+
+def moved_to(folder, name, config):
+    """A folder of diffusers whose weights have another name."""
+    write_diffusers(folder, config)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / name)
+    return folder
+
+
+@pytest.mark.parametrize(("variant", "averaged"), [("fp16", None), ("non_ema", False)])
+def test_a_variant_of_diffusers_weights(tmp_path, capsys, variant, averaged):
+    config = small_config()
+    folder = moved_to(tmp_path / "folder", f"diffusion_pytorch_model.{variant}.safetensors", config)
+    weights = read_weights(folder, config)
+    assert_equal(weights.variables["params"], random_params(config))
+    assert weights.averaged == averaged
+    assert f"took the variant {variant} of the weights" in capsys.readouterr().err
+    shutil.copy(weights.file, weights.file.with_name("diffusion_pytorch_model.mine.safetensors"))
+    with pytest.raises(UserError, match=f"several variants of its weights, .*{variant}.*: move all but one away"):
+        read_weights(folder, config)
+
+
+def sharded(folder, config, index, shard):
+    """A folder of diffusers whose weights are in two files."""
+    write_diffusers(folder, config)
+    unet = folder / "unet"
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    state = state_dict(config, "diffusers")
+    names = sorted(state)
+    where = {}
+    for i, part in enumerate((names[::2], names[1::2]), 1):
+        write_safetensors(unet / shard.format(i), ArrayFile({name: state[name] for name in part}, {"format": "pt"}))
+        where |= dict.fromkeys(part, shard.format(i))
+    (unet / index).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+    return unet
+
+
+@pytest.mark.parametrize("variant", ["", "fp16."])
+def test_weights_of_diffusers_in_several_files(tmp_path, variant):
+    config = small_config()
+    index = f"diffusion_pytorch_model.safetensors.index.{variant}json"
+    unet = sharded(tmp_path / "a", config, index, f"diffusion_pytorch_model-0000{{}}-of-00002.{variant}safetensors")
+    assert_equal(read_weights(unet.parent, config).variables["params"], random_params(config))
+    where = json.loads((unet / index).read_text())["weight_map"]
+    for wrong, message in (
+        ({"more": next(iter(where.values()))}, "does not hold more, as"),
+        ({"more": "third.safetensors"}, "names third.safetensors, which is not there: download that too"),
+        ({"more": "../other.safetensors"}, "names the file '../other.safetensors', which is none of"),
+        ({"more": 3}, "has no weight_map"),
+    ):
+        (unet / index).write_text(json.dumps({"weight_map": {**where, **wrong}}))
+        with pytest.raises(UserError, match=message):
+            read_weights(unet.parent, config)
+
+
 # --- the config ---------------------------------------------------------------------------------
 
 
 def test_a_folder_of_diffusers_needs_no_config(tmp_path, capsys):
     config = small_config(model__num_classes=4, diffusion__num_levels=100, diffusion__beta_end=0.03)
-    pipe = ddim_jax.load_weights(write_diffusers(tmp_path / "pipeline", config))
+    folder = write_diffusers(tmp_path / "pipeline", config)
+    pipe = ddim_jax.load_weights(folder)
     assert pipe.config.diffusion == config.diffusion
     model = dataclasses.replace(pipe.config.model, dropout=config.model.dropout)
-    assert model == config.model
+    # diffusers itself knows no label that means "no label".
+    assert model == dataclasses.replace(config.model, num_classes=5, null_label=False)
     assert pipe.config.data.image_size == 8
-    assert 'num_class_embeds=5 is taken for 4 classes and, the last, "no label"' in capsys.readouterr().err
+    assert "num_class_embeds=5 is taken for as many classes" in capsys.readouterr().err
     assert pipe.sample(2, steps=2).shape == (2, 8, 8, 3)
+    with pytest.raises(UserError, match=r"sample.guidance_scale=2.0: model.null_label=False"):
+        pipe.sample(2, steps=2, guidance_scale=2.0)
+    assert read_weights(folder, config).config == config
+    assert 'num_class_embeds=5: the last is taken for "no label", as the config says' in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"model.null_label \(there False, here True\)"):
+        read_weights(folder, small_config(model__num_classes=5))
 
 
 def test_a_config_that_disagrees_with_the_folder_is_refused(tmp_path):
