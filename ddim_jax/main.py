@@ -7,6 +7,7 @@ import ast
 import difflib
 import importlib
 import logging
+import os
 import pathlib
 import pkgutil
 import re
@@ -71,6 +72,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
     Raises:
         UserError: any of it cannot be used.
     """
+    argv = [_with_home(argument) for argument in argv]
     own = _define_flags(argv)
     path = _config_path(argv)
     if path is not None:
@@ -96,6 +98,12 @@ def parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
     if not own.workdir and own.mode != "describe":
         raise UserError("--workdir is missing: name the folder that the run writes")
     return from_config_dict(values), own
+
+
+def _with_home(argument: str) -> str:
+    """The argument with the user's home folder for ``~``, which a shell leaves as it is in ``--workdir=~/runs``."""
+    name, equals, value = argument.partition("=")
+    return f"{name}={os.path.expanduser(value)}" if equals and name.lstrip("-") in ("config", "workdir") else argument
 
 
 def _config_path(argv: Sequence[str]) -> str | None:

@@ -372,7 +372,8 @@ def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema
     >>> pipe = ddim_jax.load("mnist-small")  # doctest: +SKIP
 
     Args:
-        workdir: a folder that ``--mode=train`` wrote, or one of :data:`SHIPPED`, the models in this package.
+        workdir: a folder that ``--mode=train`` wrote (``~`` is understood), or one of :data:`SHIPPED`, the
+            models in this package.
         step: step of the checkpoint; the newest when None; ``"best"`` is the one whose samples were measured best
             (``train.measure_every``).
         ema: take the moving averages of the parameters, as all published results do.
@@ -380,7 +381,8 @@ def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema
     Raises:
         UserError: the workdir holds no config or no such checkpoint.
     """
-    if os.fspath(workdir) in SHIPPED and not epath.Path(workdir).exists():
+    workdir = os.path.expanduser(workdir)
+    if workdir in SHIPPED and not epath.Path(workdir).exists():
         if step is not None or not ema:
             raise UserError(f"{workdir} has one checkpoint, of averaged weights; load it without step and ema")
         return load_weights(pathlib.Path(__file__).parent / "pretrained" / f"{workdir}.safetensors")
