@@ -9,9 +9,10 @@ from ddim_jax import memory, parallel
 from ddim_jax.config import Config
 from ddim_jax.configured import build_sampler
 from ddim_jax.data.sources import check_labels
+from ddim_jax.errors import UserError
 from ddim_jax.models import build_model, parameter_count
 from ddim_jax.training.best import BestCheckpoint, check_metric
-from ddim_jax.training.checkpoint import Checkpoints
+from ddim_jax.training.checkpoint import Checkpoints, newest_step
 from ddim_jax.training.data import batches_for, count_steps, live_on_devices, open_sources, with_statistics
 from ddim_jax.training.fitting import explaining_out_of_memory
 from ddim_jax.training.host_average import HostAverage
@@ -22,7 +23,7 @@ from ddim_jax.training.program import compile_ahead, make_program
 from ddim_jax.training.sigterm import catch_sigterm
 from ddim_jax.training.state import init_state, make_optimizer
 from ddim_jax.training.validation import Validation
-from ddim_jax.workdir import checkpoint_dir, prepare_for_training
+from ddim_jax.workdir import checkpoint_dir, is_resumed, prepare_for_training
 from ddim_jax.writers import MetricWriter, SilentWriter, say
 
 
@@ -37,8 +38,8 @@ def train(config: Config, workdir: epath.PathLike) -> None:
         workdir: where it is written.
 
     Raises:
-        UserError: the workdir, data or config cannot be used, a batch does not fit into memory, or the loss stopped
-            being finite.
+        UserError: the workdir, data or config cannot be used, the run is past its last step already, a batch does not
+            fit into memory, or the loss stopped being finite.
     """
     # What can be refused without the data is refused before they are opened, which may mean to prepare them.
     build_sampler(config)
@@ -55,6 +56,8 @@ def train(config: Config, workdir: epath.PathLike) -> None:
     validation = best = None
     if main_process and config.train.validate_every and validation_source is not None:
         validation = Validation(config, model, validation_source)
+    if is_resumed(workdir, config):
+        _check_not_past(config, workdir, total_steps)
     # All that a config can get wrong has been tried: only now is anything written.
     prepare_for_training(workdir, config, write=main_process)
     parallel.barrier("workdir")
@@ -115,3 +118,15 @@ def train(config: Config, workdir: epath.PathLike) -> None:
         if main_process:
             pictures.draw_final(state, writer)
         parallel.barrier("final pictures")
+
+
+def _check_not_past(config: Config, workdir: epath.PathLike, total_steps: int) -> None:
+    """Refuses to end a run before where it is: its pictures and its config would say what is not true."""
+    done = newest_step(checkpoint_dir(workdir))
+    if done is not None and done > total_steps:
+        epochs = config.train.epochs
+        asked = f"train.epochs={epochs:g} ({total_steps:,} steps)" if epochs else f"train.steps={total_steps}"
+        raise UserError(
+            f"{asked}: the run in workdir {workdir} is past that, at step {done:,}, and was left as it is; ask for "
+            "more, or name another --workdir"
+        )

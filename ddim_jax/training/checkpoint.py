@@ -14,6 +14,12 @@ from ddim_jax.parallel import host_copy, is_lost_peer
 from ddim_jax.training.state import TrainState
 
 
+def newest_step(directory: epath.PathLike) -> int | None:
+    """The newest complete checkpoint's step in a folder, which is looked at alone; None when there is none."""
+    directory = epath.Path(directory)
+    return max(ocp.utils.checkpoint_steps(directory), default=None) if directory.exists() else None
+
+
 class Checkpoints:
     """The folder ``checkpoints/STEP/`` of a workdir.
 
