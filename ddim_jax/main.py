@@ -4,6 +4,7 @@ Flags, start-up of devices and processes, and the choice of the job; nothing els
 """
 
 import ast
+import contextlib
 import difflib
 import importlib
 import logging
@@ -11,6 +12,7 @@ import os
 import pathlib
 import pkgutil
 import re
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -195,6 +197,21 @@ def _report(error: Exception) -> int:
     return 1
 
 
+def _output_is_closed() -> bool:
+    """Whether nobody reads what is printed any more; the rest of it then goes nowhere, without complaint."""
+    closed = False
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a notebook's has no number
+            poll = select.poll()
+            poll.register(stream.fileno(), select.POLLOUT)
+            if any(events & select.POLLERR for _, events in poll.poll(0)):
+                closed = True
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
+    return closed
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     """Parses flags, runs the job, and turns a user's mistake into one line.
 
@@ -203,7 +220,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 for success, 1 when another process of the run was lost, 2 for a user's mistake, 130 after
-        Ctrl-C. Other errors propagate.
+        Ctrl-C, 141 when whoever read the output has closed it (``| head``). Other errors propagate.
     """
     logging.basicConfig(level=logging.WARNING)
     argv = sys.argv if argv is None else argv
@@ -231,6 +248,11 @@ def run(argv: Sequence[str] | None = None) -> int:
         )
         with parallel.failing_fast(_report):
             _run_job(own.mode, config, own.workdir)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        return 141
     except UserError as error:
         return _report(error)
     except KeyboardInterrupt:

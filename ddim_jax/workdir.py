@@ -15,7 +15,8 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
@@ -220,6 +221,18 @@ def read_run_record(folder: epath.PathLike) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) and isinstance(record.get("versions"), dict) else {}
+
+
+def summary_pictures(folder: epath.PathLike, names: Iterable[str]) -> set[str]:
+    """Which pictures in a folder sum up others, such as ``grid.png``: in one that a job wrote, those without a number.
+
+    Args:
+        folder: any folder; ``run.json`` says whether a job wrote it.
+        names: of the pictures in it.
+    """
+    if "mode" not in read_run_record(folder):
+        return set()
+    return {name for name in names if not re.fullmatch(r"\d+\.png", name, re.ASCII)}
 
 
 def versions() -> dict[str, str]:

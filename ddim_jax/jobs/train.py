@@ -6,7 +6,7 @@ import contextlib
 from etils import epath
 
 from ddim_jax import memory, parallel
-from ddim_jax.config import Config
+from ddim_jax.config import Config, to_json
 from ddim_jax.configured import build_sampler
 from ddim_jax.data.sources import check_labels
 from ddim_jax.errors import UserError
@@ -86,6 +86,7 @@ def train(config: Config, workdir: epath.PathLike) -> None:
         writer: MetricWriter = SilentWriter()
         if main_process:
             writer = stack.enter_context(MetricWriter(workdir, start, config.train.tensorboard))
+            writer.text(start, "config", to_json(config))
         if best is not None and start and (start == total_steps or start % config.train.measure_every == 0):
             # The run may have been killed while this was being measured.
             best.measure_if_missing(start, state, writer)
