@@ -1,6 +1,8 @@
 """Pictures for people: grids, tables with headings, PNG files, animations. All images are uint8 [n, h, w, c]."""
 
 import math
+import struct
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +13,10 @@ from ddim_jax.files import whole_file
 
 _TITLE_HEIGHT = 22
 _FONT_SIZE = 14
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Grey and RGB, by PNG's number of the type of colour.
+_PNG_CHANNELS = {0: 1, 2: 3}
 
 
 def grid(images: np.ndarray, columns: int | None = None, padding: int = 2, min_side: int = 64) -> np.ndarray:
@@ -130,6 +136,31 @@ def load_png(path: epath.PathLike) -> np.ndarray:
     """Reads what :func:`save_png` wrote: uint8 [h, w, 1 or 3]."""
     with epath.Path(path).open("rb") as file, Image.open(file) as picture:
         return from_pillow(picture)
+
+
+def png_shape(path: epath.PathLike) -> tuple[int, int, int] | None:
+    """The shape [h, w, c] of the image in a file, if that is a whole PNG as :func:`save_png` writes it; else None.
+
+    An emptied, cut-off or overwritten file is found out by the checksums of its parts, which takes less time than
+    decoding it.
+    """
+    try:
+        data = epath.Path(path).read_bytes()
+    except OSError:
+        return None
+    if not data.startswith(_PNG_SIGNATURE):
+        return None
+    at, name, shape = len(_PNG_SIGNATURE), b"", None
+    while at + 12 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        if end + 4 > len(data) or zlib.crc32(data[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            return None
+        if name == b"IHDR":
+            width, height, depth, colour = struct.unpack_from(">IIBB", data, at + 8)
+            shape = (height, width, _PNG_CHANNELS[colour]) if depth == 8 and colour in _PNG_CHANNELS else None
+        at = end + 4
+    return shape if name == b"IEND" else None
 
 
 def to_pillow(image: np.ndarray) -> Image.Image:

@@ -4,12 +4,15 @@ Flags, start-up of devices and processes, and the choice of the job; nothing els
 """
 
 import ast
+import contextlib
 import difflib
 import importlib
 import logging
+import os
 import pathlib
 import pkgutil
 import re
+import select
 import sys
 import traceback
 import typing
@@ -106,6 +109,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
     Raises:
         UserError: any of it cannot be used.
     """
+    argv = [_with_home(argument) for argument in argv]
     named, argv = _take_flag(argv, "config")
     workdir, _ = _take_flag(argv, "workdir")
     path, tree = None, None
@@ -163,6 +167,12 @@ def _config_on_run(values: ConfigTree, own: flags.FlagValues, given: Collection[
             group, _, name = key.rpartition(".")
             (merged[group] if group else merged)[name] = value
     return from_config_dict(merged, given)
+
+
+def _with_home(argument: str) -> str:
+    """The argument with the user's home folder for ``~``, which a shell leaves as it is in ``--workdir=~/runs``."""
+    name, equals, value = argument.partition("=")
+    return f"{name}={os.path.expanduser(value)}" if equals and name.lstrip("-") in ("config", "workdir") else argument
 
 
 def _take_flag(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
@@ -294,6 +304,21 @@ def _report(error: Exception) -> int:
     return 1
 
 
+def _output_is_closed() -> bool:
+    """Whether nobody reads what is printed any more; the rest of it then goes nowhere, without complaint."""
+    closed = False
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a notebook's has no number
+            poll = select.poll()
+            poll.register(stream.fileno(), select.POLLOUT)
+            if any(events & select.POLLERR for _, events in poll.poll(0)):
+                closed = True
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
+    return closed
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     """Parses flags, runs the job, and turns a user's mistake into one line.
 
@@ -302,7 +327,8 @@ def run(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 for success, 1 when another process of the run was lost, 2 for a user's mistake, 130 after
-        Ctrl-C, and what ``--stopped_status`` says, else 0, where SIGTERM stopped training. Other errors propagate.
+        Ctrl-C, 141 when whoever read the output has closed it (``| head``), and what ``--stopped_status`` says, else 0,
+        where SIGTERM stopped training. Other errors propagate.
     """
     logging.basicConfig(level=logging.WARNING)
     argv = sys.argv if argv is None else argv
@@ -334,6 +360,11 @@ def run(argv: Sequence[str] | None = None) -> int:
                 say(f"{key}={ours!r}, as given, instead of the {of_preset!r} of sample.preset={config.sample.preset}")
         with parallel.failing_fast(_report):
             complete = _run_job(own.mode, config, own.workdir)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        return 141
     except UserError as error:
         return _report(error)
     except KeyboardInterrupt:

@@ -1,7 +1,6 @@
 """What all jobs on a trained model share: loading it, naming the folder they write, and recording what was done."""
 
 import dataclasses
-import json
 import time
 from typing import Any, Self
 
@@ -11,7 +10,7 @@ from ddim_jax import parallel, pipeline
 from ddim_jax.config import Config, Role, SampleConfig, keys_with
 from ddim_jax.diffusion.samplers import takes_eta
 from ddim_jax.pipeline import Pipeline
-from ddim_jax.workdir import config_for_job, job_dir, write_run_record
+from ddim_jax.workdir import config_for_job, job_dir, read_run_record, write_run_record
 
 # What decides the images of a job, beside the step of the checkpoint.
 _DECIDING = keys_with(SampleConfig, Role.PIXELS, Role.SELECTION)
@@ -62,8 +61,7 @@ class ModelJob:
 
     def recorded(self, folder: epath.Path) -> dict[str, Any]:
         """What ``run.json`` says of an earlier start of this job; nothing if there is none."""
-        path = folder / "run.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return read_run_record(folder)
 
     def record(self, folder: epath.Path, mode: str, **facts: Any) -> None:
         """Writes ``run.json``."""

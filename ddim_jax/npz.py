@@ -1,7 +1,8 @@
 """Arrays by name in ``.npz`` files that appear whole or not at all."""
 
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,14 @@ def load_arrays(path: epath.PathLike) -> dict[str, np.ndarray]:
         raise UserError(f"{path} cannot be read: {reason}") from error
 
 
+def load_if_whole(path: epath.PathLike) -> dict[str, np.ndarray] | None:
+    """Reads an ``.npz`` that a killed program may have left for its successor; None if there is none, or not whole."""
+    try:
+        return load_arrays(path)
+    except UserError:
+        return None
+
+
 def array_names(path: epath.PathLike) -> list[str]:
     """Names of the arrays in an ``.npz``, which are not read.
 
@@ -59,7 +68,8 @@ def array_names(path: epath.PathLike) -> list[str]:
 class NpzInParts:
     """An ``.npz`` of arrays [n, ...], one of them ``index`` [n], that many batches and processes fill.
 
-    Each batch is a file in ``parts/`` until all are there; a program that was killed goes on with what is missing.
+    Each batch is a file in ``parts/`` until all are there; a program that was killed goes on with what is missing. A
+    file that is not whole counts as missing, and files of other names are nothing of ours.
     """
 
     def __init__(self, path: epath.Path, process: int = 0) -> None:
@@ -74,7 +84,10 @@ class NpzInParts:
         self._process = process
 
     def _paths(self) -> list[epath.Path]:
-        return [self._path] if self._path.exists() else sorted(self._parts.glob("*.npz"))
+        if _is_whole(self._path):
+            return [self._path]
+        parts = sorted(path for path in self._parts.glob("*.npz") if re.fullmatch(r"\d{6,}-\d+", path.stem))
+        return [path for path in parts if _is_whole(path)]
 
     def indices(self) -> np.ndarray:
         """The items that are there: int64 [k], in no order."""
@@ -86,8 +99,7 @@ class NpzInParts:
 
     def load(self) -> dict[str, np.ndarray]:
         """All arrays so far; empty if there are none."""
-        parts = [load_arrays(path) for path in self._paths()]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+        return _joined(self._paths())
 
     def add(self, values: Mapping[str, np.ndarray]) -> None:
         """Keeps a batch: arrays by name, ``index`` among them, whose first value is no other batch's."""
@@ -95,11 +107,26 @@ class NpzInParts:
 
     def finish(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Joins the parts in the order of ``indices``, and returns all arrays."""
-        values = self.load()
+        paths = self._paths()
+        values = _joined(paths)
         assert np.array_equal(np.sort(values["index"]), np.sort(indices)), "parts do not add up to what was asked for"
         order = np.argsort(values["index"])[np.argsort(np.argsort(indices))]
         values = {name: of_items[order] for name, of_items in values.items()}
-        if not self._path.exists():
+        if paths != [self._path]:
             save_arrays(self._path, values)
         self._parts.rmtree(missing_ok=True)
         return values
+
+
+def _joined(paths: Sequence[epath.Path]) -> dict[str, np.ndarray]:
+    parts = [load_arrays(path) for path in paths]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+
+def _is_whole(path: epath.Path) -> bool:
+    """Whether a file is a whole ``.npz`` with an ``index``: all of it is read, for the checksums."""
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            return "index.npy" in archive.namelist() and archive.testzip() is None
+    except (OSError, EOFError, zipfile.BadZipFile):
+        return False

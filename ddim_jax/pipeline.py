@@ -367,7 +367,8 @@ def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema
     >>> pipe = ddim_jax.load("mnist-small")  # doctest: +SKIP
 
     Args:
-        workdir: a folder that ``--mode=train`` wrote, or a model in this package, see ``weights/shipped.py``.
+        workdir: a folder that ``--mode=train`` wrote (``~`` is understood), or a model in this package, see
+            ``weights/shipped.py``.
         step: step of the checkpoint; the newest when None; ``"best"`` is the one whose samples were measured best
             (``train.measure_every``).
         ema: take the moving averages of the parameters, as all published results do.
@@ -375,6 +376,7 @@ def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema
     Raises:
         UserError: the workdir holds no config or no such checkpoint.
     """
+    workdir = os.path.expanduser(workdir)
     shipped = shipped_file(workdir)
     if shipped is not None:
         if step is not None or not ema:

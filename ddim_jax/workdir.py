@@ -15,7 +15,8 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
@@ -81,6 +82,26 @@ def read_config(workdir: epath.PathLike) -> Config:
         raise UserError(f"{path} cannot be used: {error}") from error
 
 
+def is_resumed(workdir: epath.PathLike, config: Config) -> bool:
+    """Whether training with ``config`` goes on with a run in the workdir.
+
+    Returns:
+        False where there is none, or where ``train.overwrite`` sets it aside.
+
+    Raises:
+        UserError: there is one of another config.
+    """
+    if not config_path(workdir).exists():
+        return False
+    changed = _binding_differences(read_config(workdir), config, TRAINED_GROUPS)
+    if changed and not config.train.overwrite:
+        raise UserError(
+            f"workdir {workdir} holds a run of another config: {_list_changes(changed, 'there', 'now')}; "
+            "choose another --workdir, or set that run aside and start anew with --config.train.overwrite=true"
+        )
+    return not changed
+
+
 def prepare_for_training(workdir: epath.PathLike, config: Config, write: bool = True) -> None:
     """Makes the workdir, or checks that a run there may be resumed with ``config``, and writes ``config.json``.
 
@@ -95,15 +116,10 @@ def prepare_for_training(workdir: epath.PathLike, config: Config, write: bool = 
         UserError: the folder cannot be written, or holds a run of another config.
     """
     workdir = epath.Path(workdir)
-    changed = changes_to_run(workdir, config)
-    if changed and not config.train.overwrite:
-        raise UserError(
-            f"workdir {workdir} holds a run of another config: {_list_changes(changed, 'there', 'now')}; "
-            "choose another --workdir, or set that run aside and start anew with --config.train.overwrite=true"
-        )
-    if changed and write:
-        _set_aside(workdir)
+    replaces = not is_resumed(workdir, config) and config_path(workdir).exists()
     if write:
+        if replaces:
+            _set_aside(workdir)
         try:
             (workdir / "samples").mkdir(parents=True, exist_ok=True)
             write_whole(config_path(workdir), to_json(config))
@@ -232,6 +248,27 @@ def write_run_record(folder: epath.Path, config: Config, **facts: Any) -> None:
         "config": flatten(config),
     }
     write_whole(folder / "run.json", json.dumps(record, indent=2) + "\n")
+
+
+def read_run_record(folder: epath.PathLike) -> dict[str, Any]:
+    """What ``run.json`` of a job's folder says; empty if there is none, or it is damaged or another program's."""
+    try:
+        record = json.loads((epath.Path(folder) / "run.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) and isinstance(record.get("versions"), dict) else {}
+
+
+def summary_pictures(folder: epath.PathLike, names: Iterable[str]) -> set[str]:
+    """Which pictures in a folder sum up others, such as ``grid.png``: in one that a job wrote, those without a number.
+
+    Args:
+        folder: any folder; ``run.json`` says whether a job wrote it.
+        names: of the pictures in it.
+    """
+    if "mode" not in read_run_record(folder):
+        return set()
+    return {name for name in names if not re.fullmatch(r"\d+\.png", name, re.ASCII)}
 
 
 def versions() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Where a run's numbers go: ``metrics.jsonl``, TensorBoard, the log, a progress bar."""
 
+import io
 import json
 import logging
 import math
@@ -63,6 +64,12 @@ class MetricWriter:
         if self._board is not None:
             self._board.add_image(name, image, step, dataformats="HWC")
 
+    def text(self, step: int, name: str, text: str) -> None:
+        """Shows text in TensorBoard, as it is."""
+        if self._board is not None:
+            # TensorBoard takes it for Markdown, where what is indented stays as it is.
+            self._board.add_text(name, "".join(f"    {line}\n" for line in text.splitlines()), step)
+
     def close(self) -> None:
         """Flushes and closes all files."""
         self._file.close()
@@ -106,22 +113,53 @@ class SilentWriter(MetricWriter):
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Drops the image."""
 
+    def text(self, step: int, name: str, text: str) -> None:
+        """Drops the text."""
+
     def close(self) -> None:
         """Has nothing to close."""
+
+
+class _Lines(io.TextIOBase):
+    """Standard error for a progress bar without a terminal: what would overwrite a line becomes a line of its own."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def write(self, text: str) -> int:
+        line = text.strip()
+        # The bar says its last state again when it ends.
+        if line and line != self._last:
+            sys.stderr.write(line + "\n")
+            self._last = line
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def progress(total: int, description: str, unit: str, initial: int = 0, show: bool = True) -> tqdm:
     """A progress bar with rate and ETA; in a log file a line now and then instead of every moment."""
     interactive = sys.stderr.isatty()
+    if not interactive:
+        return tqdm(
+            total=total,
+            initial=initial,
+            desc=description,
+            unit=unit,
+            disable=not show,
+            bar_format="{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+            mininterval=10.0,
+            file=_Lines(),
+        )
     return tqdm(
         total=total,
         initial=initial,
         desc=description,
         unit=unit,
         disable=not show,
-        dynamic_ncols=interactive,
-        ncols=None if interactive else 100,
-        mininterval=0.2 if interactive else 10.0,
+        dynamic_ncols=True,
+        mininterval=0.2,
         file=sys.stderr,
     )
 

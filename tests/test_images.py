@@ -3,9 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from ddim_jax import images
-from ddim_jax.images import grid, labelled_rows, load_png, save_png
+from ddim_jax.images import grid, labelled_rows, load_png, png_shape, save_gif, save_png
 from ddim_jax.pixels import Normalization, to_float, to_uint8
 
 
@@ -66,3 +67,29 @@ def test_png_round_trip_leaves_no_partial_file(tmp_path, channels):
 def test_grey_becomes_rgb_by_repetition():
     grey = np.arange(4, dtype=np.uint8).reshape(2, 2, 1)
     np.testing.assert_array_equal(images.as_rgb(grey), np.repeat(grey, 3, -1))
+
+
+def test_the_shape_of_a_png_and_of_none(tmp_path):
+    path = tmp_path / "image.png"
+    for channels in (1, 3):
+        save_png(path, np.zeros((5, 7, channels), np.uint8))
+        assert png_shape(path) == (5, 7, channels)
+    whole = path.read_bytes()
+    assert png_shape(tmp_path / "missing.png") is None
+    for damaged in (b"", whole[:10], whole[:-1], whole[:-12], whole[:50] + b"\0" + whole[51:], b"\0" * len(whole)):
+        path.write_bytes(damaged)
+        assert png_shape(path) is None
+    Image.new("RGBA", (7, 5)).save(path)
+    assert png_shape(path) is None
+
+
+def test_an_animation_rests_on_its_last_frame(tmp_path):
+    frames = [np.full((8, 8, 1), 80 * i, np.uint8) for i in range(3)]
+    save_gif(tmp_path / "way.gif", frames, 120)
+    durations = []
+    with Image.open(tmp_path / "way.gif") as gif:
+        for frame in range(gif.n_frames):
+            gif.seek(frame)
+            durations.append(gif.info["duration"])
+        assert gif.info["loop"] == 0
+    assert durations == [120, 120, 1500]

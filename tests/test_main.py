@@ -40,6 +40,35 @@ def one_line(result):
     return line.removeprefix("ddim_jax: error: ")
 
 
+# --- what is given ------------------------------------------------------------------------------
+
+
+def test_the_home_folder_is_found_where_a_shell_does_not_look(monkeypatch, tmp_path):
+    """A shell leaves ``~`` as it is after an equals sign."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text(pathlib.Path(DIGITS).read_text())
+    config, flags = main.parse(["main", "--config=~/mine.py:tiny", "--workdir=~/run", "--config.edit.mask=~/mask.png"])
+    assert flags.workdir == f"{tmp_path}/run"
+    assert config.edit.mask == f"{tmp_path}/mask.png"
+
+
+@pytest.mark.parametrize(("given", "meant"), [("600", ("600",)), ("(300,600)", ("300", "600")), ("best", ("best",))])
+def test_checkpoints_by_step(given, meant):
+    argv = ["main", f"--config={DIGITS}", "--workdir=run", f"--config.eval.checkpoints={given}"]
+    assert main.parse(argv)[0].eval.checkpoints == meant
+
+
+def test_output_that_nobody_reads_to_its_end(tmp_path):
+    """As with ``| head``."""
+    argv = [sys.executable, "-m", "ddim_jax.main", f"--config={DIGITS}:tiny", "--mode=describe"]
+    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(100) == 141
+
+
 # --- mistakes -----------------------------------------------------------------------------------
 
 WORKDIR = "--workdir=run"

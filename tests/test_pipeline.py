@@ -113,6 +113,11 @@ def test_a_checkpoint_and_the_raw_parameters_can_be_chosen(workdir, pipe):
     assert any(different)
 
 
+def test_a_workdir_may_lie_under_the_home_folder(workdir, monkeypatch):
+    monkeypatch.setenv("HOME", str(workdir.parent))
+    assert ddim_jax.load("~/run").step == 2
+
+
 def test_no_data_is_opened(pipe, monkeypatch):
     def refuse(*_):
         raise AssertionError("the data set was opened")

@@ -2,7 +2,7 @@
 
 import json
 
-from ddim_jax.writers import MetricWriter
+from ddim_jax.writers import MetricWriter, progress
 
 
 def records(workdir):
@@ -32,3 +32,22 @@ def test_tensorboard_files_are_written(tmp_path):
     files = list((tmp_path / "tensorboard").iterdir())
     assert len(files) == 1
     assert b"loss" in files[0].read_bytes()
+
+
+def test_tensorboard_gets_text_as_it_is(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        writer.text(0, "config", '{\n  "seed": 0\n}')
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert b'    {\n      "seed": 0\n    }\n' in file.read_bytes()
+
+
+def test_a_log_gets_lines(capsys):
+    """There is no terminal here, whose line could be written over."""
+    with progress(3, "training", "step") as bar:
+        bar.update(3)
+        bar.set_postfix_str("loss 0.5", refresh=True)
+    lines = capsys.readouterr().err.split("\n")
+    assert lines[0].startswith("training:   0% 0/3 [")
+    assert lines[-2].startswith("training: 100% 3/3 [")
+    assert lines[-2].endswith(", loss 0.5]")
+    assert not any("\r" in line for line in lines)

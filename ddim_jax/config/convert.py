@@ -4,13 +4,14 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from ddim_jax.config.checks import check
-from ddim_jax.config.keys import check_name, flatten
+from ddim_jax.config.keys import check_name, flatten, keys_of
 from ddim_jax.config.presets import preset, table_for
 from ddim_jax.config.schema import Config, SampleConfig, without_none
 from ddim_jax.config.tree import ConfigTree
@@ -108,9 +109,13 @@ def _convert(annotation: Any, value: Any, key: str) -> Any:
             return None
         return _convert(without_none(annotation), value, key)
     if typing.get_origin(annotation) is tuple:
+        inner = typing.get_args(annotation)[0]
+        if inner is str and isinstance(value, (str, int)):
+            value = [value]  # as the command line reads it: eval.checkpoints=600 is a list of one
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{key}: expected a list, got {value!r}")
-        inner = typing.get_args(annotation)[0]
+        if inner is str:
+            value = [str(e) if isinstance(e, int) and not isinstance(e, bool) else e for e in value]
         return tuple(_convert(inner, element, f"{key}[{i}]") for i, element in enumerate(value))
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -196,9 +201,27 @@ def _with_preset(config: Config, given: Collection[str]) -> Config:
 
 
 def _finish(config: Config) -> Config:
-    """Names the part of a table that ``eval.preset`` means, and checks everything."""
+    """Expands ``~`` in paths, names the part of a table that ``eval.preset`` means, and checks everything."""
+    config = _with_home(config)
     table = table_for(config.eval.preset, config.data.name)
     if table != config.eval.preset:
         config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, preset=table))
     check(config)
+    return config
+
+
+def _with_home(config: Config) -> Config:
+    """The config with the user's home folder in place of a ``~`` at the beginning of a path, as a shell has it.
+
+    A shell leaves ``--config.data.path=~/images`` as it is.
+    """
+    for dotted, known in keys_of(Config):
+        if known.is_path:
+            group, _, name = dotted.partition(".")
+            holder = getattr(config, group)
+            path = getattr(holder, name)
+            if path.startswith("~"):
+                config = dataclasses.replace(
+                    config, **{group: dataclasses.replace(holder, **{name: os.path.expanduser(path)})}
+                )
     return config

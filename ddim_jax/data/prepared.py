@@ -295,7 +295,7 @@ def _image_error(source: Source, index: int, reasons: dict[int, str]) -> ImageEr
 def _open_array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"{path} cannot be read: {' '.join(str(error).split())}; delete the folder, it will be made again"
         ) from error

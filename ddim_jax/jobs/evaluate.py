@@ -114,10 +114,7 @@ def _measure(
     """Draws and measures a row, going on from where a killed job stopped; process 0 returns the result."""
     process, process_count = parallel.process_index(), parallel.process_count()
     partial = table.partial_path(row, process, process_count)
-    if partial.exists():
-        state = RowProgress.load(partial, extractor, settings)
-    else:
-        state = RowProgress.start(extractor, settings, source.num)
+    state = RowProgress.resume(partial, extractor, settings, source.num)
     mine = np.arange(process, source.num, process_count)
     todo = np.intersect1d(mine, state.measurement.missing)
     store = PngStore(table.folder / "images" / row.name, source.num) if settings.keep_images else None

@@ -85,7 +85,7 @@ def _out(config: Config, workdir: epath.PathLike, step: int) -> epath.Path:
     if not settings.out:
         which = "ema" if settings.ema else "raw"
         return epath.Path(workdir) / "export" / f"step{step}-{which}-{settings.dtype}{form.ending}"
-    out = epath.Path(settings.out).expanduser()
+    out = epath.Path(settings.out)
     if not form.is_folder and out.suffix != form.ending:
         raise UserError(f"weights.out={settings.out}: a file of weights.format={settings.format} ends in {form.ending}")
     return out

@@ -74,8 +74,11 @@ def likelihood(config: Config, workdir: epath.PathLike) -> epath.Path:
     if parallel.is_main_process():
         values = store.finish(real.index)
         result = {"method": settings.method, "images": num, **summary(values)}
-        if computed or not (folder / "run.json").exists():
-            write_whole(folder / "likelihood.json", json.dumps(result, indent=2) + "\n")
+        told = json.dumps(result, indent=2) + "\n"
+        path = folder / "likelihood.json"
+        if not path.exists() or path.read_bytes() != told.encode():
+            write_whole(path, told)
+        if computed or not job.recorded(folder):
             job.record(
                 folder,
                 "likelihood",

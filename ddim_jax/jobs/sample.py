@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import re
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ from etils import epath
 from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.configured import build_sampler
-from ddim_jax.images import grid, load_png, save_png
+from ddim_jax.images import grid, load_png, png_shape, save_png
 from ddim_jax.model_job import ModelJob, sampler_name
 from ddim_jax.npz import NpzInParts
 from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for, image_indices
@@ -47,7 +48,7 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
     recorded = job.recorded(folder)
     sampler = ImageSampler(config, pipe.model, _batch_size(config, len(indices), recorded))
     store = PngStore(folder, len(indices)) if settings.format == "png" else _NpzStore(folder)
-    present = store.present()
+    present = store.present(config.data.image_shape)
     # From here on files appear: all processes must have looked before.
     parallel.barrier("sample folder")
 
@@ -77,9 +78,11 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
 
     if parallel.is_main_process():
         store.finish(indices)
-    # A job that found all images in place leaves the record of the one that drew them.
-    if parallel.is_main_process() and not (computed == 0 and "images" in recorded):
+    is_new = computed > 0 or "images" not in recorded
+    if parallel.is_main_process() and (is_new or png_shape(folder / "grid.png") is None):
         save_png(folder / "grid.png", grid(store.read(indices[:_GRID_IMAGES])))
+    # A job that found all images in place leaves the record of the one that drew them.
+    if parallel.is_main_process() and is_new:
         job.record(
             folder,
             "sample",
@@ -128,10 +131,14 @@ class PngStore:
         parent = self._folder / f"{index // 1000:03d}" if self._nested else self._folder
         return parent / f"{index:06d}.png"
 
-    def present(self) -> np.ndarray:
-        """Indices of the images that are there, ascending."""
+    def present(self, shape: tuple[int, int, int]) -> np.ndarray:
+        """Indices of the images [h, w, c] that are there, whole, ascending; other files are passed over."""
         pattern = "*/[0-9]*.png" if self._nested else "[0-9]*.png"
-        return np.array(sorted(int(path.stem) for path in self._folder.glob(pattern)), np.int64)
+        names = [path.stem for path in self._folder.glob(pattern)]
+        indices = sorted({int(name) for name in names if re.fullmatch(r"\d{6,}", name, re.ASCII)})
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            shapes = pool.map(lambda index: png_shape(self._path(index)), indices)
+            return np.array([i for i, found in zip(indices, shapes, strict=True) if found == shape], np.int64)
 
     def write(
         self, pool: concurrent.futures.Executor, indices: np.ndarray, images: np.ndarray
@@ -155,7 +162,8 @@ class _NpzStore:
     def __init__(self, folder: epath.Path) -> None:
         self._file = NpzInParts(folder / "samples.npz", parallel.process_index())
 
-    def present(self) -> np.ndarray:
+    def present(self, shape: tuple[int, int, int]) -> np.ndarray:
+        del shape
         return self._file.indices()
 
     def write(

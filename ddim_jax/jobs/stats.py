@@ -73,7 +73,7 @@ def _out(config: Config, workdir: epath.PathLike, name: str) -> epath.Path:
     if not config.eval.out:
         suffix = "-adm" if config.eval.format == "adm" else ""
         return epath.Path(workdir) / "stats" / f"{name}{suffix}.npz"
-    out = epath.Path(config.eval.out).expanduser()
+    out = epath.Path(config.eval.out)
     if out.suffix != ".npz":
         raise UserError(f"eval.out={config.eval.out}: statistics are .npz files; give it that ending")
     return out

@@ -6,12 +6,13 @@ import contextlib
 from etils import epath
 
 from ddim_jax import memory, parallel
-from ddim_jax.config import Config, check_new_network
+from ddim_jax.config import Config, check_new_network, to_json
 from ddim_jax.configured import build_sampler
 from ddim_jax.data.sources import check_labels
+from ddim_jax.errors import UserError
 from ddim_jax.models import build_model, parameter_count
 from ddim_jax.training.best import BestCheckpoint, check_metric
-from ddim_jax.training.checkpoint import Checkpoints
+from ddim_jax.training.checkpoint import Checkpoints, newest_step
 from ddim_jax.training.data import batches_for, count_steps, live_on_devices, open_sources, with_statistics
 from ddim_jax.training.fitting import explaining_out_of_memory
 from ddim_jax.training.host_average import HostAverage
@@ -23,7 +24,7 @@ from ddim_jax.training.program import compile_ahead, make_program
 from ddim_jax.training.sigterm import catch_sigterm
 from ddim_jax.training.state import init_state, make_optimizer
 from ddim_jax.training.validation import Validation
-from ddim_jax.workdir import checkpoint_dir, config_path, prepare_for_training
+from ddim_jax.workdir import checkpoint_dir, config_path, is_resumed, prepare_for_training
 from ddim_jax.writers import MetricWriter, SilentWriter, say
 
 
@@ -41,8 +42,8 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
         The step at which SIGTERM stopped the run before its end, saved; None when the run is complete.
 
     Raises:
-        UserError: the workdir, data or config cannot be used, a batch does not fit into memory, or the loss stopped
-            being finite.
+        UserError: the workdir, data or config cannot be used, the run is past its last step already, a batch does not
+            fit into memory, or the loss stopped being finite.
     """
     # What can be refused without the data is refused before they are opened, which may mean to prepare them.
     if not config_path(workdir).exists():
@@ -62,6 +63,8 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
     validation = best = None
     if main_process and config.train.validate_every and validation_source is not None:
         validation = Validation(config, model, validation_source)
+    if is_resumed(workdir, config):
+        _check_not_past(config, workdir, total_steps)
     # All that a config can get wrong has been tried: only now is anything written.
     prepare_for_training(workdir, config, write=main_process)
     parallel.barrier("workdir")
@@ -93,6 +96,7 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
         writer: MetricWriter = SilentWriter()
         if main_process:
             writer = stack.enter_context(MetricWriter(workdir, start, config.train.tensorboard))
+            writer.text(start, "config", to_json(config))
         if best is not None and start and (start == total_steps or start % config.train.measure_every == 0):
             # The run may have been killed while this was being measured.
             best.measure_if_missing(start, state, writer)
@@ -126,3 +130,15 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
             pictures.draw_final(state, writer)
         parallel.barrier("final pictures")
     return None
+
+
+def _check_not_past(config: Config, workdir: epath.PathLike, total_steps: int) -> None:
+    """Refuses to end a run before where it is: its pictures and its config would say what is not true."""
+    done = newest_step(checkpoint_dir(workdir))
+    if done is not None and done > total_steps:
+        epochs = config.train.epochs
+        asked = f"train.epochs={epochs:g} ({total_steps:,} steps)" if epochs else f"train.steps={total_steps}"
+        raise UserError(
+            f"{asked}: the run in workdir {workdir} is past that, at step {done:,}, and was left as it is; ask for "
+            "more, or name another --workdir"
+        )

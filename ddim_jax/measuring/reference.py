@@ -24,7 +24,7 @@ from ddim_jax.measuring.feature_sums import FeatureSums
 from ddim_jax.measuring.figures import chosen_metrics
 from ddim_jax.measuring.image_sets import ImageSet, open_image_set, spread_indices
 from ddim_jax.measuring.reference_file import Reference, is_statistics, read_reference, write_reference
-from ddim_jax.npz import load_arrays, save_arrays
+from ddim_jax.npz import load_arrays, load_if_whole, save_arrays
 from ddim_jax.version import __version__
 from ddim_jax.writers import progress, say
 
@@ -137,8 +137,9 @@ def measure_reference(
     process, count = (parallel.process_index(), parallel.process_count()) if together else (0, 1)
     chosen = spread_indices(len(images), settings.reference_num or len(images))
     own = parts / f"{process}-of-{count}.npz"
-    if own.exists():
-        sums = FeatureSums.from_arrays(load_arrays(own))
+    saved_sums = load_if_whole(own)
+    if saved_sums is not None:
+        sums = FeatureSums.from_arrays(saved_sums)
     else:
         sums = FeatureSums.empty(extractor, len(chosen), settings, ("moments", "spatial"))
     share = np.arange(process, len(chosen), count)

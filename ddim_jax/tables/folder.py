@@ -17,7 +17,7 @@ from etils import epath
 
 from ddim_jax.errors import UserError
 from ddim_jax.files import write_whole
-from ddim_jax.images import grid, save_png
+from ddim_jax.images import grid, png_shape, save_png
 from ddim_jax.tables.claims import Claims
 from ddim_jax.tables.lines import Comparison, lines, to_csv, to_json, to_markdown
 from ddim_jax.tables.report import quality_picture, to_html
@@ -119,7 +119,7 @@ class TableFolder:
         table = lines(results, self._compared)
         quality = quality_picture(table)
         paths = {result.name: self._rows / f"{result.name}.png" for result in results}
-        grids = {name: path.read_bytes() for name, path in paths.items() if path.exists()}
+        grids = {name: path.read_bytes() for name, path in paths.items() if png_shape(path) is not None}
         files = {
             "table.md": to_markdown(self._title, table, notes),
             "table.csv": to_csv(table),

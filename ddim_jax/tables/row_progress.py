@@ -10,7 +10,7 @@ from ddim_jax.config import EvalConfig
 from ddim_jax.measuring.extractor import Extractor
 from ddim_jax.measuring.feature_sums import of_prefix, with_prefix
 from ddim_jax.measuring.measurement import Measurement
-from ddim_jax.npz import load_arrays, save_arrays
+from ddim_jax.npz import load_arrays, load_if_whole, save_arrays
 from ddim_jax.tables.row_images import RowBatch
 
 # Of each row, in the report.
@@ -88,7 +88,16 @@ class RowProgress:
     @classmethod
     def load(cls, path: epath.Path, extractor: Extractor, settings: EvalConfig) -> Self:
         """Reads what :meth:`save` wrote, with the same extractor and settings."""
-        arrays = load_arrays(path)
+        return cls._of_arrays(load_arrays(path), extractor, settings)
+
+    @classmethod
+    def resume(cls, path: epath.Path, extractor: Extractor, settings: EvalConfig, num: int) -> Self:
+        """Goes on with what a killed job saved, or starts with no images where that is not there or not whole."""
+        arrays = load_if_whole(path)
+        return cls.start(extractor, settings, num) if arrays is None else cls._of_arrays(arrays, extractor, settings)
+
+    @classmethod
+    def _of_arrays(cls, arrays: dict[str, np.ndarray], extractor: Extractor, settings: EvalConfig) -> Self:
         return cls(
             Measurement.from_arrays(extractor, settings, of_prefix("measurement", arrays)),
             arrays["shown_index"],

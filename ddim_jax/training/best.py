@@ -61,7 +61,11 @@ class BestCheckpoint:
         path = best_record_path(self._workdir)
         if not path.exists():
             return {}
-        record = json.loads(path.read_text())
+        try:
+            record = json.loads(path.read_text())
+        except ValueError:
+            say(f"{path} is damaged; the best checkpoint is looked for anew")
+            return {}
         ours = json.loads(json.dumps(self._settings_record()))
         if any(record.get(key) != value for key, value in ours.items()):
             say(f"{path} holds figures of other settings; the best checkpoint is looked for anew")

@@ -17,6 +17,12 @@ from ddim_jax.training.state import TrainState, abstract_state, make_optimizer
 from ddim_jax.workdir import best_dir, checkpoint_dir, read_config
 
 
+def newest_step(directory: epath.PathLike) -> int | None:
+    """The newest complete checkpoint's step in a folder, which is looked at alone; None when there is none."""
+    directory = epath.Path(directory)
+    return max(ocp.utils.checkpoint_steps(directory), default=None) if directory.exists() else None
+
+
 class Checkpoints:
     """The folder ``checkpoints/STEP/`` of a workdir.
 

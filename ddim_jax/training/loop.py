@@ -139,9 +139,12 @@ class TrainingLoop:
                 loss, norm = result.metrics.loss[i], result.metrics.grad_norm[i]
                 if not (np.isfinite(loss) and np.isfinite(norm)):
                     saved = self.checkpoints.latest_step()
+                    newest = (
+                        "there is no checkpoint yet" if saved is None else f"the newest checkpoint is of step {saved}"
+                    )
                     raise UserError(
-                        f"the loss stopped being finite at step {step} (loss {loss}, gradient norm {norm}); the newest "
-                        f"checkpoint is of step {saved}; try a lower train.learning_rate, a longer train.warmup_steps "
+                        f"the loss stopped being finite at step {step} (loss {loss}, gradient norm {norm}); "
+                        f"{newest}; try a lower train.learning_rate, a longer train.warmup_steps "
                         "or train.grad_clip"
                     )
         self._log.add(groups)

@@ -68,7 +68,8 @@ class TrainingPictures:
 
     def draw_final(self, state: TrainState, writer: MetricWriter) -> None:
         """Draws one picture with a grid for each of ``train.final_sample_steps``, and says where it is."""
-        path = sample_grid_path(self._workdir, self._total_steps)
+        step = int(parallel.host_copy(state.step))
+        path = sample_grid_path(self._workdir, step)
         num = self._config.train.sample_num
         if self._final_samplers and not path.exists():
             weights = parallel.replicate(self._weights(state), parallel.local_devices())
@@ -80,12 +81,12 @@ class TrainingPictures:
                 steps = sampler.config.sample.steps
                 images = sampler.draw(weights, range(num))
                 rows.append((f"DDIM, {sampler.evaluations} steps, eta {self._config.sample.eta:g}", images))
-                save_png(sample_grid_path(self._workdir, self._total_steps, f"_ddim_{steps}"), grid(images))
+                save_png(sample_grid_path(self._workdir, step, f"_ddim_{steps}"), grid(images))
             picture = labelled_rows(rows, columns=max(1, min(16, num // 2)))
             save_png(path, picture)
-            writer.image(self._total_steps, "samples", as_rgb(picture))
-        say(f"done: {self._total_steps:,} steps")
-        for picture_path in sorted((self._workdir / "samples").glob(f"step_{self._total_steps:08d}*.png")):
+            writer.image(step, "samples", as_rgb(picture))
+        say(f"done: {step:,} steps")
+        for picture_path in sorted((self._workdir / "samples").glob(f"step_{step:08d}*.png")):
             say(f"wrote {picture_path}")
 
     def _weights(self, state: TrainState) -> Any:

@@ -15,8 +15,10 @@ from ddim_jax.config import (
     flatten,
     from_config_dict,
     from_json,
+    keys_of,
     to_json,
     with_sample,
+    with_values,
 )
 from ddim_jax.tables.published_figures import PUBLISHED
 
@@ -220,3 +222,25 @@ def test_a_published_table_is_the_part_about_the_data(asked, data_name, found):
     config.eval.preset, config.data.name = asked, data_name
     assert from_config_dict(config).eval.preset == found
     assert found in PUBLISHED
+
+
+def test_every_path_is_expanded_and_only_at_its_beginning(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    paths = [key for key, known in keys_of(Config) if known.is_path]
+    assert {"data.path", "edit.path", "edit.mask", "eval.images", "weights.out"} <= set(paths)
+    flat = flatten(with_values(Config(), {key: "~/x~" for key in paths}))
+    assert {key: flat[key] for key in paths} == dict.fromkeys(paths, "/home/ada/x~")
+    assert flatten(with_values(Config(), {key: "a/~/x" for key in paths}))["data.path"] == "a/~/x"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [(600, ("600",)), ("600", ("600",)), ((300, 600), ("300", "600")), (["latest", 600], ("latest", "600"))],
+)
+def test_checkpoints_may_be_given_as_numbers(given, meant):
+    assert with_values(Config(), {"eval.checkpoints": given}).eval.checkpoints == meant
+
+
+def test_a_checkpoint_that_is_no_name_is_refused():
+    with pytest.raises(ConfigError, match=r"eval.checkpoints\[0\]: expected str, got True"):
+        with_values(Config(), {"eval.checkpoints": [True]})

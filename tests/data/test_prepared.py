@@ -408,16 +408,19 @@ def test_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(load_images(open_images(config), config, range(NUM)).index, range(NUM))
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_a_damaged_folder(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("name", ["images", "labels", "states"])
+@pytest.mark.parametrize("damage", ["cut", "emptied", "gone"])
+def test_a_damaged_folder(tmp_path: Path, damage: str, name: str) -> None:
     config = config_of(save_mixed(tmp_path / "images"))
     open_images(config)
-    path = folders(config)[0] / "images.npy"
+    path = folders(config)[0] / f"{name}.npy"
     if damage == "cut":
-        path.write_bytes(path.read_bytes()[:500])
+        path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "emptied":
+        path.write_bytes(b"")
     else:
         path.unlink()
-    with pytest.raises(UserError, match=r"images\.npy cannot be read: .*; delete the folder, it will be made again"):
+    with pytest.raises(UserError, match=rf"{name}\.npy cannot be read: .*; delete the folder, it will be made again"):
         open_images(config)
     shutil.rmtree(path.parent)
     open_images(config)

@@ -91,12 +91,58 @@ def test_only_missing_images_are_drawn_and_they_come_out_the_same(workdir):
     assert sorted(path.stem for path in folder.glob("0*.png")) == [f"{index:06d}" for index in range(2, 13)]
 
 
+@pytest.mark.parametrize("storage", ["png", "npz"])
+def test_damaged_files_are_made_again_and_strangers_are_left_alone(workdir, storage):
+    config = changed(plain_digits(), sample__num=11, sample__format=storage)
+    folder = pathlib.Path(sample(config, workdir))
+    before = contents(folder)
+    if storage == "png":
+        (folder / "000003.png").write_bytes(b"")
+        truncate(folder / "000009.png")
+        Image.new("L", (9, 9)).save(folder / "000010.png")
+        shutil.copy(folder / "000007.png", folder / "000007 copy.png")
+    else:
+        truncate(folder / "samples.npz")
+    truncate(folder / "run.json")
+    sample(config, workdir)
+    after = contents(folder)
+    assert json.loads(after.pop("run.json"))["images_computed"] == (3 if storage == "png" else 11)
+    assert (after.pop("000007 copy.png", None) is None) == (storage == "npz")
+    del before["run.json"]
+    assert after.keys() == before.keys()
+    for name, data in after.items():
+        assert data == before[name] or name == "samples.npz"
+
+    record = (folder / "run.json").read_bytes()
+    (folder / "grid.png").write_bytes(b"")
+    sample(config, workdir)
+    assert (folder / "grid.png").read_bytes() == before["grid.png"]
+    assert (folder / "run.json").read_bytes() == record
+
+
 def test_training_again_changes_nothing(workdir):
     before = contents(workdir)
     train(plain_digits(), workdir)
     after = contents(workdir)
     assert {name: data for name, data in after.items() if not name.startswith("tensorboard")} == {
         name: data for name, data in before.items() if not name.startswith("tensorboard")
+    }
+
+
+def test_a_run_that_is_past_the_end_asked_for_is_left_alone(workdir, capsys):
+    before = contents(workdir)
+    line = refused(capsys, *DIGITS, f"--workdir={workdir}", "--config.train.steps=1", "--config.train.log_every=7")
+    assert f"train.steps=1: the run in workdir {workdir} is past that, at step 2, and was left as it is" in line
+    line = refused(capsys, *DIGITS, f"--workdir={workdir}", "--config.train.epochs=0.001")
+    assert "train.epochs=0.001 (1 steps): the run in" in line
+    assert contents(workdir) == before
+
+
+def test_final_pictures_are_named_by_the_step_they_show(workdir):
+    names = {path.name for path in (workdir / "samples").iterdir()}
+    train(changed(plain_digits(), train__steps=3), workdir)
+    assert {path.name for path in (workdir / "samples").iterdir()} - names == {
+        name.replace("step_00000002", "step_00000003") for name in names
     }
 
 

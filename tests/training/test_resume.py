@@ -99,6 +99,14 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, capsys):
     assert f"the newest checkpoint is of step {last_good};" in errors[0]
 
 
+def test_a_loss_that_is_never_finite(tmp_path, capsys):
+    """There is no checkpoint to speak of."""
+    argv = arguments(tmp_path / "run", "--config.train.learning_rate=1e30", "--config.train.checkpoint_every=9")
+    assert main.run(["main", *argv, "--config.train.steps=9"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "; there is no checkpoint yet; try a lower train.learning_rate" in line
+
+
 def kill_at_random_moments(workdir, seed, kills, devices):
     """Kills a run several times, every other time while it writes a checkpoint; returns how often that was hit."""
     moments = random.Random(seed)

@@ -10,6 +10,7 @@ from ddim_jax.data.sources.protocol import Example, Source
 from ddim_jax.data.splits import split_indices
 from ddim_jax.data.transforms import decode_image
 from ddim_jax.errors import UserError
+from ddim_jax.workdir import summary_pictures
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -19,7 +20,8 @@ class FolderSource(Source):
 
     The sub-folders of the first level are the classes, numbered in sorted order, if every image
     lies in one; if some image lies in the root itself, the images have no labels. Links are
-    followed; names that start with a dot are ignored, as are files with other suffixes.
+    followed; names that start with a dot are ignored, as are files with other suffixes. In a folder that
+    one of our jobs wrote, pictures that sum up others (``grid.png``) are no images.
 
     A split is a slice of this order. So ``train[:162770]`` of CelebA's unzipped archive
     (``000001.jpg`` ... ``202599.jpg``) is its official training partition,
@@ -47,11 +49,11 @@ class FolderSource(Source):
         for folder, folders, files in os.walk(self._root, onerror=_raise_unreadable, followlinks=True):
             folders[:] = [entry for entry in folders if not entry.startswith(".")]
             prefix = os.path.relpath(folder, self._root)
-            relative += [
-                os.path.normpath(os.path.join(prefix, file))
-                for file in files
-                if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-            ]
+            images = [file for file in files if file.lower().endswith(SUFFIXES) and not file.startswith(".")]
+            if "run.json" in files:
+                summaries = summary_pictures(folder, images)
+                images = [file for file in images if file not in summaries]
+            relative += [os.path.normpath(os.path.join(prefix, file)) for file in images]
         if not relative:
             raise UserError(f"data.path={path!r} has no images; looked for {', '.join(SUFFIXES)} at any depth")
         # By parts, so that the images of a class follow each other: "a/b" comes before "a-b/c".

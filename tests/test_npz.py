@@ -1,0 +1,56 @@
+"""Arrays in files that appear whole: what a program finds that goes on where another was killed."""
+
+import numpy as np
+import pytest
+from etils import epath
+
+from ddim_jax.npz import NpzInParts, load_if_whole, save_arrays
+
+
+def batch(*indices):
+    return {"index": np.array(indices, np.int64), "value": np.array(indices) * 10.0}
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = NpzInParts(epath.Path(tmp_path) / "all.npz")
+    for indices in ((0, 1), (2, 3), (4,)):
+        store.add(batch(*indices))
+    return store
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: data[:-1], lambda data: data[:90] + b"x" + data[91:]]
+)
+def test_a_damaged_part_counts_as_missing(store, tmp_path, damage):
+    path = tmp_path / "parts" / "000002-0.npz"
+    path.write_bytes(damage(path.read_bytes()))
+    assert sorted(store.indices()) == [0, 1, 4]
+    store.add(batch(3))
+    store.add(batch(2))
+    np.testing.assert_array_equal(store.finish(np.arange(5))["value"], [0, 10, 20, 30, 40])
+    assert not (tmp_path / "parts").exists()
+
+
+def test_files_of_other_names_are_left_out(store, tmp_path):
+    part = tmp_path / "parts" / "000002-0.npz"
+    (tmp_path / "parts" / "000002-0 copy.npz").write_bytes(part.read_bytes())
+    assert sorted(store.indices()) == [0, 1, 2, 3, 4]
+
+
+def test_a_damaged_whole_file_is_made_again(store, tmp_path):
+    store.finish(np.arange(5))
+    path = tmp_path / "all.npz"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert len(store.indices()) == 0
+    store.add(batch(0, 1, 2, 3, 4))
+    store.finish(np.arange(5))
+    assert sorted(store.indices()) == [0, 1, 2, 3, 4]
+
+
+def test_what_a_killed_program_left(tmp_path):
+    assert load_if_whole(tmp_path / "missing.npz") is None
+    save_arrays(tmp_path / "saved.npz", {"a": np.arange(3)})
+    assert load_if_whole(tmp_path / "saved.npz")["a"].tolist() == [0, 1, 2]
+    (tmp_path / "saved.npz").write_bytes(b"")
+    assert load_if_whole(tmp_path / "saved.npz") is None
