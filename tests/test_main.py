@@ -328,7 +328,7 @@ def test_describe_needs_no_workdir_and_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
     text = result.stdout
     assert "sample.steps = 3\n" in text
-    assert "Total: 1,112,801 " in text
+    assert "Total: 280,177 " in text
     assert "\nddim, 3 steps, " in text
     names, *rows = [line.split() for line in text.split("c z\n")[1].splitlines()[:4]]
     assert names == ["row", "time", "alpha_bar", "alpha_bar_next", "a", "b", "c"]
