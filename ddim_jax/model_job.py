@@ -26,6 +26,8 @@ _DECIDING = keys_with(SampleConfig, Role.PIXELS, Role.SELECTION)
 # JAX tells that a program has been translated for XLA, and that XLA is done with it.
 _COMPILATION_BEGINS = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 _COMPILATION_ENDS = "/jax/core/compile/backend_compile_duration"
+# Of translating a program that is told of: single operations, of which there are many, take less.
+_LEAST_SECONDS = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +129,8 @@ def work_bar(total: int, description: str, unit: str) -> Iterator[tqdm]:
     """A progress bar that says so while XLA compiles: for the first images that is most of the time."""
 
     def listen(event: str, duration_secs: float, **facts: Any) -> None:
-        del duration_secs, facts
-        if event == _COMPILATION_BEGINS:
+        del facts
+        if event == _COMPILATION_BEGINS and duration_secs >= _LEAST_SECONDS:
             _describe(bar, f"{description} (compiling)")
         elif event == _COMPILATION_ENDS:
             _describe(bar, description)
