@@ -172,3 +172,14 @@ def from_pillow(picture: Image.Image) -> np.ndarray:
     """Makes a grey or RGB Pillow image uint8 [h, w, 1 or 3]."""
     pixels = np.asarray(picture)
     return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def labelled_lines(rows: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+    """Lays rows of images under each other, each with its title at the left; uint8 [h, w, 3].
+
+    Args:
+        rows: pairs of a title and images uint8 [n, h, w, c], as many in each row.
+    """
+    cells = [[image[None] for image in images] for _, images in rows]
+    # Columns have no titles, and need no room for them.
+    return table(cells, [title for title, _ in rows], [""] * len(cells[0]))[_TITLE_HEIGHT:]

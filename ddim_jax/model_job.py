@@ -1,19 +1,32 @@
 """What all jobs on a trained model share: loading it, naming the folder they write, and recording what was done."""
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
+import jax
+import numpy as np
 from etils import epath
+from tqdm import tqdm
 
 from ddim_jax import parallel, pipeline
 from ddim_jax.config import Config, Role, SampleConfig, keys_with
 from ddim_jax.diffusion.samplers import takes_eta
 from ddim_jax.pipeline import Pipeline
+from ddim_jax.sampling.image_sampler import batch_size_for
 from ddim_jax.workdir import config_for_job, job_dir, read_run_record, write_run_record
+from ddim_jax.writers import progress
 
 # What decides the images of a job, beside the step of the checkpoint.
 _DECIDING = keys_with(SampleConfig, Role.PIXELS, Role.SELECTION)
+
+# JAX tells that a program has been translated for XLA, and that XLA is done with it.
+_COMPILATION_BEGINS = "/jax/core/compile/jaxpr_to_mlir_module_duration"
+_COMPILATION_ENDS = "/jax/core/compile/backend_compile_duration"
+# Of translating a program that is told of: single operations, of which there are many, take less.
+_LEAST_SECONDS = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +76,31 @@ class ModelJob:
         """What ``run.json`` says of an earlier start of this job; nothing if there is none."""
         return read_run_record(folder)
 
+    def in_parts(self, count: int, description: str, draw: Callable[[np.ndarray], Any]) -> Any:
+        """Draws images a batch at a time, with a progress bar.
+
+        The batches are those that all images in one call would be drawn in, so the same pixels come out.
+
+        Args:
+            count: number of images.
+            description: of the bar.
+            draw: from places int [k] among the images to their results, a tree of arrays [k, ...].
+
+        Returns:
+            The results of all images.
+        """
+        size = batch_size_for(self.config, count).size * len(parallel.local_devices())
+        parts = []
+        with work_bar(count, description, "image") as bar:
+            for start in range(0, count, size):
+                # The last batch is filled up: another size would be another program.
+                places = np.arange(start, min(start + size, count) if start == 0 else start + size)
+                kept = min(size, count - start)
+                result = draw(np.minimum(places, count - 1))
+                parts.append(jax.tree.map(lambda array, kept=kept: array[:kept], result))
+                bar.update(kept)
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
     def record(self, folder: epath.Path, mode: str, **facts: Any) -> None:
         """Writes ``run.json``."""
         write_run_record(
@@ -82,3 +120,27 @@ def sampler_name(sample: SampleConfig) -> str:
     steps = len(sample.levels) or sample.steps
     noise = f"-eta{sample.eta:g}" if takes_eta(sample.sampler) and not sample.eta_per_step else ""
     return f"{sample.sampler}-S{steps}{noise}"
+
+
+@contextlib.contextmanager
+def work_bar(total: int, description: str, unit: str) -> Iterator[tqdm]:
+    """A progress bar that says so while XLA compiles: for the first images that is most of the time."""
+
+    def listen(event: str, duration_secs: float, **facts: Any) -> None:
+        del facts
+        if event == _COMPILATION_BEGINS and duration_secs >= _LEAST_SECONDS:
+            _describe(bar, f"{description} (compiling)")
+        elif event == _COMPILATION_ENDS:
+            _describe(bar, description)
+
+    with progress(total, description, unit) as bar:
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            yield bar
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def _describe(bar: tqdm, description: str) -> None:
+    if bar.desc != f"{description}: ":
+        bar.set_description(description)

@@ -371,3 +371,37 @@ def test_describe_tells_what_is_needed_and_what_fits(allow, capsys):
     assert largest > 4 * config.train.batch_size
     filled = _training_memory(with_batch(config, largest), parallel.training_devices(largest))
     assert 0.9 * free <= filled.total <= 1.1 * free
+
+
+@pytest.mark.slow
+def test_describe_begins_with_a_short_summary(monkeypatch, capsys):
+    """What somebody wants to know first comes first; the slower variant is compiled where the run does not fit."""
+    config = with_sample(with_batch(small_digits(), 64), steps=60, spacing="uniform")
+    compiled = []
+    needed = memory.ProgramMemory(arguments=30 << 20, temporary=70 << 20, results=0)
+
+    def training_memory(config, devices):
+        compiled.append(config.model.remat)
+        return needed._replace(temporary=10 << 20) if config.model.remat else needed
+
+    monkeypatch.setattr("ddim_jax.jobs.describe._training_memory", training_memory)
+    for free, variants in ((200 << 20, [False]), (60 << 20, [False, True])):
+        monkeypatch.setattr(memory, "free_bytes", lambda devices, free=free: free)
+        compiled.clear()
+        describe(config)
+        shown = capsys.readouterr()
+        assert compiled == variants
+        assert "compiling the training step ...\n" in shown.err and "compiling the sampler ...\n" in shown.err
+        summary = shown.out.split("\n\n")[0]
+        assert len(summary.splitlines()) == 8
+        for said in (" parameters\n", "GFLOP per image: ", "\nddim, 60 steps, 60 network", "\nsampling: "):
+            assert said in summary
+        assert f"batch 64 on 8 x cpu: 100 MiB of {free >> 20} MiB free per device; largest batch " in summary
+        assert ("with model.remat=true" in summary) == (free < 100 << 20)
+        # Each key once: what is set on a line of its own, the rest packed together.
+        settings = shown.out.split("Config, where it is not the default\n")[1].split("\n\nParameters")[0]
+        assert "\nsample.steps = 60\n" in settings and "sample.seed" not in settings and " seed=0," in settings
+        # A row for each evaluation up to 20; of more, those of both ends.
+        rows = shown.out.split("c z\n")[1].splitlines()[1:]
+        assert len(rows) == 21 and rows[10] == "... 40 rows ..."
+        assert (rows[9].split()[0], rows[11].split()[0], rows[-1].split()[0]) == ("10", "51", "60")

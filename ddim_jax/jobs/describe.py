@@ -1,9 +1,12 @@
 """``--mode=describe``: what a config amounts to, before anything is trained."""
 
+import contextlib
 import dataclasses
 import math
+import textwrap
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +26,16 @@ from ddim_jax.sampling.programs import Program, image_program
 from ddim_jax.training.fitting import largest_batch
 from ddim_jax.training.program import compile_ahead, make_program
 from ddim_jax.training.state import TrainState, abstract_state, make_optimizer
+from ddim_jax.writers import say
 
 # The middle of a longer step table is left out.
-_MOST_ROWS = 100
+_MOST_ROWS = 20
+
+_LINE_WIDTH = 116
 
 
 def describe(config: Config, workdir: epath.PathLike | None = None) -> None:
-    """Prints the resolved config, the parameters, the cost of a pass, the sampling steps, and the memory needed.
+    """Prints a summary (parameters, cost, sampler, memory, what fits), then its parts, the config and the step table.
 
     Nothing is computed and no data is opened; the programs are compiled, to know their memory.
 
@@ -41,6 +47,7 @@ def describe(config: Config, workdir: epath.PathLike | None = None) -> None:
         UserError: a batch or sampling settings that cannot be used.
     """
     del workdir
+    asked = config
     if not config.data.mean:
         # Training measures them; any values cost the same.
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, mean=(0.5,), std=(0.5,)))
@@ -48,33 +55,43 @@ def describe(config: Config, workdir: epath.PathLike | None = None) -> None:
     optimizer = make_optimizer(config.train, max(1, config.train.steps))
     state = abstract_state(config, model, optimizer)
     sampler = build_sampler(config)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
 
-    _heading("Config")
-    for key, value in flatten(config).items():
-        print(f"{key} = {value!r}")
-
-    _heading("Parameters")
-    print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    _heading("Summary")
+    height, width, channels = config.data.image_shape
+    num_params = parameter_count(state.params)
+    print(f"{config.model.name} for images of {width}x{height}x{channels}: {num_params:,} parameters")
+    image = jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.float32)
+    moment = jax.ShapeDtypeStruct((1,), jnp.float32)
+    forward = flops(jax.make_jaxpr(model.apply)(variables, image, moment))
+    drawing = sampler.evaluations * forward
+    print(
+        f"GFLOP per image: {forward / 1e9:.3f} forward, {3 * forward / 1e9:.3f} to train, {drawing / 1e9:.3f} to draw"
+    )
+    levels = "the levels given" if config.sample.levels else f"spacing {config.sample.spacing}"
+    print(f"{sampler.name}, {sampler.steps} steps, {sampler.evaluations} network evaluations, {levels}", flush=True)
+    training = _training_memory_parts(config, state)
+    print(training.summary, flush=True)
+    sampling = _sampling_memory_parts(config, image_program(config, model, sampler), variables)
+    print(sampling.summary)
 
     _heading("Cost per image (convolutions and matrix products; a multiply-add is two operations)")
-    image = jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.float32)
-    time = jax.ShapeDtypeStruct((1,), jnp.float32)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    forward = flops(jax.make_jaxpr(model.apply)(variables, image, time))
     print(f"forward pass:  {forward / 1e9:12.3f} GFLOP")
     print(f"training:      {3 * forward / 1e9:12.3f} GFLOP, the backward pass counted as two forward ones")
-    print(f"sampling:      {sampler.evaluations * forward / 1e9:12.3f} GFLOP, {sampler.evaluations} forward passes")
+    print(f"sampling:      {drawing / 1e9:12.3f} GFLOP, {sampler.evaluations} forward passes")
+
+    for title, parts in (("Memory for training", training), ("Memory for sampling", sampling)):
+        _heading(title)
+        print("\n".join(parts.lines))
+
+    _heading("Config, where it is not the default")
+    _print_config(asked)
+
+    _heading("Parameters, by block of the network")
+    _print_parameters(state.params)
 
     _heading("Sampling steps")
-    levels = "the levels given" if config.sample.levels else f"spacing {config.sample.spacing}"
-    print(f"{sampler.name}, {sampler.steps} steps, {sampler.evaluations} network evaluations, {levels}")
     _print_table(sampler)
-
-    _heading("Memory for training")
-    _print_training_memory(config, state)
-
-    _heading("Memory for sampling")
-    _print_sampling_memory(config, image_program(config, model, sampler), variables)
 
 
 def flops(closed: Any) -> int:
@@ -117,6 +134,37 @@ def _shape(variable: Any) -> tuple[int, ...]:
     return variable.aval.shape
 
 
+def _print_config(config: Config) -> None:
+    """What a config sets, a line each; then, packed together by group, the keys that have their defaults."""
+    defaults = flatten(Config())
+    at_default: dict[str, list[str]] = {}
+    for key, value in flatten(config).items():
+        if value != defaults[key]:
+            print(f"{key} = {value!r}")
+        else:
+            group, _, name = key.rpartition(".")
+            at_default.setdefault(group or "the rest", []).append(f"{name}={value!r}")
+    print("\nAt their defaults:")
+    for group, settings in at_default.items():
+        print(textwrap.fill(f"{group}: {', '.join(settings)}", _LINE_WIDTH, subsequent_indent="    "))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """A block of the network: a line of the parameter overview."""
+
+    name: str
+    arrays: int
+    parameters: int
+
+
+def _print_parameters(params: Any) -> None:
+    """A line for each block of the network."""
+    blocks = [_Block(name, len(jax.tree.leaves(block)), parameter_count(block)) for name, block in params.items()]
+    print(parameter_overview.make_table(blocks))
+    print(f"Total: {parameter_count(params):,} -- {_bytes_of(params):,} bytes")
+
+
 def _print_table(sampler: Sampler) -> None:
     """A row per network evaluation; the coefficients of first-order samplers too."""
     table = sampler.table
@@ -140,18 +188,29 @@ def _heading(title: str) -> None:
 # --- memory -------------------------------------------------------------------------------------
 
 
-def _print_training_memory(config: Config, state: TrainState) -> None:
+class _Memory(NamedTuple):
+    """What is told of a program's memory: in one line, and in its parts."""
+
+    summary: str
+    lines: list[str]
+
+
+_NOT_KNOWN = "XLA does not tell for this device"
+
+
+def _training_memory_parts(config: Config, state: TrainState) -> _Memory:
     """What a device needs and has, and which batch fits; on a CPU also what the whole process needs."""
     devices, free = parallel.training_devices(config.train.batch_size, config.train.accumulate), _free_bytes()
     share = config.train.batch_size // len(devices)
-    print(f"batch {config.train.batch_size} on {len(devices)} x {devices[0].device_kind}, {share} images each")
-    needed = _training_memory(config, devices)
+    batch = f"batch {config.train.batch_size} on {len(devices)} x {devices[0].device_kind}"
+    lines = [f"{batch}, {share} images each"]
+    with _compiling("the training step"):
+        needed = _training_memory(config, devices)
     memory.return_unused_memory()
     resident = memory.resident_memory()
     if needed is None:
-        print("XLA does not tell for this device")
-        return
-    _print_memory(needed, free)
+        return _Memory(f"training: {batch}; its memory is not known: {_NOT_KNOWN}", [*lines, _NOT_KNOWN])
+    lines += _memory_lines(needed, free)
     if devices[0].platform == "cpu" and resident is not None:
         parts = {
             "the process: Python, libraries, programs": resident.now,
@@ -164,18 +223,24 @@ def _print_training_memory(config: Config, state: TrainState) -> None:
         in_training = sum(parts.values())
         parts["before that, to compile: at most"] = resident.peak
         parts["main memory, without images kept there"] = max(in_training, resident.peak)
-        for name, size in parts.items():
-            print(_size_line(name, size))
-    variants = {"": needed}
-    if not config.model.remat:
+        lines += [_size_line(name, size) for name, size in parts.items()]
+    summary = f"training: {batch}: {_need_in_words(needed, free)}"
+    if free is None:
+        return _Memory(summary, lines)
+    num_params = parameter_count(state.params)
+    largest = largest_batch(config, num_params, len(devices), needed, free)
+    summary += f"; largest batch {largest:,}"
+    lines.append(f"largest train.batch_size that fits in what is free: {largest:,}")
+    # Compiling takes long: the other variant only where this one does not fit.
+    if needed.total > free and not config.model.remat:
         remat = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=True))
-        variants[" with model.remat=true"] = _training_memory(remat, devices) or needed
-    for variant, known in variants.items():
-        if variant:
-            print(_size_line(f"total{variant}", known.total) + " per device")
-        if free is not None:
-            largest = largest_batch(config, parameter_count(state.params), len(devices), known, free)
-            print(f"largest train.batch_size that fits in what is free{variant}: {largest:,}")
+        with _compiling("the training step with model.remat=true, since it does not fit without"):
+            needed = _training_memory(remat, devices) or needed
+        largest = largest_batch(config, num_params, len(devices), needed, free)
+        summary += f" ({largest:,} with model.remat=true)"
+        lines.append(_size_line("total with model.remat=true", needed.total) + " per device")
+        lines.append(f"largest train.batch_size that fits in what is free with model.remat=true: {largest:,}")
+    return _Memory(summary, lines)
 
 
 def _training_memory(config: Config, devices: parallel.Devices) -> ProgramMemory | None:
@@ -187,21 +252,33 @@ def _training_memory(config: Config, devices: parallel.Devices) -> ProgramMemory
     return compile_ahead(program, config, model, optimizer, total_steps, num_examples=0)
 
 
-def _print_sampling_memory(config: Config, program: Program, variables: Any) -> None:
+def _sampling_memory_parts(config: Config, program: Program, variables: Any) -> _Memory:
     """What a device needs and has, and how many images fit."""
     free = _free_bytes()
     batch = batch_size_for(config, -(-len(image_indices(config)) // parallel.process_count()))
     items = image_items(config, np.arange(batch.size))
-    needed = memory.program_memory(jax.jit(program).lower(variables, items).compile())
-    print(f"{batch.size} {batch.what} per device at a time")
+    with _compiling("the sampler"):
+        needed = memory.program_memory(jax.jit(program).lower(variables, items).compile())
+    lines = [f"{batch.size} {batch.what} per device at a time"]
     if needed is None:
-        print("XLA does not tell for this device")
-        return
-    _print_memory(needed, free)
+        return _Memory(f"sampling: {lines[0]}; its memory is not known: {_NOT_KNOWN}", [*lines, _NOT_KNOWN])
+    lines += _memory_lines(needed, free)
+    summary = f"sampling: {lines[0]}: {_need_in_words(needed, free)}"
     if free is not None:
         usable = int(free * memory.USABLE)
         largest = memory.largest_fitting_batch(batch.size, needed.arguments, needed.beside_arguments, usable)
-        print(f"largest sample.batch_size that fits in {memory.USABLE:.0%} of what is free: {largest:,}")
+        summary += f"; largest batch {largest:,}"
+        lines.append(f"largest sample.batch_size that fits in {memory.USABLE:.0%} of what is free: {largest:,}")
+    return _Memory(summary, lines)
+
+
+@contextlib.contextmanager
+def _compiling(what: str) -> Iterator[None]:
+    """Says what is being compiled, to know its memory, and how long it took."""
+    say(f"compiling {what} ...")
+    started = time.perf_counter()
+    yield
+    say(f"compiled in {time.perf_counter() - started:.0f} s")
 
 
 def _free_bytes() -> int | None:
@@ -212,15 +289,20 @@ def _bytes_of(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _print_memory(needed: ProgramMemory, free: int | None) -> None:
+def _memory_lines(needed: ProgramMemory, free: int | None) -> list[str]:
     sizes = {
         "what it is given: parameters, batch ...": needed.arguments,
         "activations and other temporary values": needed.temporary,
         "results that take no argument's place": needed.results,
         "total": needed.total,
     }
-    for name, size in (sizes if free is None else sizes | {"free now": free}).items():
-        print(_size_line(name, size) + " per device")
+    sizes = sizes if free is None else sizes | {"free now": free}
+    return [_size_line(name, size) + " per device" for name, size in sizes.items()]
+
+
+def _need_in_words(needed: ProgramMemory, free: int | None) -> str:
+    there = "" if free is None else f" of {memory.in_words(free)} free"
+    return f"{memory.in_words(needed.total)}{there} per device"
 
 
 def _size_line(name: str, size: int) -> str:

@@ -12,8 +12,8 @@ from ddim_jax.data.first_images import read_first_images
 from ddim_jax.errors import UserError
 from ddim_jax.files import write_whole
 from ddim_jax.images import save_png, table
-from ddim_jax.model_job import ModelJob, sampler_name
-from ddim_jax.writers import progress, say
+from ddim_jax.model_job import ModelJob, sampler_name, work_bar
+from ddim_jax.writers import say
 
 # Per-dimension mean squared error on CIFAR-10's test images, pixels in [0, 1] (Song et al. 2021, table 2).
 PAPER_TABLE_2 = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 0.0001, 1000: 0.0001}
@@ -41,13 +41,13 @@ def reconstruct(config: Config, workdir: epath.PathLike) -> None:
     folder = job.folder("reconstruct", sampler_name(dataclasses.replace(job.config.sample, steps=tried[-1])), settings)
 
     errors = {}
-    with progress(len(tried), "reconstructing", "S") as bar:
+    with work_bar(sum(tried), "reconstructing", "step") as bar:
         for steps in tried:
             latents = job.pipe.encode(real.image, iterations=settings.iterations, labels=labels, steps=steps)
             result = job.pipe.decode(latents, labels=labels, steps=steps, clip="none")
             errors[steps] = mean_squared_error(real.image, result)
             save_png(folder / f"steps_{steps:04d}.png", _picture(real.image, result, settings.shown))
-            bar.update()
+            bar.update(steps)
 
     say(f"per-dimension mean squared error of {len(real.image)} images, pixels in [0, 1]")
     say(f"{'S':>5} {'here':>10} {'CIFAR-10 in the paper (table 2)':>34}")

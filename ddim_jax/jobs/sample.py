@@ -12,10 +12,10 @@ from etils import epath
 from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.configured import build_sampler
-from ddim_jax.images import grid, load_png, png_shape, save_png
+from ddim_jax.images import grid, labelled_lines, load_png, png_shape, save_png
 from ddim_jax.model_job import ModelJob, sampler_name
 from ddim_jax.npz import NpzInParts
-from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for, image_indices
+from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for, image_indices, image_items
 from ddim_jax.sharded_map import BatchSize
 from ddim_jax.writers import progress, say
 
@@ -80,7 +80,8 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
         store.finish(indices)
     is_new = computed > 0 or "images" not in recorded
     if parallel.is_main_process() and (is_new or png_shape(folder / "grid.png") is None):
-        save_png(folder / "grid.png", grid(store.read(indices[:_GRID_IMAGES])))
+        shown = indices[: _grid_images(config)]
+        save_png(folder / "grid.png", _picture(config, shown, store.read(shown)))
     # A job that found all images in place leaves the record of the one that drew them.
     if parallel.is_main_process() and is_new:
         job.record(
@@ -104,6 +105,27 @@ def _batch_size(config: Config, num: int, recorded: dict[str, Any]) -> BatchSize
     if batch_size.may_shrink and "images_per_device" in recorded:
         return dataclasses.replace(batch_size, size=recorded["images_per_device"])
     return batch_size
+
+
+def _shows_classes(config: Config) -> bool:
+    settings = config.sample
+    return settings.per_class > 0 and settings.label is None and not settings.indices
+
+
+def _grid_images(config: Config) -> int:
+    """How many images are shown: as many of each class, where so many of each are drawn."""
+    classes = config.model.num_classes
+    if not _shows_classes(config) or classes > _GRID_IMAGES:
+        return _GRID_IMAGES
+    return classes * min(config.sample.per_class, _GRID_IMAGES // classes)
+
+
+def _picture(config: Config, indices: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """The first images as a grid; of ``sample.per_class``, a row for each class."""
+    if not _shows_classes(config):
+        return grid(images)
+    labels = image_items(config, indices).label
+    return labelled_lines([(f"class {label}", images[labels == label]) for label in np.unique(labels)])
 
 
 def _announce(config: Config, sampler: ImageSampler, step: int, num: int, present: int) -> None:

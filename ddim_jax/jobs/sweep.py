@@ -6,9 +6,9 @@ from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
 from ddim_jax.images import save_png, table
-from ddim_jax.model_job import ModelJob
+from ddim_jax.model_job import ModelJob, work_bar
 from ddim_jax.sampling.image_sampler import image_indices
-from ddim_jax.writers import progress, say
+from ddim_jax.writers import say
 
 
 def sweep(config: Config, workdir: epath.PathLike) -> None:
@@ -30,13 +30,13 @@ def sweep(config: Config, workdir: epath.PathLike) -> None:
     rows = {f"eta {eta:g}": {"sampler": "ddim", "eta": eta} for eta in settings.etas}
     rows |= {sampler: {"sampler": sampler, "eta": 0.0} for sampler in settings.samplers}
     cells = []
-    with progress(len(rows) * len(columns), "sweeping", "cell") as bar:
+    with work_bar(len(rows) * sum(columns), "sweeping", "step") as bar:
         for row in rows.values():
             cells.append([])
             for steps in columns:
                 images = job.pipe.sample(seed=job.config.sample.seed, indices=indices, steps=steps, preset="", **row)
                 cells[-1].append(images)
-                bar.update()
+                bar.update(steps)
     folder = job.folder("sweep", "ddim", settings)
     save_png(folder / "sweep.png", table(cells, list(rows), [f"S = {steps}" for steps in columns]))
     job.record(folder, "sweep", indices=indices)

@@ -19,7 +19,7 @@ from ddim_jax.errors import UserError
 from ddim_jax.files import write_whole
 from ddim_jax.images import grid, png_shape, save_png
 from ddim_jax.tables.claims import Claims
-from ddim_jax.tables.lines import Comparison, lines, to_csv, to_json, to_markdown
+from ddim_jax.tables.lines import Comparison, clipping_note, lines, to_csv, to_json, to_markdown
 from ddim_jax.tables.report import quality_picture, to_html
 from ddim_jax.tables.rows import Result, Row
 
@@ -117,6 +117,7 @@ class TableFolder:
 
     def _write(self, results: Sequence[Result], notes: Sequence[str]) -> None:
         table = lines(results, self._compared)
+        notes = [*notes, *clipping_note(table)]
         quality = quality_picture(table)
         paths = {result.name: self._rows / f"{result.name}.png" for result in results}
         grids = {name: path.read_bytes() for name, path in paths.items() if png_shape(path) is not None}

@@ -219,6 +219,23 @@ def sampler_label(line: Line) -> str:
     return f"{setting['sampler']}{eta}, {setting['spacing']}{clip}{other}"
 
 
+def clipping_note(table: Sequence[Line]) -> list[str]:
+    """Says which rows clip the predicted image, and which do not, where a table has both; else says nothing."""
+    clipped: dict[bool, list[str]] = {True: [], False: []}
+    for line in table:
+        if "clip" in line.columns:
+            setting = line.columns
+            eta = "" if setting["eta"] is None else f" eta {setting['eta']:g}"
+            clipped[setting["clip"] != "none"].append(f"{setting['sampler']}{eta}")
+    if not all(clipped.values()):
+        return []
+    names = {clips: ", ".join(dict.fromkeys(found)) for clips, found in clipped.items()}
+    return [
+        f"The rows differ in what is done to the predicted image: it is clipped for {names[True]}, not clipped for "
+        f"{names[False]} (column 'clip')."
+    ]
+
+
 class TableBySteps(NamedTuple):
     """The main figure of one checkpoint by S, as papers print it.
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -22,14 +23,15 @@ from ddim_jax.config import (
 )
 from ddim_jax.data.sources import DigitsSource
 from ddim_jax.errors import UserError
-from ddim_jax.images import load_png, save_png
+from ddim_jax.images import as_rgb, enlarge, load_png, save_png
 from ddim_jax.jobs.edit import edit, read_mask
 from ddim_jax.jobs.interpolate import interpolate
 from ddim_jax.jobs.reconstruct import mean_squared_error, reconstruct
-from ddim_jax.jobs.sample import sample
+from ddim_jax.jobs.sample import _grid_images, _picture, sample
 from ddim_jax.jobs.sweep import sweep
 from ddim_jax.jobs.train import train
 from ddim_jax.jobs.trajectory import trajectory
+from ddim_jax.model_job import ModelJob, work_bar
 
 CONFIG = Config(
     data=DataConfig(source="digits", image_size=8, channels=1),
@@ -175,6 +177,63 @@ def test_chosen_indices_and_counts_per_class(workdir, pipe):
         assert differing(stored["arr_0"], pipe.sample(indices=(11, 3), seed=1)) < 1e-2
     folder = sample(changed("sample", per_class=2), workdir)
     assert len(list(folder.glob("0*.png"))) == 20
+    # A row for each class, with its name at the left: image 3 is of class 3, and so is image 13.
+    picture = load_png(folder / "grid.png")
+    assert picture.shape[0] == 10 * 68
+    for column, index in enumerate((3, 13)):
+        there = picture[3 * 68 + 2 :][:64, picture.shape[1] - (2 - column) * 68 + 2 :][:, :64]
+        enlarged = enlarge(load_png(folder / f"{index:06d}.png")[None], 64)[0]
+        np.testing.assert_array_equal(there, as_rgb(enlarged))
+
+
+def test_more_classes_than_a_grid_has_room_for_are_shown_in_part():
+    config = changed("sample", per_class=9)
+    assert _grid_images(config) == 60
+    assert _grid_images(changed("sample", per_class=2)) == 20
+    assert _grid_images(changed("sample", num=100)) == 64
+    many = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=1000))
+    assert _picture(many, np.arange(64), np.zeros((_grid_images(many), 8, 8, 1), np.uint8)).shape[0] == 64 * 68
+
+
+def test_images_drawn_in_parts_are_those_drawn_at_once(workdir, digits):
+    """With 8 devices and 2 images on each, 20 images are 2 batches, the last one filled up."""
+    job = ModelJob.load(changed("sample", batch_size=2), workdir)
+    calls = []
+
+    def draw(places):
+        calls.append(places.tolist())
+        return job.pipe.recover(np.resize(digits, (20, 8, 8, 1))[places], 60, start=int(places[0]))
+
+    noised, recovered = job.in_parts(20, "recovering", draw)
+    assert calls == [list(range(16)), [*range(16, 20), *[19] * 12]]
+    expected = job.pipe.recover(np.resize(digits, (20, 8, 8, 1)), 60)
+    np.testing.assert_array_equal(noised, expected.noised)
+    np.testing.assert_array_equal(recovered, expected.recovered)
+
+
+def test_a_bar_says_that_it_compiles(monkeypatch, capsys):
+    monkeypatch.setattr("ddim_jax.model_job._LEAST_SECONDS", 0.0)
+    seen = []
+    with work_bar(2, "drawing", "image") as bar:
+
+        def traced(x):
+            jax.monitoring.register_event_duration_secs_listener(listen)
+            return x + 1
+
+        def listen(event, seconds, **facts):
+            seen.append(bar.desc)
+
+        jax.jit(traced)(np.arange(3))
+        jax.monitoring.unregister_event_duration_listener(listen)
+        assert "drawing (compiling): " in seen
+        assert bar.desc == "drawing: "
+    assert "drawing (compiling): " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("job", [trajectory, interpolate, edit])
+def test_jobs_show_how_far_they_are(workdir, capsys, job):
+    job(CONFIG, workdir)
+    assert "100%" in capsys.readouterr().err
 
 
 def test_guidance_pushes_away_from_the_unconditional_image(pipe):

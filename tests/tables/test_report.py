@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from ddim_jax.config import SampleConfig
+from ddim_jax.tables.folder import TableFolder
 from ddim_jax.tables.lines import (
+    clipping_note,
     columns,
     comparison,
     estimate,
@@ -158,6 +160,23 @@ def test_the_main_figure_is_a_frechet_distance_where_there_is_one():
     assert main_figure([]) is None
 
 
+def test_a_table_says_which_of_its_rows_clip():
+    rows = [result(row.sampler, row.eta, row.steps, clip=row.clip) for row in PUBLISHED["step-times"].rows]
+    (note,) = clipping_note(lines(rows, APART))
+    assert "clipped for ddpm_large, not clipped for ddim eta 0 " in note
+    assert clipping_note(lines(rows[:-1], APART)) == clipping_note(lines([elsewhere("folder")], APART)) == []
+
+
+def test_the_table_s_files_say_which_rows_clip(tmp_path):
+    table = TableFolder(tmp_path, "t", {"num": 50_000}, APART)
+    for one in RESULTS[-2:]:
+        table.add(one, np.zeros((1, 8, 8, 1), np.uint8))
+    table.write(["a note"])
+    for name in ("table.md", "table.json", "report.html"):
+        text = (tmp_path / name).read_text()
+        assert "a note" in text and "it is clipped for ddpm_large, not clipped for ddim eta 0" in text
+
+
 # --- files --------------------------------------------------------------------------------------
 
 
@@ -268,3 +287,11 @@ def test_large_pictures_are_shrunk_small_ones_kept_to_the_pixel():
 
 def test_columns_of_rows_are_settings_of_samples():
     assert set(result().columns) - {"checkpoint", "other"} <= set(vars(SampleConfig()))
+
+
+def test_what_is_wide_scrolls_in_its_region():
+    """The page itself fits: tables lie in regions that scroll, and long words and paths break."""
+    text = page_of(RESULTS)
+    (style,) = Page(text).styles
+    assert ".wide { overflow-x: auto;" in style and "overflow-wrap: anywhere" in style.split("}")[3]
+    assert text.count('<div class="wide" role="region" tabindex="0"') == text.count("<table>")
