@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import difflib
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from ddim_jax import arguments
 from ddim_jax.config import Config, with_sample
 from ddim_jax.configured import build_encoder, build_sampler
 from ddim_jax.diffusion.interpolation import slerp_grid, slerp_path
@@ -122,6 +124,8 @@ class Pipeline:
         Raises:
             UserError: a setting that does not exist or cannot be used.
         """
+        if num is None and not settings.get("per_class") and "indices" in settings:
+            arguments.indices(settings["indices"], "indices")
         given = {"num": num, "steps": steps, "eta": eta, "batch_size": batch_size}
         settings.update({key: value for key, value in given.items() if value is not None})
         # What is given counts, not a list in the config that would replace it.
@@ -139,13 +143,14 @@ class Pipeline:
             image_items(config, image_indices(config)),
         )
 
-    def noise(self, indices: Sequence[int], **settings: Any) -> np.ndarray:
+    def noise(self, indices: Sequence[int] | np.ndarray, **settings: Any) -> np.ndarray:
         """The noise x_T that images are drawn from: float32 [n, h, w, c]; ``decode`` makes the images of it.
 
         >>> noise = pipe.noise([7, 3])
         >>> int((pipe.decode(noise, steps=5) != pipe.sample(indices=[7, 3], steps=5)).sum())
         0
         """
+        indices = arguments.indices(indices, "indices")
         config = self._config(**settings)
         return self._run(lambda: programs.noise_program(config), ("noise",), config, image_items(config, indices))
 
@@ -171,8 +176,9 @@ class Pipeline:
         Raises:
             UserError: images of another size, or settings that cannot be used.
         """
+        images = arguments.pixels(images, self.config.data.image_shape)
+        iterations = arguments.whole_number(iterations, "iterations", 0)
         config = self._config(**settings)
-        self._check_images(images)
         return self._run(
             lambda: programs.encode_program(config, self.model, build_encoder(config, iterations)),
             ("encode", iterations),
@@ -194,16 +200,18 @@ class Pipeline:
             labels: see :meth:`encode`.
             **settings: see the class.
         """
+        latents = arguments.latents(latents, self.config.data.image_shape)
         config = self._config(**settings)
-        self._check_images(latents)
         return self._run(
             lambda: programs.decode_program(config, self.model, build_sampler(config)),
             ("decode",),
             config,
-            (np.asarray(latents, np.float32), self._items(config, len(latents), labels)),
+            (latents, self._items(config, len(latents), labels)),
         )
 
-    def interpolate(self, first: Sequence[int], second: Sequence[int], points: int = 11, **settings: Any) -> np.ndarray:
+    def interpolate(
+        self, first: Sequence[int] | np.ndarray, second: Sequence[int] | np.ndarray, points: int = 11, **settings: Any
+    ) -> np.ndarray:
         """Draws images between pairs of images, from noise on the arc between theirs (DDIM, appendix D.5).
 
         >>> pipe.interpolate([0, 2], [1, 3], points=5, steps=5).shape
@@ -218,6 +226,9 @@ class Pipeline:
         Returns:
             uint8 [n, points, h, w, c].
         """
+        first = arguments.indices(first, "first")
+        second = arguments.indices(second, "second", count=len(first))
+        points = arguments.whole_number(points, "points", 2)
         path = slerp_path(
             jnp.asarray(self.noise(first, **settings)), jnp.asarray(self.noise(second, **settings)), points
         )
@@ -225,7 +236,7 @@ class Pipeline:
         images = self.decode(by_pair.reshape(-1, *by_pair.shape[2:]), **settings)
         return images.reshape(by_pair.shape)
 
-    def interpolate_grid(self, corners: Sequence[int], side: int = 8, **settings: Any) -> np.ndarray:
+    def interpolate_grid(self, corners: Sequence[int] | np.ndarray, side: int = 8, **settings: Any) -> np.ndarray:
         """Draws a square of images between four.
 
         >>> pipe.interpolate_grid([0, 1, 2, 3], side=3, steps=5).shape
@@ -239,6 +250,8 @@ class Pipeline:
         Returns:
             uint8 [side, side, h, w, c].
         """
+        corners = arguments.indices(corners, "corners", count=4)
+        side = arguments.whole_number(side, "side", 2)
         square = np.asarray(slerp_grid(jnp.asarray(self.noise(corners, **settings)), side, side))
         return self.decode(square.reshape(-1, *square.shape[2:]), **settings).reshape(square.shape)
 
@@ -254,6 +267,8 @@ class Pipeline:
             moments: K, evenly spaced over the steps, the first step included.
             **settings: see the class.
         """
+        indices = arguments.indices(indices, "indices")
+        moments = arguments.whole_number(moments, "moments", 1)
         config = self._config(**settings)
         sampler = build_sampler(config)
         kept = np.unique(np.linspace(0, sampler.steps - 1, min(moments, sampler.steps)).round().astype(int))
@@ -283,8 +298,9 @@ class Pipeline:
         Returns:
             The noised and the recovered images, both uint8 [n, h, w, c].
         """
+        images = arguments.pixels(images, self.config.data.image_shape)
+        level = arguments.whole_number(level, "level", 1, self.config.diffusion.num_levels)
         config = self._config(**settings)
-        self._check_images(images)
         return self._run(
             lambda: programs.recover_program(config, self.model, level),
             ("recover", level),
@@ -324,11 +340,11 @@ class Pipeline:
         Raises:
             UserError: images or a mask of another size, or settings that cannot be used.
         """
+        images = arguments.pixels(images, self.config.data.image_shape)
+        masks = arguments.mask(mask, images.shape)
+        resamplings = arguments.whole_number(resamplings, "resamplings", 1)
+        jump = arguments.whole_number(jump, "jump", 1)
         config = self._config(**settings)
-        self._check_images(images)
-        if mask.shape not in (images.shape[1:3], images.shape[:3]):
-            raise UserError(f"the mask has shape {mask.shape}, but the images are {images.shape[1:3]}; resize the mask")
-        masks = np.broadcast_to(mask.astype(bool), images.shape[:3])[..., None]
         sampler = build_sampler(config)
         return self._run(
             lambda: programs.inpaint_program(config, self.model, sampler, resamplings, jump),
@@ -345,13 +361,9 @@ class Pipeline:
         return with_sample(self.config, **settings)
 
     def _items(self, config: Config, count: int, labels: np.ndarray | None) -> programs.Items:
+        given = arguments.labels(labels, count, config.model.num_classes)
         items = image_items(config, np.arange(config.sample.start, config.sample.start + count))
-        return items if labels is None else items._replace(label=np.asarray(labels, np.int32))
-
-    def _check_images(self, images: np.ndarray) -> None:
-        shape = self.config.data.image_shape
-        if images.ndim != 4 or images.shape[1:] != shape:
-            raise UserError(f"images have shape {images.shape}, but the model's are [n, {', '.join(map(str, shape))}]")
+        return items if given is None else items._replace(label=given)
 
     def _run(self, make: Callable[[], programs.Program], what: tuple[Any, ...], config: Config, items: Any) -> Any:
         """Runs a program on items; it is made and compiled once for each set of settings that matter to it."""
@@ -380,10 +392,18 @@ def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema
     Raises:
         UserError: the workdir holds no config or no such checkpoint.
     """
+    if not isinstance(workdir, (str, os.PathLike)):
+        raise UserError(f"load({workdir!r}): the path of a workdir is meant, or one of {', '.join(SHIPPED)}")
+    if isinstance(step, str) and step != "best":
+        raise UserError(f"step={step!r}: the step of a checkpoint is meant, or 'best', or None for the newest")
+    if step is not None and step != "best":
+        step = arguments.whole_number(step, "step", 0)
     if os.fspath(workdir) in SHIPPED and not epath.Path(workdir).exists():
         if step is not None or not ema:
             raise UserError(f"{workdir} has one checkpoint, of averaged weights; load it without step and ema")
         return load_weights(pathlib.Path(__file__).parent / "pretrained" / f"{workdir}.safetensors")
+    if not epath.Path(workdir).exists() and (close := difflib.get_close_matches(os.fspath(workdir), SHIPPED, n=1)):
+        raise UserError(f"there is no workdir {workdir}; did you mean '{close[0]}', a model in the package?")
     config = read_config(workdir)
     model = build_model(config)
     directory = best_dir(workdir) if step == "best" else checkpoint_dir(workdir)
@@ -414,5 +434,7 @@ def load_weights(path: str | os.PathLike[str], config: Config | None = None, ema
     Raises:
         UserError: there is no such file, it is damaged or of no known form, or it holds another network.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UserError(f"load_weights({path!r}): the path of a file or a folder of weights is meant")
     weights = read_weights(path, config, ema)
     return Pipeline(weights.config, build_model(weights.config), weights.variables, weights.step)

@@ -8,6 +8,7 @@ import pytest
 from small import small_digits
 
 import ddim_jax
+from ddim_jax.data.sources import DigitsSource
 from ddim_jax.errors import UserError
 from ddim_jax.images import load_png
 from ddim_jax.jobs.sample import sample
@@ -133,7 +134,7 @@ def test_no_data_is_opened(pipe, monkeypatch):
         (4, {"eta": -1.0}, "sample.eta=-1.0: must not be negative"),
         (4, {"eta": float("nan")}, "sample.eta: nan is not a finite number"),
         (4, {"sampler": "dddim"}, "sample.sampler: 'dddim' is not one of ddim"),
-        (4, {"label": 3}, "sample.label=3: must lie below model.num_classes=0"),
+        (4, {"label": 3}, "sample.label=3: the model has no classes (model.num_classes=0); leave it out"),
         (4, {"eta_per_step": (0.1,)}, "eta has 1 values for 4 steps"),
         (4, {"ema": False}, "load(workdir, ema=...)"),
         (4, {"checkpoint": 1}, "load(workdir, step=...)"),
@@ -146,6 +147,56 @@ def test_a_setting_that_cannot_be_used_is_one_line(pipe, num, settings, message)
         pipe.sample(num, **settings)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda p, d: p.encode(d / 255), "images are float64 in 0 ... "),
+        (lambda p, d: p.recover(d / 127.5 - 1, 100), "for pixels in [-1, 1] that is"),
+        (lambda p, d: p.inpaint(d / 255, np.ones((8, 8), bool)), "for pixels in [0, 1] that is"),
+        (lambda p, d: p.inpaint(d, [[0.5] * 8] * 8), "the mask is float64 in 0.5 ... 0.5"),
+        (lambda p, d: p.inpaint(d, np.ones((8, 8), bool), jump=0), "jump=0: "),
+        (lambda p, d: p.inpaint(d, np.ones((8, 8), bool), resamplings=1.5), "resamplings=1.5: "),
+        (lambda p, d: p.encode(np.moveaxis(d, -1, 1)), "channels come last"),
+        (lambda p, d: p.encode(d, iterations=1.5), "iterations=1.5: "),
+        (lambda p, d: p.encode(d, labels=[0, 1, 2, 3]), "the model has no classes"),
+        (lambda p, d: p.decode(np.full(d.shape, np.nan)), "latents[0] holds NaN or infinity"),
+        (lambda p, d: p.decode(d), "latents are uint8"),
+        (lambda p, d: p.recover(d, 100.0), "level=100.0: a whole number in 1 ... 1000 is meant"),
+        (lambda p, d: p.noise([-1]), "indices[0]=-1: "),
+        (lambda p, d: p.noise([1.5]), "indices are float64"),
+        (lambda p, d: p.noise([]), "indices is empty"),
+        (lambda p, d: p.sample(indices=[]), "indices is empty"),
+        (lambda p, d: p.trajectory(2), "indices=2: a list of image indices is meant, e.g. [2]"),
+        (lambda p, d: p.trajectory([0], moments=0), "moments=0: "),
+        (lambda p, d: p.interpolate([0, 1], [2]), "second: found 1 image indices, but 2 are meant"),
+        (lambda p, d: p.interpolate([], []), "first is empty"),
+        (lambda p, d: p.interpolate([0], [1], points=1), "points=1: "),
+        (lambda p, d: p.interpolate_grid([0, 1, 2]), "corners: found 3 image indices, but 4 are meant"),
+        (lambda p, d: p.interpolate_grid([0, 1, 2, 3], side=2.0), "side=2.0: "),
+    ],
+)
+def test_an_argument_that_cannot_be_used_is_one_line(pipe, run, message):
+    digits = np.stack([DigitsSource()[i].image for i in range(4)])
+    with pytest.raises(UserError) as caught:
+        run(pipe, digits)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_no_model_has(workdir, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="there is no workdir mnist-smal; did you mean 'mnist-small'"):
+        ddim_jax.load("mnist-smal")
+    with pytest.raises(UserError, match=r"load\(3\): the path of a workdir is meant, or one of mnist-small"):
+        ddim_jax.load(3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="step='newest': the step of a checkpoint is meant, or 'best'"):
+        ddim_jax.load(workdir, step="newest")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match=r"step=1.5: a whole number of 0 or more"):
+        ddim_jax.load(workdir, step=1.5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match=r"load_weights\(None\): the path"):
+        ddim_jax.load_weights(None)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_workdir_that_cannot_be_loaded(workdir, tmp_path):
