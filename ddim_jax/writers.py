@@ -110,18 +110,42 @@ class SilentWriter(MetricWriter):
         """Has nothing to close."""
 
 
-def progress(total: int, description: str, unit: str, initial: int = 0, show: bool = True) -> tqdm:
-    """A progress bar with rate and ETA; in a log file a line now and then instead of every moment."""
-    interactive = sys.stderr.isatty()
+def is_watched() -> bool:
+    """Returns whether somebody looks at what is printed: in a terminal or a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def progress(
+    total: int,
+    description: str,
+    unit: str,
+    initial: int = 0,
+    show: bool = True,
+    leave: bool | None = True,
+    delay: float = 0.0,
+) -> tqdm:
+    """A progress bar with rate and ETA; in a log file a line now and then instead of every moment.
+
+    Args:
+        total: number of units.
+        description: what is being done.
+        unit: of what.
+        initial: units done already.
+        show: whether to show it at all.
+        leave: keep it when it is done; None for one that stands in no other.
+        delay: seconds before it is shown.
+    """
     return tqdm(
         total=total,
         initial=initial,
         desc=description,
         unit=unit,
         disable=not show,
-        dynamic_ncols=interactive,
-        ncols=None if interactive else 100,
-        mininterval=0.2 if interactive else 10.0,
+        dynamic_ncols=sys.stderr.isatty(),
+        ncols=None if sys.stderr.isatty() else 100,
+        mininterval=0.2 if is_watched() else 10.0,
+        leave=leave,
+        delay=delay,
         file=sys.stderr,
     )
 

@@ -1,13 +1,18 @@
 """The Python API, as a library user meets it."""
 
+import base64
 import dataclasses
+import html
+import io
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from small import small_digits
 
 import ddim_jax
+from ddim_jax.config import with_sample
 from ddim_jax.data.sources import DigitsSource
 from ddim_jax.errors import UserError
 from ddim_jax.images import load_png
@@ -147,6 +152,107 @@ def test_a_setting_that_cannot_be_used_is_one_line(pipe, num, settings, message)
         pipe.sample(num, **settings)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def broken(pipe):
+    """The model with one weight that is not a number."""
+    variables = jax.tree.map(np.array, pipe.variables)
+    jax.tree.leaves(variables)[0].flat[0] = np.nan
+    return dataclasses.replace(pipe, variables=variables)
+
+
+@pytest.mark.parametrize(
+    ("run", "image"),
+    [
+        (lambda p, d: p.sample(2, start=5), 5),
+        (lambda p, d: p.sample(indices=[9, 4]), 9),
+        (lambda p, d: p.encode(d), 0),
+        (lambda p, d: p.decode(p.noise([1, 2])), 0),
+        (lambda p, d: p.interpolate([1], [2], points=2), 0),
+        (lambda p, d: p.interpolate_grid([1, 2, 3, 4], side=2), 0),
+        (lambda p, d: p.trajectory([3], moments=2), 3),
+        (lambda p, d: p.recover(d, 500), 0),
+        (lambda p, d: p.inpaint(d, np.ones((8, 8), bool), resamplings=1), 0),
+    ],
+)
+def test_nan_is_never_a_picture(broken, run, image):
+    digits = np.stack([DigitsSource()[i].image for i in range(2)])
+    with pytest.raises(UserError, match=rf"NaN or infinity in place of image {image}\b.*try another checkpoint"):
+        run(broken, digits)
+
+
+def test_a_notebook_is_told_why_there_are_no_pictures(broken):
+    assert "NaN or infinity in place of image 0" in broken._repr_html_()
+
+
+def test_a_job_writes_no_picture_of_nan(broken, workdir, monkeypatch):
+    monkeypatch.setattr("ddim_jax.pipeline.load", lambda *_: broken)
+    with pytest.raises(UserError, match="NaN or infinity in place of image 77"):
+        sample(with_sample(broken.config, start=77, num=2), workdir)
+    assert not list(workdir.glob("sample/*/00007*.png"))
+
+
+def test_a_pipeline_shows_itself_in_short(pipe):
+    count = parameter_count(pipe.params)
+    assert repr(pipe) == f"<Pipeline of {count:,} parameters after 2 steps; images of 8x8x1>"
+    text = pipe._repr_html_()
+    assert html.escape(repr(pipe)) in text
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(text.split("base64,")[1].split('"')[0]))))
+    np.testing.assert_array_equal(picture, np.asarray(ddim_jax.show(pipe.sample(4, steps=4, eta=0.0), columns=4)))
+
+
+def test_a_large_model_on_a_cpu_is_not_drawn_for_a_notebook(pipe, monkeypatch):
+    monkeypatch.setattr("ddim_jax.pipeline._SHOWN_WEIGHTS_TIMES_PIXELS", 0)
+    assert pipe._repr_html_() == f"<p>{html.escape(repr(pipe))}</p>"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_shown_as_a_pillow_image(channels):
+    images = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((64, 64, channels), np.uint8)
+    shown = ddim_jax.show(images)  # three in a row
+    assert shown.mode == {1: "L", 3: "RGB"}[channels]
+    assert shown.size == (3 * 66 + 2, 2 * 66 + 2)
+    pixels = np.asarray(shown).reshape(shown.height, shown.width, channels)
+    np.testing.assert_array_equal(pixels[2 + 66 : 66 + 66, 2 + 66 : 66 + 66], images[4])
+    assert ddim_jax.show(images[0]).size == (68, 68)
+    # A row of ``interpolate`` is a row.
+    assert ddim_jax.show(images.reshape(1, 6, 64, 64, channels)).size == (6 * 66 + 2, 68)
+    assert ddim_jax.show(images, columns=2).size == (2 * 66 + 2, 3 * 66 + 2)
+    with pytest.raises(UserError, match="columns=0: "):
+        ddim_jax.show(images, columns=0)
+
+
+def test_progress_is_shown_where_it_is_wanted(pipe, capsys, monkeypatch):
+    # Another eta than elsewhere in this file, so that a program is compiled.
+    pipe.sample(2, eta=0.8125)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("ddim_jax.pipeline._SILENT_SECONDS", 0.0)
+    pipe.sample(2, eta=0.8125, progress=True)
+    assert "drawing: 100%" in (shown := capsys.readouterr().err) and "compiling" not in shown
+    pipe.sample(2, eta=0.6875, progress=True)
+    assert "drawing: compiling the program" in capsys.readouterr().err
+    monkeypatch.setattr("ddim_jax.writers.is_watched", lambda: True)
+    pipe.sample(2, eta=0.6875)
+    assert "drawing: 100%" in capsys.readouterr().err
+    pipe.sample(2, eta=0.6875, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_few_programs_serve_all_numbers_of_images(pipe, monkeypatch):
+    sizes = []
+
+    def counted(config, *arguments):
+        sizes.append(1)
+        return image_program(config, *arguments)
+
+    monkeypatch.setattr("ddim_jax.sampling.programs.image_program", counted)
+    fifty = pipe.sample(50, eta=0.4375)
+    for num in (33, 40, 64):  # on eight devices: 5 to 8 each
+        np.testing.assert_array_equal(pipe.sample(num, eta=0.4375)[:50], fifty[:num])
+    assert len(sizes) == 1
+    assert np.mean(pipe.sample(20, eta=0.4375) != fifty[:20]) < 1e-3
+    assert len(sizes) == 2
 
 
 @pytest.mark.parametrize(
