@@ -247,11 +247,11 @@ def test_few_programs_serve_all_numbers_of_images(pipe, monkeypatch):
         return image_program(config, *arguments)
 
     monkeypatch.setattr("ddim_jax.sampling.programs.image_program", counted)
-    fifty = pipe.sample(50, eta=0.4375)
+    fifty = pipe.sample(50, eta=0.4375, batch_size=0)
     for num in (33, 40, 64):  # on eight devices: 5 to 8 each
-        np.testing.assert_array_equal(pipe.sample(num, eta=0.4375)[:50], fifty[:num])
+        np.testing.assert_array_equal(pipe.sample(num, eta=0.4375, batch_size=0)[:50], fifty[:num])
     assert len(sizes) == 1
-    assert np.mean(pipe.sample(20, eta=0.4375) != fifty[:20]) < 1e-3
+    assert np.mean(pipe.sample(20, eta=0.4375, batch_size=0) != fifty[:20]) < 1e-3
     assert len(sizes) == 2
 
 
