@@ -38,6 +38,13 @@ def build_schedule(config: Config) -> Schedule:
             f"diffusion.objective=eps: {what} ends at alpha_bar = 0, where the noise says nothing about the image; "
             "use x0 or v"
         )
+    smallest = np.finfo(np.float32).tiny
+    if diffusion.objective == "eps" and schedule.alpha_bar[-1] < smallest:
+        raise ConfigError(
+            f"diffusion.objective=eps: the {schedule.name} schedule falls to alpha_bar = {schedule.alpha_bar[-1]:.2g} "
+            f"(below {smallest:.2g}, float32's smallest, from level {np.argmax(schedule.alpha_bar < smallest)} on), "
+            "where the noise says nothing about the image; lower diffusion.beta_end or num_levels, or use x0 or v"
+        )
     if diffusion.time_sampling == "continuous" and not schedule.is_continuous:
         raise ConfigError(
             "diffusion.time_sampling=continuous: only diffusion.schedule="

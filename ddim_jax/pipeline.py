@@ -5,7 +5,11 @@
 >>> images = pipe.sample(16, seed=0, steps=50, eta=0.0)  # doctest: +SKIP
 """
 
+import base64
 import dataclasses
+import difflib
+import html
+import io
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -14,18 +18,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from PIL import Image
 
+from ddim_jax import arguments, parallel, writers
 from ddim_jax.config import Config, with_sample
 from ddim_jax.configured import build_encoder, build_sampler
 from ddim_jax.diffusion.interpolation import slerp_grid, slerp_path
 from ddim_jax.errors import UserError
-from ddim_jax.models import Model, build_model
+from ddim_jax.images import grid, to_pillow
+from ddim_jax.models import Model, build_model, parameter_count
 from ddim_jax.sampling import programs
-from ddim_jax.sampling.image_sampler import batch_size_for, image_indices, image_items, program_settings
+from ddim_jax.sampling.image_sampler import image_indices, image_items, program_settings, reusable_batch_size_for
 from ddim_jax.sharded_map import ShardedMap
 from ddim_jax.training.checkpoint import restore_trained, select_weights
 from ddim_jax.weights.forms import read_weights
-from ddim_jax.weights.shipped import shipped_file
+from ddim_jax.weights.shipped import SHIPPED, shipped_file
 
 _DECIDED_ELSEWHERE = {
     "checkpoint": "load(workdir, step=...) chooses it",
@@ -36,6 +43,14 @@ _DECIDED_ELSEWHERE = {
 
 # Compiling takes longer than drawing a few images; but a program is large.
 _PROGRAMS_KEPT = 8
+
+# What a notebook shows of a pipeline, and on a CPU up to which size of the network.
+_SHOWN_IMAGES = 4
+_SHOWN_STEPS = 20
+_SHOWN_WEIGHTS_TIMES_PIXELS = 2**33
+
+# Before a call shows its progress: what is done sooner needs none.
+_SILENT_SECONDS = 1.0
 
 
 class Trajectory(NamedTuple):
@@ -62,6 +77,10 @@ class Pipeline:
     ``sampler="unipc2"``, ``spacing="quad"``, ``seed=3`` or ``batch_size=8``; what is not given is taken from there. In
     the examples ``pipe`` draws 8x8 digits, and ``digits`` are four real ones.
 
+    The first call with some settings compiles a program, which takes seconds. ``progress=True`` shows how far a call
+    is, ``False`` shows nothing; left out, it is shown in a terminal or a notebook. NaN is never returned: an image that
+    comes out as such, by the weights or the settings, is a UserError.
+
     Attributes:
         config: the resolved config; ``config.sample`` holds the default settings.
         model: the Flax network.
@@ -74,6 +93,33 @@ class Pipeline:
     variables: Any
     step: int
     _compiled: dict[Any, ShardedMap] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        """Returns what is loaded in a line."""
+        height, width, channels = self.config.data.image_shape
+        classes = f", {self.config.model.num_classes} classes" if self.config.model.num_classes else ""
+        return (
+            f"<Pipeline of {parameter_count(self.params):,} parameters after {self.step:,} steps; images of "
+            f"{width}x{height}x{channels}{classes}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows: the line, and four images drawn in few steps.
+
+        A CPU draws them for a small network alone; a notebook's cell must not hang for minutes.
+        """
+        line = html.escape(repr(self))
+        height, width, _ = self.config.data.image_shape
+        on_cpu = parallel.local_devices()[0].platform == "cpu"
+        if on_cpu and parameter_count(self.params) * height * width > _SHOWN_WEIGHTS_TIMES_PIXELS:
+            return f"<p>{line}</p>"
+        try:
+            images = self.sample(_SHOWN_IMAGES, steps=min(_SHOWN_STEPS, self.config.sample.steps), eta=0.0)
+        except UserError as error:
+            return f"<p>{line}</p><p>{html.escape(str(error))}</p>"
+        file = io.BytesIO()
+        show(images, columns=_SHOWN_IMAGES).save(file, format="PNG")
+        return f'<p>{line}</p><img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
 
     @property
     def params(self) -> Any:
@@ -89,6 +135,7 @@ class Pipeline:
         steps: int | None = None,
         eta: float | None = None,
         batch_size: int | None = None,
+        progress: bool | None = None,
         **settings: Any,
     ) -> np.ndarray:
         """Draws images.
@@ -109,6 +156,7 @@ class Pipeline:
             steps: steps S.
             eta: 0 for DDIM, 1 for DDPM's posterior variance.
             batch_size: images per device at a time.
+            progress: see the class.
             **settings: see the class.
 
         Returns:
@@ -117,6 +165,8 @@ class Pipeline:
         Raises:
             UserError: a setting that does not exist or cannot be used.
         """
+        if num is None and not settings.get("per_class") and "indices" in settings:
+            arguments.indices(settings["indices"], "indices")
         given = {"num": num, "steps": steps, "eta": eta, "batch_size": batch_size}
         settings.update({key: value for key, value in given.items() if value is not None})
         # What is given counts, not a list in the config that would replace it.
@@ -132,20 +182,28 @@ class Pipeline:
             ("sample",),
             config,
             image_items(config, image_indices(config)),
+            progress=progress,
         )
 
-    def noise(self, indices: Sequence[int], **settings: Any) -> np.ndarray:
+    def noise(self, indices: Sequence[int] | np.ndarray, **settings: Any) -> np.ndarray:
         """The noise x_T that images are drawn from: float32 [n, h, w, c]; ``decode`` makes the images of it.
 
         >>> noise = pipe.noise([7, 3])
         >>> int((pipe.decode(noise, steps=5) != pipe.sample(indices=[7, 3], steps=5)).sum())
         0
         """
+        indices = arguments.indices(indices, "indices")
         config = self._config(**settings)
         return self._run(lambda: programs.noise_program(config), ("noise",), config, image_items(config, indices))
 
     def encode(
-        self, images: np.ndarray, *, iterations: int = 0, labels: np.ndarray | None = None, **settings: Any
+        self,
+        images: np.ndarray,
+        *,
+        iterations: int = 0,
+        labels: Sequence[int] | np.ndarray | None = None,
+        progress: bool | None = None,
+        **settings: Any,
     ) -> np.ndarray:
         """Finds the noise that DDIM (eta = 0) would draw these images from: DDIM inversion.
 
@@ -158,6 +216,7 @@ class Pipeline:
             iterations: 0 for the paper's explicit encoding; k > 0 for the implicit one, whose way back is exact in the
                 limit of many, with k network evaluations a step.
             labels: int [n], classes, for a class-conditional network; the classes in turn when None.
+            progress: see the class.
             **settings: see the class; ``steps`` above all.
 
         Returns:
@@ -166,16 +225,26 @@ class Pipeline:
         Raises:
             UserError: images of another size, or settings that cannot be used.
         """
+        images = arguments.pixels(images, self.config.data.image_shape)
+        iterations = arguments.whole_number(iterations, "iterations", 0)
         config = self._config(**settings)
-        self._check_images(images)
         return self._run(
             lambda: programs.encode_program(config, self.model, build_encoder(config, iterations)),
             ("encode", iterations),
             config,
-            (images, self._items(config, len(images), labels)),
+            self._items(config, len(images), labels),
+            images,
+            progress=progress,
         )
 
-    def decode(self, latents: np.ndarray, *, labels: np.ndarray | None = None, **settings: Any) -> np.ndarray:
+    def decode(
+        self,
+        latents: np.ndarray,
+        *,
+        labels: Sequence[int] | np.ndarray | None = None,
+        progress: bool | None = None,
+        **settings: Any,
+    ) -> np.ndarray:
         """Draws the images of given noise: float32 [n, h, w, c] → uint8 [n, h, w, c].
 
         >>> def error(steps):  # of encoding and decoding
@@ -187,18 +256,29 @@ class Pipeline:
         Args:
             latents: from :meth:`encode` or :meth:`noise`, or anything like standard normal noise.
             labels: see :meth:`encode`.
+            progress: see the class.
             **settings: see the class.
         """
+        latents = arguments.latents(latents, self.config.data.image_shape)
         config = self._config(**settings)
-        self._check_images(latents)
         return self._run(
             lambda: programs.decode_program(config, self.model, build_sampler(config)),
             ("decode",),
             config,
-            (np.asarray(latents, np.float32), self._items(config, len(latents), labels)),
+            self._items(config, len(latents), labels),
+            latents,
+            progress=progress,
         )
 
-    def interpolate(self, first: Sequence[int], second: Sequence[int], points: int = 11, **settings: Any) -> np.ndarray:
+    def interpolate(
+        self,
+        first: Sequence[int] | np.ndarray,
+        second: Sequence[int] | np.ndarray,
+        points: int = 11,
+        *,
+        progress: bool | None = None,
+        **settings: Any,
+    ) -> np.ndarray:
         """Draws images between pairs of images, from noise on the arc between theirs (DDIM, appendix D.5).
 
         >>> pipe.interpolate([0, 2], [1, 3], points=5, steps=5).shape
@@ -208,19 +288,25 @@ class Pipeline:
             first: n image indices.
             second: n image indices.
             points: images per pair, both ends included.
+            progress: see the class.
             **settings: see the class; with eta = 0 the ends are the images themselves.
 
         Returns:
             uint8 [n, points, h, w, c].
         """
+        first = arguments.indices(first, "first")
+        second = arguments.indices(second, "second", count=len(first))
+        points = arguments.whole_number(points, "points", 2)
         path = slerp_path(
             jnp.asarray(self.noise(first, **settings)), jnp.asarray(self.noise(second, **settings)), points
         )
         by_pair = np.swapaxes(np.asarray(path), 0, 1)
-        images = self.decode(by_pair.reshape(-1, *by_pair.shape[2:]), **settings)
+        images = self.decode(by_pair.reshape(-1, *by_pair.shape[2:]), progress=progress, **settings)
         return images.reshape(by_pair.shape)
 
-    def interpolate_grid(self, corners: Sequence[int], side: int = 8, **settings: Any) -> np.ndarray:
+    def interpolate_grid(
+        self, corners: Sequence[int] | np.ndarray, side: int = 8, *, progress: bool | None = None, **settings: Any
+    ) -> np.ndarray:
         """Draws a square of images between four.
 
         >>> pipe.interpolate_grid([0, 1, 2, 3], side=3, steps=5).shape
@@ -229,15 +315,21 @@ class Pipeline:
         Args:
             corners: image indices: top left, top right, bottom left, bottom right.
             side: images along a side.
+            progress: see the class.
             **settings: see the class.
 
         Returns:
             uint8 [side, side, h, w, c].
         """
+        corners = arguments.indices(corners, "corners", count=4)
+        side = arguments.whole_number(side, "side", 2)
         square = np.asarray(slerp_grid(jnp.asarray(self.noise(corners, **settings)), side, side))
-        return self.decode(square.reshape(-1, *square.shape[2:]), **settings).reshape(square.shape)
+        images = self.decode(square.reshape(-1, *square.shape[2:]), progress=progress, **settings)
+        return images.reshape(square.shape)
 
-    def trajectory(self, indices: Sequence[int] | np.ndarray, moments: int = 10, **settings: Any) -> Trajectory:
+    def trajectory(
+        self, indices: Sequence[int] | np.ndarray, moments: int = 10, *, progress: bool | None = None, **settings: Any
+    ) -> Trajectory:
         """Draws images and keeps what is passed on the way, in memory for the moments kept alone.
 
         >>> way = pipe.trajectory([0, 1], moments=3, steps=20)
@@ -247,8 +339,11 @@ class Pipeline:
         Args:
             indices: n image indices.
             moments: K, evenly spaced over the steps, the first step included.
+            progress: see the class.
             **settings: see the class.
         """
+        indices = arguments.indices(indices, "indices")
+        moments = arguments.whole_number(moments, "moments", 1)
         config = self._config(**settings)
         sampler = build_sampler(config)
         kept = np.unique(np.linspace(0, sampler.steps - 1, min(moments, sampler.steps)).round().astype(int))
@@ -257,11 +352,18 @@ class Pipeline:
             ("trajectory", *kept.tolist()),
             config,
             image_items(config, indices),
+            progress=progress,
         )
         return Trajectory(kept, images.x, images.x0, images.final)
 
     def recover(
-        self, images: np.ndarray, level: int, *, labels: np.ndarray | None = None, **settings: Any
+        self,
+        images: np.ndarray,
+        level: int,
+        *,
+        labels: Sequence[int] | np.ndarray | None = None,
+        progress: bool | None = None,
+        **settings: Any,
     ) -> programs.Recovered:
         """Noises images up to a level and denoises them; SDEdit, for images unlike the training data's.
 
@@ -273,28 +375,33 @@ class Pipeline:
             images: uint8 [n, h, w, c].
             level: 1 ... T; the higher, the less of the image survives.
             labels: see :meth:`encode`.
+            progress: see the class.
             **settings: see the class; ``steps`` counts those of a whole trajectory.
 
         Returns:
             The noised and the recovered images, both uint8 [n, h, w, c].
         """
+        images = arguments.pixels(images, self.config.data.image_shape)
+        level = arguments.whole_number(level, "level", 1, self.config.diffusion.num_levels)
         config = self._config(**settings)
-        self._check_images(images)
         return self._run(
             lambda: programs.recover_program(config, self.model, level),
             ("recover", level),
             config,
-            (images, self._items(config, len(images), labels)),
+            self._items(config, len(images), labels),
+            images,
+            progress=progress,
         )
 
     def inpaint(
         self,
         images: np.ndarray,
-        mask: np.ndarray,
+        mask: Sequence[Any] | np.ndarray,
         *,
         resamplings: int = 10,
         jump: int = 10,
-        labels: np.ndarray | None = None,
+        labels: Sequence[int] | np.ndarray | None = None,
+        progress: bool | None = None,
         **settings: Any,
     ) -> np.ndarray:
         """Draws anew what a mask leaves out (RePaint).
@@ -311,6 +418,7 @@ class Pipeline:
             resamplings: times that each stretch of steps is gone over.
             jump: steps of such a stretch.
             labels: see :meth:`encode`.
+            progress: see the class.
             **settings: see the class.
 
         Returns:
@@ -319,17 +427,20 @@ class Pipeline:
         Raises:
             UserError: images or a mask of another size, or settings that cannot be used.
         """
+        images = arguments.pixels(images, self.config.data.image_shape)
+        masks = arguments.mask(mask, images.shape)
+        resamplings = arguments.whole_number(resamplings, "resamplings", 1)
+        jump = arguments.whole_number(jump, "jump", 1)
         config = self._config(**settings)
-        self._check_images(images)
-        if mask.shape not in (images.shape[1:3], images.shape[:3]):
-            raise UserError(f"the mask has shape {mask.shape}, but the images are {images.shape[1:3]}; resize the mask")
-        masks = np.broadcast_to(mask.astype(bool), images.shape[:3])[..., None]
         sampler = build_sampler(config)
         return self._run(
             lambda: programs.inpaint_program(config, self.model, sampler, resamplings, jump),
             ("inpaint", resamplings, jump),
             config,
-            (images, masks, self._items(config, len(images), labels)),
+            self._items(config, len(images), labels),
+            images,
+            masks,
+            progress=progress,
         )
 
     def _config(self, **settings: Any) -> Config:
@@ -339,26 +450,77 @@ class Pipeline:
                 raise UserError(f"sample.{name} means nothing here: {_DECIDED_ELSEWHERE[name]}")
         return with_sample(self.config, **settings)
 
-    def _items(self, config: Config, count: int, labels: np.ndarray | None) -> programs.Items:
+    def _items(self, config: Config, count: int, labels: Sequence[int] | np.ndarray | None) -> programs.Items:
+        given = arguments.labels(labels, count, config.model.num_classes)
         items = image_items(config, np.arange(config.sample.start, config.sample.start + count))
-        return items if labels is None else items._replace(label=np.asarray(labels, np.int32))
+        return items if given is None else items._replace(label=given)
 
-    def _check_images(self, images: np.ndarray) -> None:
-        shape = self.config.data.image_shape
-        if images.ndim != 4 or images.shape[1:] != shape:
-            raise UserError(f"images have shape {images.shape}, but the model's are [n, {', '.join(map(str, shape))}]")
+    def _run(
+        self,
+        make: Callable[[], programs.Program],
+        what: tuple[Any, ...],
+        config: Config,
+        items: programs.Items,
+        *given: np.ndarray,
+        progress: bool | None = False,
+    ) -> Any:
+        """Runs a program on items; it is made and compiled once for each set of settings that matter to it.
 
-    def _run(self, make: Callable[[], programs.Program], what: tuple[Any, ...], config: Config, items: Any) -> Any:
-        """Runs a program on items; it is made and compiled once for each set of settings that matter to it."""
-        count = len(jax.tree.leaves(items)[0])
-        batch_size = batch_size_for(config, count)
+        Args:
+            make: makes the program.
+            what: tells it from others with the same settings.
+            config: the settings.
+            items: the images.
+            given: what the program takes beside them.
+            progress: see the class.
+        """
+        count = len(items.index)
+        batch_size = reusable_batch_size_for(config, count)
         settings = dataclasses.replace(program_settings(config.sample), batch_size=batch_size.size)
         key = (*what, settings)
-        if key not in self._compiled:
+        run = self._compiled.get(key)
+        batch = (*given, items) if given else items
+        variables = parallel.replicate(self.variables, parallel.local_devices())
+        show = writers.is_watched() if progress is None else progress
+        doing = "encoding" if what[0] == "encode" else "drawing"
+        if run is None:
+            with writers.progress(1, f"{doing}: compiling the program", "program", show=show, leave=None) as bar:
+                run = ShardedMap(make(), batch_size)
+                run.compile(variables, batch)
+                bar.update()
             if len(self._compiled) == _PROGRAMS_KEPT:
                 del self._compiled[next(iter(self._compiled))]
-            self._compiled[key] = ShardedMap(make(), batch_size)
-        return self._compiled[key](self.variables, items)
+            self._compiled[key] = run
+        results = []
+        with writers.progress(count, doing, "image", show=show, leave=None, delay=_SILENT_SECONDS) as bar:
+            for where, checked in run.chunks(variables, batch):
+                results.append(programs.numbers_only(checked, items.index[where]))
+                bar.update(where.stop - where.start)
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+
+def show(images: np.ndarray, columns: int | None = None) -> Image.Image:
+    """Makes a picture to look at: images side by side; small ones are enlarged.
+
+    In a notebook it shows itself; ``show(images).save("a.png")`` writes it.
+
+    >>> show(np.zeros((6, 8, 8, 1), np.uint8), columns=3).size
+    (200, 134)
+
+    Args:
+        images: uint8 [..., h, w, 1 or 3], as :class:`Pipeline` returns them, of any number of leading axes.
+        columns: images per row. The last of several leading axes is a row when None, so that a pair of
+            ``interpolate`` is one; otherwise the picture is about square.
+
+    Raises:
+        UserError: something else than images.
+    """
+    images = arguments.pictures(images)
+    if columns is not None:
+        columns = arguments.whole_number(columns, "columns", 1)
+    elif images.ndim > 4:
+        columns = images.shape[-4]
+    return to_pillow(grid(images.reshape(-1, *images.shape[-3:]), columns))
 
 
 def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema: bool = True) -> Pipeline:
@@ -376,12 +538,20 @@ def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema
     Raises:
         UserError: the workdir holds no config or no such checkpoint.
     """
+    if not isinstance(workdir, (str, os.PathLike)):
+        raise UserError(f"load({workdir!r}): the path of a workdir is meant, or one of {', '.join(SHIPPED)}")
+    if isinstance(step, str) and step != "best":
+        raise UserError(f"step={step!r}: the step of a checkpoint is meant, or 'best', or None for the newest")
+    if step is not None and step != "best":
+        step = arguments.whole_number(step, "step", 0)
     workdir = os.path.expanduser(workdir)
     shipped = shipped_file(workdir)
     if shipped is not None:
         if step is not None or not ema:
             raise UserError(f"{workdir} has one checkpoint, of averaged weights; load it without step and ema")
         return load_weights(shipped)
+    if not epath.Path(workdir).exists() and (close := difflib.get_close_matches(os.fspath(workdir), SHIPPED, n=1)):
+        raise UserError(f"there is no workdir {workdir}; did you mean '{close[0]}', a model in the package?")
     trained = restore_trained(workdir, step)
     return Pipeline(trained.config, build_model(trained.config), select_weights(trained.state, ema), trained.step)
 
@@ -400,5 +570,7 @@ def load_weights(path: str | os.PathLike[str], config: Config | None = None, ema
     Raises:
         UserError: there is no such file, it is damaged or of no known form, or it holds another network.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UserError(f"load_weights({path!r}): the path of a file or a folder of weights is meant")
     weights = read_weights(path, config, ema)
     return Pipeline(weights.config, build_model(weights.config), weights.variables, weights.step)

@@ -138,10 +138,32 @@ class _Lines(io.TextIOBase):
         sys.stderr.flush()
 
 
-def progress(total: int, description: str, unit: str, initial: int = 0, show: bool = True) -> tqdm:
-    """A progress bar with rate and ETA; in a log file a line now and then instead of every moment."""
-    interactive = sys.stderr.isatty()
-    if not interactive:
+def is_watched() -> bool:
+    """Returns whether somebody looks at what is printed: in a terminal or a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def progress(
+    total: int,
+    description: str,
+    unit: str,
+    initial: int = 0,
+    show: bool = True,
+    leave: bool | None = True,
+    delay: float = 0.0,
+) -> tqdm:
+    """A progress bar with rate and ETA; in a log file a line now and then instead of every moment.
+
+    Args:
+        total: number of units.
+        description: what is being done.
+        unit: of what.
+        initial: units done already.
+        show: whether to show it at all.
+        leave: keep it when it is done; None for one that stands in no other.
+        delay: seconds before it is shown.
+    """
+    if not is_watched():
         return tqdm(
             total=total,
             initial=initial,
@@ -150,6 +172,8 @@ def progress(total: int, description: str, unit: str, initial: int = 0, show: bo
             disable=not show,
             bar_format="{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
             mininterval=10.0,
+            leave=leave,
+            delay=delay,
             file=_Lines(),
         )
     return tqdm(
@@ -160,6 +184,8 @@ def progress(total: int, description: str, unit: str, initial: int = 0, show: bo
         disable=not show,
         dynamic_ncols=True,
         mininterval=0.2,
+        leave=leave,
+        delay=delay,
         file=sys.stderr,
     )
 

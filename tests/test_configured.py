@@ -27,6 +27,16 @@ def config_with(**groups):
             r"diffusion.objective=eps: diffusion.zero_terminal_snr ends at alpha_bar = 0.*use x0 or v",
         ),
         (
+            # 1e-4 ** 10 is 1e-40.
+            {"diffusion": DiffusionConfig(schedule="const", beta_end=0.9999, num_levels=12)},
+            r"diffusion.objective=eps: the const schedule falls to alpha_bar = 1e-48 \(below 1.2e-38, float32's "
+            r"smallest, from level 10 on\).*lower diffusion.beta_end",
+        ),
+        (
+            {"diffusion": DiffusionConfig(schedule="linear", beta_end=0.9)},
+            r"diffusion.objective=eps: the linear schedule falls to",
+        ),
+        (
             {"diffusion": DiffusionConfig(time_sampling="continuous")},
             r"diffusion.time_sampling=continuous: only diffusion.schedule=offset_cosine has a continuous time",
         ),

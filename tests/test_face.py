@@ -11,7 +11,7 @@ import ddim_jax
 from ddim_jax import version
 
 ROOT = pathlib.Path(__file__).parent.parent
-OFFERED = ["Pipeline", "__version__", "diffusion", "load", "load_weights", "metrics"]
+OFFERED = ["Pipeline", "__version__", "diffusion", "load", "load_weights", "metrics", "show"]
 
 
 def printed(program):
@@ -44,6 +44,7 @@ def test_the_package_lists_what_it_offers_and_nothing_else():
         ("Pipeline", "ddim_jax.pipeline"),
         ("load", "ddim_jax.pipeline"),
         ("load_weights", "ddim_jax.pipeline"),
+        ("show", "ddim_jax.pipeline"),
         ("diffusion", "ddim_jax.diffusion"),
         ("metrics", "ddim_jax.metrics"),
     ],

@@ -1,13 +1,19 @@
 """The Python API, as a library user meets it."""
 
+import base64
 import dataclasses
+import html
+import io
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from small import small_digits
 
 import ddim_jax
+from ddim_jax.config import with_sample
+from ddim_jax.data.sources import DigitsSource
 from ddim_jax.errors import UserError
 from ddim_jax.images import load_png
 from ddim_jax.jobs.sample import sample
@@ -138,7 +144,7 @@ def test_no_data_is_opened(pipe, monkeypatch):
         (4, {"eta": -1.0}, "sample.eta=-1.0: must not be negative"),
         (4, {"eta": float("nan")}, "sample.eta: nan is not a finite number"),
         (4, {"sampler": "dddim"}, "sample.sampler: 'dddim' is not one of ddim"),
-        (4, {"label": 3}, "sample.label=3: must lie below model.num_classes=0"),
+        (4, {"label": 3}, "sample.label=3: the model has no classes (model.num_classes=0); leave it out"),
         (4, {"eta_per_step": (0.1,)}, "eta has 1 values for 4 steps"),
         (4, {"ema": False}, "load(workdir, ema=...)"),
         (4, {"checkpoint": 1}, "load(workdir, step=...)"),
@@ -151,6 +157,157 @@ def test_a_setting_that_cannot_be_used_is_one_line(pipe, num, settings, message)
         pipe.sample(num, **settings)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def broken(pipe):
+    """The model with one weight that is not a number."""
+    variables = jax.tree.map(np.array, pipe.variables)
+    jax.tree.leaves(variables)[0].flat[0] = np.nan
+    return dataclasses.replace(pipe, variables=variables)
+
+
+@pytest.mark.parametrize(
+    ("run", "image"),
+    [
+        (lambda p, d: p.sample(2, start=5), 5),
+        (lambda p, d: p.sample(indices=[9, 4]), 9),
+        (lambda p, d: p.encode(d), 0),
+        (lambda p, d: p.decode(p.noise([1, 2])), 0),
+        (lambda p, d: p.interpolate([1], [2], points=2), 0),
+        (lambda p, d: p.interpolate_grid([1, 2, 3, 4], side=2), 0),
+        (lambda p, d: p.trajectory([3], moments=2), 3),
+        (lambda p, d: p.recover(d, 500), 0),
+        (lambda p, d: p.inpaint(d, np.ones((8, 8), bool), resamplings=1), 0),
+    ],
+)
+def test_nan_is_never_a_picture(broken, run, image):
+    digits = np.stack([DigitsSource()[i].image for i in range(2)])
+    with pytest.raises(UserError, match=rf"NaN or infinity in place of image {image}\b.*try another checkpoint"):
+        run(broken, digits)
+
+
+def test_a_notebook_is_told_why_there_are_no_pictures(broken):
+    assert "NaN or infinity in place of image 0" in broken._repr_html_()
+
+
+def test_a_job_writes_no_picture_of_nan(broken, workdir, monkeypatch):
+    monkeypatch.setattr("ddim_jax.pipeline.load", lambda *_: broken)
+    with pytest.raises(UserError, match="NaN or infinity in place of image 77"):
+        sample(with_sample(broken.config, start=77, num=2), workdir)
+    assert not list(workdir.glob("sample/*/00007*.png"))
+
+
+def test_a_pipeline_shows_itself_in_short(pipe):
+    count = parameter_count(pipe.params)
+    assert repr(pipe) == f"<Pipeline of {count:,} parameters after 2 steps; images of 8x8x1>"
+    text = pipe._repr_html_()
+    assert html.escape(repr(pipe)) in text
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(text.split("base64,")[1].split('"')[0]))))
+    np.testing.assert_array_equal(picture, np.asarray(ddim_jax.show(pipe.sample(4, steps=4, eta=0.0), columns=4)))
+
+
+def test_a_large_model_on_a_cpu_is_not_drawn_for_a_notebook(pipe, monkeypatch):
+    monkeypatch.setattr("ddim_jax.pipeline._SHOWN_WEIGHTS_TIMES_PIXELS", 0)
+    assert pipe._repr_html_() == f"<p>{html.escape(repr(pipe))}</p>"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_shown_as_a_pillow_image(channels):
+    images = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((64, 64, channels), np.uint8)
+    shown = ddim_jax.show(images)  # three in a row
+    assert shown.mode == {1: "L", 3: "RGB"}[channels]
+    assert shown.size == (3 * 66 + 2, 2 * 66 + 2)
+    pixels = np.asarray(shown).reshape(shown.height, shown.width, channels)
+    np.testing.assert_array_equal(pixels[2 + 66 : 66 + 66, 2 + 66 : 66 + 66], images[4])
+    assert ddim_jax.show(images[0]).size == (68, 68)
+    # A row of ``interpolate`` is a row.
+    assert ddim_jax.show(images.reshape(1, 6, 64, 64, channels)).size == (6 * 66 + 2, 68)
+    assert ddim_jax.show(images, columns=2).size == (2 * 66 + 2, 3 * 66 + 2)
+    with pytest.raises(UserError, match="columns=0: "):
+        ddim_jax.show(images, columns=0)
+
+
+def test_progress_is_shown_where_it_is_wanted(pipe, capsys, monkeypatch):
+    # Another eta than elsewhere in this file, so that a program is compiled.
+    pipe.sample(2, eta=0.8125)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("ddim_jax.pipeline._SILENT_SECONDS", 0.0)
+    pipe.sample(2, eta=0.8125, progress=True)
+    assert "drawing: 100%" in (shown := capsys.readouterr().err) and "compiling" not in shown
+    pipe.sample(2, eta=0.6875, progress=True)
+    assert "drawing: compiling the program" in capsys.readouterr().err
+    monkeypatch.setattr("ddim_jax.writers.is_watched", lambda: True)
+    pipe.sample(2, eta=0.6875)
+    assert "drawing: 100%" in capsys.readouterr().err
+    pipe.sample(2, eta=0.6875, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_few_programs_serve_all_numbers_of_images(pipe, monkeypatch):
+    sizes = []
+
+    def counted(config, *arguments):
+        sizes.append(1)
+        return image_program(config, *arguments)
+
+    monkeypatch.setattr("ddim_jax.sampling.programs.image_program", counted)
+    fifty = pipe.sample(50, eta=0.4375, batch_size=0)
+    for num in (33, 40, 64):  # on eight devices: 5 to 8 each
+        np.testing.assert_array_equal(pipe.sample(num, eta=0.4375, batch_size=0)[:50], fifty[:num])
+    assert len(sizes) == 1
+    assert np.mean(pipe.sample(20, eta=0.4375, batch_size=0) != fifty[:20]) < 1e-3
+    assert len(sizes) == 2
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda p, d: p.encode(d / 255), "images are float64 in 0 ... "),
+        (lambda p, d: p.recover(d / 127.5 - 1, 100), "for pixels in [-1, 1] that is"),
+        (lambda p, d: p.inpaint(d / 255, np.ones((8, 8), bool)), "for pixels in [0, 1] that is"),
+        (lambda p, d: p.inpaint(d, [[0.5] * 8] * 8), "the mask is float64 in 0.5 ... 0.5"),
+        (lambda p, d: p.inpaint(d, np.ones((8, 8), bool), jump=0), "jump=0: "),
+        (lambda p, d: p.inpaint(d, np.ones((8, 8), bool), resamplings=1.5), "resamplings=1.5: "),
+        (lambda p, d: p.encode(np.moveaxis(d, -1, 1)), "channels come last"),
+        (lambda p, d: p.encode(d, iterations=1.5), "iterations=1.5: "),
+        (lambda p, d: p.encode(d, labels=[0, 1, 2, 3]), "the model has no classes"),
+        (lambda p, d: p.decode(np.full(d.shape, np.nan)), "latents[0] holds NaN or infinity"),
+        (lambda p, d: p.decode(d), "latents are uint8"),
+        (lambda p, d: p.recover(d, 100.0), "level=100.0: a whole number in 1 ... 1000 is meant"),
+        (lambda p, d: p.noise([-1]), "indices[0]=-1: "),
+        (lambda p, d: p.noise([1.5]), "indices are float64"),
+        (lambda p, d: p.noise([]), "indices is empty"),
+        (lambda p, d: p.sample(indices=[]), "indices is empty"),
+        (lambda p, d: p.trajectory(2), "indices=2: a list of image indices is meant, e.g. [2]"),
+        (lambda p, d: p.trajectory([0], moments=0), "moments=0: "),
+        (lambda p, d: p.interpolate([0, 1], [2]), "second: found 1 image indices, but 2 are meant"),
+        (lambda p, d: p.interpolate([], []), "first is empty"),
+        (lambda p, d: p.interpolate([0], [1], points=1), "points=1: "),
+        (lambda p, d: p.interpolate_grid([0, 1, 2]), "corners: found 3 image indices, but 4 are meant"),
+        (lambda p, d: p.interpolate_grid([0, 1, 2, 3], side=2.0), "side=2.0: "),
+    ],
+)
+def test_an_argument_that_cannot_be_used_is_one_line(pipe, run, message):
+    digits = np.stack([DigitsSource()[i].image for i in range(4)])
+    with pytest.raises(UserError) as caught:
+        run(pipe, digits)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_no_model_has(workdir, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="there is no workdir mnist-smal; did you mean 'mnist-small'"):
+        ddim_jax.load("mnist-smal")
+    with pytest.raises(UserError, match=r"load\(3\): the path of a workdir is meant, or one of mnist-small"):
+        ddim_jax.load(3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="step='newest': the step of a checkpoint is meant, or 'best'"):
+        ddim_jax.load(workdir, step="newest")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match=r"step=1.5: a whole number of 0 or more"):
+        ddim_jax.load(workdir, step=1.5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match=r"load_weights\(None\): the path"):
+        ddim_jax.load_weights(None)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_workdir_that_cannot_be_loaded(workdir, tmp_path):

@@ -211,6 +211,12 @@ def _check_sample(config: Config) -> None:
         )
     if sample.label is not None:
         _require(
+            config.model.num_classes > 0,
+            "sample.label",
+            sample.label,
+            "the model has no classes (model.num_classes=0); leave it out",
+        )
+        _require(
             0 <= sample.label < config.model.num_classes,
             "sample.label",
             sample.label,

@@ -79,7 +79,7 @@ def read_reference(path: epath.PathLike) -> Reference:
     """Reads statistics: ours, pytorch-fid's, EDM's or ADM's. Of the latter three nothing but moments is known.
 
     Raises:
-        UserError: the file cannot be read or has not the form of statistics.
+        UserError: the file cannot be read, has not the form of statistics, or holds NaN or infinity.
     """
     path = epath.Path(path).expanduser()
     arrays = load_arrays(path)
@@ -88,6 +88,9 @@ def read_reference(path: epath.PathLike) -> Reference:
         raise UserError(f"{path} holds no statistics: expected arrays mu and sigma, found {', '.join(arrays)}")
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise UserError(f"{path}: mu {list(mean.shape)} and sigma {list(covariance.shape)} are not [d] and [d, d]")
+    for name in ("mu", "sigma", "mu_s", "sigma_s", "features"):
+        if name in arrays and not np.isfinite(arrays[name]).all():
+            raise UserError(f"{path}: {name} holds NaN or infinity; make the file anew (--mode=stats), or use another")
     try:
         provenance = json.loads(str(arrays["provenance"])) if "provenance" in arrays else {}
     except ValueError as error:

@@ -12,7 +12,7 @@ from ddim_jax.config import Config, Role, SampleConfig, keys_of
 from ddim_jax.configured import build_sampler
 from ddim_jax.memory import power_of_two_below
 from ddim_jax.models import Model
-from ddim_jax.sampling.programs import Items, image_program
+from ddim_jax.sampling.programs import Items, image_program, numbers_only
 from ddim_jax.sharded_map import BatchSize, ShardedMap
 
 # Pixels that keep a device busy: larger batches draw no more images a second, and need more memory. The cores of a CPU
@@ -68,6 +68,17 @@ def batch_size_for(config: Config, num: int) -> BatchSize:
     )
 
 
+def reusable_batch_size_for(config: Config, num: int) -> BatchSize:
+    """As :func:`batch_size_for`, but a power of two where that is less than a full batch.
+
+    Who asks for sixteen images and then for twenty would wait for another program to be compiled, much longer than for
+    the images; so programs of few sizes serve all numbers of images.
+    """
+    devices = len(parallel.local_devices())
+    power_of_two_above = 1 << (math.ceil(num / devices) - 1).bit_length()
+    return batch_size_for(config, power_of_two_above * devices)
+
+
 class ImageSampler:
     """A compiled sampler for one network and one set of settings."""
 
@@ -109,10 +120,14 @@ class ImageSampler:
         self._map.compile(variables, image_items(self.config, [0]))
 
     def batches(self, variables: Any, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Draws the images of ``indices``, yielding (indices [k], uint8 images [k, h, w, c]) as they are ready."""
+        """Draws the images of ``indices``, yielding (indices [k], uint8 images [k, h, w, c]) as they are ready.
+
+        Raises:
+            UserError: NaN in place of an image.
+        """
         items = image_items(self.config, indices)
-        for where, images in self._map.chunks(variables, items):
-            yield items.index[where], images
+        for where, checked in self._map.chunks(variables, items):
+            yield items.index[where], numbers_only(checked, items.index[where])
 
     def draw(self, variables: Any, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Draws the images of ``indices``: uint8 [n, h, w, c], in that order."""

@@ -4,6 +4,9 @@ Here the pieces of ``diffusion/`` meet a network: config → schedule → subseq
 image, floats inside and uint8 outside. A program is ``program(variables, items) -> results``; items and results are
 trees of arrays with the image as leading axis, and an image's result does not depend on the others. ``ShardedMap`` runs
 programs over devices.
+
+NaN would become a black picture, which looks like a result. So each program says of each image whether the floats
+behind its result are numbers (:class:`Checked`), and :func:`numbers_only` refuses those that are not.
 """
 
 from collections.abc import Callable
@@ -22,6 +25,7 @@ from ddim_jax.models import Model
 from ddim_jax.pixels import to_float, to_uint8
 from ddim_jax.random_streams import image_keys
 
+# From variables and items to results; but for those of likelihood_programs.py, as ``Checked``.
 Program = Callable[[Any, Any], Any]
 
 
@@ -39,13 +43,51 @@ class Items(NamedTuple):
     label: Any
 
 
+class Checked(NamedTuple):
+    """What a program makes.
+
+    Attributes:
+        result: a tree of arrays with the image as leading axis.
+        finite: bool [n], whether all floats are finite that an image's result is, or was rounded from.
+    """
+
+    result: Any
+    finite: Any
+
+
+def numbers_only(checked: Checked, indices: np.ndarray) -> Any:
+    """The results of a program, on the host.
+
+    Args:
+        checked: the program's.
+        indices: [n], of the images.
+
+    Raises:
+        UserError: some are made of NaN or infinity; the message names the first image.
+    """
+    wrong = np.flatnonzero(~checked.finite)
+    if len(wrong):
+        others = f", and of {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise UserError(
+            f"NaN or infinity in place of image {indices[wrong[0]]}{others}: the weights or the settings give no "
+            "picture; try another checkpoint, or sample settings that go with the objective and the schedule"
+        )
+    return checked.result
+
+
+def _checked(result: Any, *floats: jax.Array) -> Checked:
+    """The result of floats [n, ...], with whether they are finite."""
+    finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in floats]
+    return Checked(result, jnp.stack(finite).all(axis=0))
+
+
 # --- programs -----------------------------------------------------------------------------------
 
 
 def image_program(config: Config, model: Model, sampler: Sampler) -> Program:
     """Draws images: :class:`Items` → uint8 [n, h, w, c]."""
     draw_noise, decode = noise_program(config), decode_program(config, model, sampler)
-    return lambda variables, items: decode(variables, (draw_noise(variables, items), items))
+    return lambda variables, items: decode(variables, (draw_noise(variables, items).result, items))
 
 
 class KeptImages(NamedTuple):
@@ -73,7 +115,7 @@ def trajectory_program(config: Config, model: Model, sampler: Sampler, steps: np
         steps: K step numbers, from 0.
     """
 
-    def program(variables: Any, items: Items) -> KeptImages:
+    def program(variables: Any, items: Items) -> Checked:
         keys = image_keys(items.seed, items.index)
         x = samplers.initial_noise(keys, config.data.image_shape, jnp.float32)
         with jax.default_matmul_precision(config.sample.precision):
@@ -82,7 +124,8 @@ def trajectory_program(config: Config, model: Model, sampler: Sampler, steps: np
             )
         normalization = build_normalization(config)
         by_image = jax.tree.map(lambda places: to_uint8(jnp.moveaxis(places, 0, 1), normalization), kept)
-        return KeptImages(by_image.x, by_image.x0, to_uint8(final, normalization))
+        images = KeptImages(by_image.x, by_image.x0, to_uint8(final, normalization))
+        return _checked(images, final, jnp.moveaxis(kept.x, 0, 1), jnp.moveaxis(kept.x0, 0, 1))
 
     return program
 
@@ -90,9 +133,10 @@ def trajectory_program(config: Config, model: Model, sampler: Sampler, steps: np
 def noise_program(config: Config) -> Program:
     """The noise x_T that images are drawn from: :class:`Items` → float32 [n, h, w, c]."""
 
-    def program(variables: Any, items: Items) -> jax.Array:
+    def program(variables: Any, items: Items) -> Checked:
         del variables
-        return samplers.initial_noise(image_keys(items.seed, items.index), config.data.image_shape, jnp.float32)
+        x = samplers.initial_noise(image_keys(items.seed, items.index), config.data.image_shape, jnp.float32)
+        return _checked(x, x)
 
     return program
 
@@ -100,11 +144,12 @@ def noise_program(config: Config) -> Program:
 def encode_program(config: Config, model: Model, encoder: Sampler) -> Program:
     """Encodes images: (uint8 [n, h, w, c], :class:`Items`) → noise float32 [n, h, w, c]. Never clips."""
 
-    def program(variables: Any, images_and_items: tuple[jax.Array, Items]) -> jax.Array:
+    def program(variables: Any, images_and_items: tuple[jax.Array, Items]) -> Checked:
         images, items = images_and_items
         with jax.default_matmul_precision(config.sample.precision):
             predict = build_predict(config, model, variables, items.label, clip="none")
-            return encoder.run(predict, to_float(images, build_normalization(config)))
+            x = encoder.run(predict, to_float(images, build_normalization(config)))
+        return _checked(x, x)
 
     return program
 
@@ -112,12 +157,12 @@ def encode_program(config: Config, model: Model, encoder: Sampler) -> Program:
 def decode_program(config: Config, model: Model, sampler: Sampler) -> Program:
     """Decodes noise: (float32 [n, h, w, c], :class:`Items`) → uint8 [n, h, w, c]."""
 
-    def program(variables: Any, latents_and_items: tuple[jax.Array, Items]) -> jax.Array:
+    def program(variables: Any, latents_and_items: tuple[jax.Array, Items]) -> Checked:
         latents, items = latents_and_items
         keys = image_keys(items.seed, items.index)
         with jax.default_matmul_precision(config.sample.precision):
             x = sampler.run(build_predict(config, model, variables, items.label, config.sample.clip), latents, keys)
-        return to_uint8(x, build_normalization(config))
+        return _checked(to_uint8(x, build_normalization(config)), x)
 
     return program
 
@@ -145,14 +190,14 @@ def recover_program(config: Config, model: Model, level: int) -> Program:
         raise UserError(f"level {level} does not exist; choose from 1 to {schedule.num_levels}")
     sampler = build_sampler(config, level)
 
-    def program(variables: Any, images_and_items: tuple[jax.Array, Items]) -> Recovered:
+    def program(variables: Any, images_and_items: tuple[jax.Array, Items]) -> Checked:
         images, items = images_and_items
         normalization = build_normalization(config)
         keys = image_keys(items.seed, items.index)
         noised = editing.noise_to_level(to_float(images, normalization), schedule, level, keys)
         with jax.default_matmul_precision(config.sample.precision):
             x = sampler.run(build_predict(config, model, variables, items.label, config.sample.clip), noised, keys)
-        return Recovered(to_uint8(noised, normalization), to_uint8(x, normalization))
+        return _checked(Recovered(to_uint8(noised, normalization), to_uint8(x, normalization)), noised, x)
 
     return program
 
@@ -178,13 +223,13 @@ def inpaint_program(config: Config, model: Model, sampler: Sampler, resamplings:
         raise UserError(f"sampler '{sampler.name}' cannot inpaint; choose from: {first_order}")
     table = editing.inpaint_table(sampler.table, resamplings, jump)
 
-    def program(variables: Any, images_mask_items: tuple[jax.Array, jax.Array, Items]) -> jax.Array:
+    def program(variables: Any, images_mask_items: tuple[jax.Array, jax.Array, Items]) -> Checked:
         images, mask, items = images_mask_items
         keys = image_keys(items.seed, items.index)
         x = samplers.initial_noise(keys, config.data.image_shape, jnp.float32)
         with jax.default_matmul_precision(config.sample.precision):
             predict = build_predict(config, model, variables, items.label, config.sample.clip)
             x = editing.inpaint(predict, x, to_float(images, build_normalization(config)), mask, table, keys)
-        return to_uint8(x, build_normalization(config))
+        return _checked(to_uint8(x, build_normalization(config)), x)
 
     return program

@@ -96,7 +96,7 @@ def _measure_trajectory(setting: Setting, peers: Peers | None) -> list[Row]:
     ahead = time_compilation(lambda: program.lower(on_devices, items).compile())
 
     def run() -> np.ndarray:
-        return parallel.join_batch(ahead.result(on_devices, items))
+        return parallel.join_batch(ahead.result(on_devices, items)).result
 
     # Guidance asks the network twice in each step.
     guided = 2 if config.model.num_classes and config.sample.guidance_scale != 1 else 1

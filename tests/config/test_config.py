@@ -97,7 +97,7 @@ def replaced(**changes):
         ({"train__final_sample_steps": (10, 1001)}, r"train.final_sample_steps=1001: must lie in 1 \.\.\. 1000"),
         ({"sample__steps": 1001}, r"sample.steps=1001: must lie in 1 \.\.\. 1000, the levels of diffusion.num_levels"),
         ({"sample__eta": -0.5}, r"sample.eta"),
-        ({"sample__label": 3}, r"sample.label=3: must lie below model.num_classes=0"),
+        ({"sample__label": 3}, r"sample.label=3: the model has no classes"),
         ({"sample__num": 0}, r"sample.num"),
         ({"seed": -1}, r"seed=-1"),
     ],

@@ -164,7 +164,7 @@ def test_a_workdir_of_another_run_is_left_alone(trained, capsys):
         ("--config.sample.checkpoint=7", "no checkpoint of step 7 in"),
         ("--config.sample.eta=1000", "eta"),
         ("--config.sample.eta_per_step=(0.1,0.2)", "eta has 2 values for 4 steps"),
-        ("--config.sample.label=3", "sample.label=3: must lie below model.num_classes=0"),
+        ("--config.sample.label=3", "sample.label=3: the model has no classes (model.num_classes=0); leave it out"),
     ],
 )
 def test_a_sample_job_that_cannot_be_done_writes_nothing(trained, capsys, override, line):

@@ -254,8 +254,8 @@ def test_a_preset_replaces_its_settings(pipe):
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda p, d: p.recover(d, 61), r"level 61"),
-        (lambda p, d: p.recover(d, 0), r"level 0"),
+        (lambda p, d: p.recover(d, 61), r"level=61: a whole number in 1 \.\.\. 60"),
+        (lambda p, d: p.recover(d, 0), r"level=0: "),
         (lambda p, d: p.inpaint(d, np.ones((9, 8), bool)), r"the mask has shape \(9, 8\).*resize the mask"),
         (lambda p, d: p.inpaint(d, np.ones((8, 8), bool), sampler="heun"), r"'heun' cannot inpaint"),
         (lambda p, d: p.encode(d[:, :4]), r"images have shape \(5, 4, 8, 1\), but the model's are \[n, 8, 8, 1\]"),

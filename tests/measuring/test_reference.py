@@ -255,6 +255,19 @@ def test_statistics_of_another_extractor_are_refused(changes, message):
         check_provenance(inception_reference(**changes), inception(), "a.npz")
 
 
+@pytest.mark.parametrize("name", ["mu", "sigma", "features", "mu_s", "sigma_s"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_statistics_that_are_no_numbers_are_refused_by_the_files_name(tmp_path, name, value):
+    arrays = {"mu": np.zeros(2), "sigma": np.eye(2), "features": np.ones((3, 2)), "mu_s": np.zeros(2)}
+    arrays["sigma_s"] = np.eye(2)
+    np.savez(tmp_path / "good.npz", **arrays)
+    assert read_reference(tmp_path / "good.npz").features is not None
+    arrays[name].flat[1] = value
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError, match=rf"a.npz: {name} holds NaN or infinity; make the file anew"):
+        read_reference(tmp_path / "a.npz")
+
+
 def test_broken_statistics_are_refused(tmp_path):
     path = tmp_path / "a.npz"
     for arrays, message in (

@@ -1,0 +1,244 @@
+"""What is given to the Python API, checked before anything is computed.
+
+Each function takes an argument as users write it, array or list, and returns it in the one form that programs take, or
+says what was found and what is meant. Settings of ``config.sample`` are checked with the config.
+"""
+
+import operator
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from ddim_jax.config.keys import LARGEST_INDEX
+from ddim_jax.errors import UserError
+
+
+def pixels(images: Any, shape: Sequence[int]) -> np.ndarray:
+    """Images for a network: uint8 [n, h, w, c].
+
+    >>> pixels(np.ones((2, 8, 8, 1)), (8, 8, 1))
+    Traceback (most recent call last):
+    ddim_jax.errors.UserError: images are float64 in 1 ... 1, but whole numbers in 0 ... 255 (uint8) are meant; for \
+pixels in [0, 1] that is np.round(255 * images).astype(np.uint8)
+
+    Args:
+        images: whole numbers in 0 ... 255, as an array or lists.
+        shape: (h, w, c) of the network.
+
+    Raises:
+        UserError: another shape, no images, or values that are not pixels. Floats are refused whatever they are: a
+            program cannot know which range is meant.
+    """
+    images = _array(images, "images")
+    _check_shape(images, shape, "images")
+    if np.issubdtype(images.dtype, np.integer) and images.min() >= 0 and images.max() <= 255:
+        return images.astype(np.uint8)
+    _check_finite(images, "images")
+    lowest, highest = images.min(), images.max()
+    if images.dtype == bool or (np.issubdtype(images.dtype, np.floating) and lowest >= 0 and highest <= 1):
+        hint = "for pixels in [0, 1] that is np.round(255 * images).astype(np.uint8)"
+    elif lowest >= -1 and highest <= 1:
+        hint = "for pixels in [-1, 1] that is np.round(127.5 * (images + 1)).astype(np.uint8)"
+    elif lowest >= 0 and highest <= 255:
+        hint = "for pixels in [0, 255] that is np.round(images).astype(np.uint8)"
+    else:
+        hint = "scale and round them"
+    raise UserError(
+        f"images are {images.dtype} in {lowest:.4g} ... {highest:.4g}, but whole numbers in 0 ... 255 (uint8) are "
+        f"meant; {hint}"
+    )
+
+
+def latents(values: Any, shape: Sequence[int]) -> np.ndarray:
+    """Noise for a network: float32 [n, h, w, c].
+
+    Args:
+        values: finite floats, as an array or lists.
+        shape: (h, w, c) of the network.
+
+    Raises:
+        UserError: another shape, none at all, or values that are not finite floats.
+    """
+    values = _array(values, "latents")
+    _check_shape(values, shape, "latents")
+    if not np.issubdtype(values.dtype, np.floating):
+        raise UserError(
+            f"latents are {values.dtype}, but floats like standard normal noise are meant; encode() makes them of "
+            "images"
+        )
+    values = values.astype(np.float32)
+    _check_finite(values, "latents")
+    return values
+
+
+def mask(values: Any, images_shape: Sequence[int]) -> np.ndarray:
+    """A mask of images: bool [n, h, w, 1], True where an image is kept.
+
+    Args:
+        values: [h, w] or [n, h, w]; bool, or 0 beside 1 or 255.
+        images_shape: (n, h, w, c).
+
+    Raises:
+        UserError: another shape, or values between the two.
+    """
+    values = _array(values, "mask")
+    n, height, width, _ = images_shape
+    if values.shape not in ((height, width), (n, height, width)):
+        raise UserError(
+            f"the mask has shape {values.shape}, but the images are {(height, width)}; resize the mask to [h, w], or "
+            "[n, h, w] with one for each image"
+        )
+    if values.dtype != bool and not any(np.isin(values, (0, one)).all() for one in (1, 255)):
+        raise UserError(
+            f"the mask is {values.dtype} in {values.min():.4g} ... {values.max():.4g}, but True (keep) and False (draw "
+            "anew) are meant; e.g. mask > 0.5"
+        )
+    return np.broadcast_to(values.astype(bool), (n, height, width))[..., None]
+
+
+def labels(values: Any, count: int, num_classes: int) -> np.ndarray | None:
+    """Classes of images: int32 [n], or None where none are given.
+
+    Args:
+        values: whole numbers, one for each image; or None.
+        count: number of images n.
+        num_classes: number of classes of the network.
+
+    Raises:
+        UserError: a network without classes, a class that does not exist, another number of them than of images.
+    """
+    if values is None:
+        return None
+    if not num_classes:
+        raise UserError("labels: the model has no classes (model.num_classes=0); leave labels out")
+    values = _array(values, "labels")
+    if not np.issubdtype(values.dtype, np.integer):
+        raise UserError(f"labels are {values.dtype}, but classes are meant: whole numbers in 0 ... {num_classes - 1}")
+    if values.shape != (count,):
+        hint = f"; for one class of all, np.full({count}, {values})" if values.ndim == 0 else ""
+        raise UserError(f"labels have shape {values.shape}, but one for each of {count} images is meant{hint}")
+    _check_each(values, num_classes - 1, "labels", f"the model has classes 0 ... {num_classes - 1}")
+    return values.astype(np.int32)
+
+
+def indices(values: Any, name: str, count: int | None = None) -> np.ndarray:
+    """Image indices: int64 [n].
+
+    Args:
+        values: whole numbers, one at least.
+        name: the argument's, for messages.
+        count: how many they have to be.
+
+    Raises:
+        UserError: not a list, none, another number of them, or some that no image has.
+    """
+    values = _array(values, name)
+    if values.ndim == 0 and np.issubdtype(values.dtype, np.number):
+        raise UserError(f"{name}={values}: a list of image indices is meant, e.g. [{values}]")
+    if values.size == 0:
+        raise UserError(f"{name} is empty: name one image index at least, e.g. [0]")
+    if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
+        raise UserError(
+            f"{name} are {values.dtype} of shape {values.shape}, but image indices are meant: a list of whole numbers"
+        )
+    if count is not None and len(values) != count:
+        raise UserError(f"{name}: found {len(values)} image indices, but {count} are meant")
+    _check_each(values, LARGEST_INDEX, name, "image indices lie in 0 ... 2^31 - 1")
+    return values.astype(np.int64)
+
+
+def whole_number(value: Any, name: str, at_least: int, at_most: int | None = None) -> int:
+    """A whole number of Python or NumPy, as Python's.
+
+    >>> whole_number(100.0, "level", 1, 1000)
+    Traceback (most recent call last):
+    ddim_jax.errors.UserError: level=100.0: a whole number in 1 ... 1000 is meant
+
+    Args:
+        value: the argument.
+        name: its name, for messages.
+        at_least: the smallest allowed.
+        at_most: the largest allowed; None for any.
+
+    Raises:
+        UserError: something else, or outside that range.
+    """
+    try:
+        number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < at_least or (at_most is not None and number > at_most):
+        allowed = f"of {at_least} or more" if at_most is None else f"in {at_least} ... {at_most}"
+        raise UserError(f"{name}={value!r}: a whole number {allowed} is meant")
+    return number
+
+
+def pictures(images: Any) -> np.ndarray:
+    """Pictures to look at: uint8 [..., h, w, 1 or 3], of any number of leading axes.
+
+    Args:
+        images: what the API's methods return.
+
+    Raises:
+        UserError: another shape or type, or no images.
+    """
+    images = _array(images, "images")
+    if images.ndim < 3 or images.shape[-1] not in (1, 3) or not images.size:
+        raise UserError(f"images have shape {images.shape}, but [n, h, w, 1 or 3] is meant, with one image at least")
+    if images.dtype != np.uint8:
+        raise UserError(f"images are {images.dtype}, but uint8 in 0 ... 255 is meant; decode() makes images of latents")
+    return images
+
+
+def _array(values: Any, name: str) -> np.ndarray:
+    """The values as an array of numbers."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError):
+        _refuse(values, name)
+    # An empty list has no type of its own.
+    if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool) or np.iscomplexobj(array):
+        _refuse(values, name)
+    return array
+
+
+def _refuse(values: Any, name: str) -> NoReturn:
+    raise UserError(f"{name}: an array or a list of numbers is meant, of equal length throughout; got {_short(values)}")
+
+
+def _short(values: Any) -> str:
+    text = " ".join(repr(values).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _check_shape(array: np.ndarray, shape: Sequence[int], name: str) -> None:
+    """Refuses what is not [n, h, w, c], and knows the usual other layouts."""
+    height, width, channels = shape
+    if array.ndim == 4 and array.shape[1:] == tuple(shape):
+        if not len(array):
+            raise UserError(f"{name} are empty: give one image at least")
+        return
+    hint = ""
+    if array.shape == (height, width, channels):
+        hint = f"; that is one image: {name}[None]"
+    elif array.shape == (channels, height, width):
+        hint = f"; that is one image, channels first: np.moveaxis({name}, 0, -1)[None]"
+    elif array.ndim == 4 and array.shape[1:] == (channels, height, width):
+        hint = f"; channels come last: np.moveaxis({name}, 1, -1)"
+    elif array.ndim == 3 and channels == 1 and array.shape[1:] == (height, width):
+        hint = f"; the axis of channels is missing: {name}[..., None]"
+    raise UserError(f"{name} have shape {array.shape}, but the model's are [n, {', '.join(map(str, shape))}]{hint}")
+
+
+def _check_finite(array: np.ndarray, name: str) -> None:
+    """Refuses NaN and infinity, and says in which image they are."""
+    if not np.isfinite(array).all():
+        image = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0])
+        raise UserError(f"{name}[{image}] holds NaN or infinity: find out where they come from")
+
+
+def _check_each(values: np.ndarray, most: int, name: str, allowed: str) -> None:
+    wrong = np.flatnonzero((values < 0) | (values > most))
+    if len(wrong):
+        raise UserError(f"{name}[{wrong[0]}]={values[wrong[0]]}: {allowed}")
