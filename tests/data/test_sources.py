@@ -5,8 +5,12 @@ import hashlib
 import io
 import itertools
 import os
+import socket
 import subprocess
 import sys
+import time
+import types
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +34,7 @@ from ddim_jax.data.sources import (
     check_labels,
     open_source,
 )
+from ddim_jax.data.sources import tfds as tfds_source
 from ddim_jax.data.transforms import ImageError
 from ddim_jax.errors import UserError
 
@@ -424,7 +429,7 @@ def test_tfds_prepares_on_first_use(builder_class: Any, tmp_path: Path) -> None:
     [
         (ModuleNotFoundError("No module named 'scipy.io'", name="scipy.io"), "preparing it needs the package scipy; "),
         (AssertionError("Manual download required.\nGo to ..."), "in .*: AssertionError: Manual download required.$"),
-        (ConnectionError(), "could not be prepared in .*: ConnectionError$"),
+        (ConnectionError(), "could not be prepared in .*: ConnectionError; .*data.source=folder$"),
     ],
 )
 def test_tfds_failed_preparation_is_one_line(
@@ -438,6 +443,60 @@ def test_tfds_failed_preparation_is_one_line(
     monkeypatch.setattr(builder_class, "download_and_prepare", fail)
     with pytest.raises(UserError, match=reason):
         TfdsSource("ddim_tiny_squares", "train", str(tmp_path))
+
+
+def builder_in(folder: Path, *urls: str) -> Any:
+    """What of a TFDS builder says where a data set comes from and goes to."""
+    info = types.SimpleNamespace(full_name="squares/1.0.0")
+    return types.SimpleNamespace(url_infos=dict.fromkeys(urls), data_dir=str(folder / "squares" / "1.0.0"), info=info)
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The hosts that were tried; none answers but good.example, and slow.example not in time."""
+    tried = []
+
+    def connect(host: tuple[str, int], timeout: float) -> Any:
+        tried.append(host)
+        if host[0] == "slow.example":
+            time.sleep(1)
+        if host[0] != "good.example":
+            raise socket.gaierror(-2, "Name or service not known")
+        return io.BytesIO()
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    monkeypatch.setattr(tfds_source, "_TIMEOUT", 0.2)
+    return tried
+
+
+def test_tfds_without_network_is_one_line(tmp_path: Path, connections: list[tuple[str, int]]) -> None:
+    builder = builder_in(tmp_path, "https://bad.example/a.gz", "http://bad.example:81/b.gz", "https://slow.example/c")
+    start = time.perf_counter()
+    with pytest.raises(UserError, match=r"cannot be downloaded: no answer from .*bad\.example.*data\.source=folder$"):
+        tfds_source._check_reachable(builder, "squares")
+    assert time.perf_counter() - start < 0.9
+    expected = [("bad.example", 81), ("bad.example", 443), ("slow.example", 443), ("storage.googleapis.com", 443)]
+    assert sorted(connections) == expected
+
+
+def test_tfds_prepares_where_one_host_answers(tmp_path: Path, connections: list[tuple[str, int]]) -> None:
+    tfds_source._check_reachable(builder_in(tmp_path, "https://bad.example/a", "ftp://good.example/b"), "squares")
+    assert ("good.example", 21) in connections
+
+
+@pytest.mark.parametrize("case", ["no addresses", "downloaded before", "a proxy"])
+def test_tfds_asks_no_host_where_it_may_do_without(
+    tmp_path: Path, connections: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    urls = () if case == "no addresses" else ("https://bad.example/a.gz",)
+    if case == "downloaded before":
+        (tmp_path / "downloads" / "manual").mkdir(parents=True)
+        (tmp_path / "downloads" / "manual" / "a.gz").touch()
+    if case == "a proxy":
+        monkeypatch.setattr(urllib.request, "getproxies", lambda: {"https": "http://proxy.example"})
+    tfds_source._check_reachable(builder_in(tmp_path, *urls), "squares")
+    assert not connections
 
 
 # Runs in a fresh interpreter in which TensorFlow cannot be found, installed or not. The data set's
