@@ -56,7 +56,10 @@ class TfdsSource(Source):
         import tensorflow_datasets as tfds
 
         builder = _open_builder(name, directory)
-        if not builder.is_prepared():
+        # TFDS warns of a folder that holds nothing yet.
+        with _without_warnings("absl"):
+            is_prepared = builder.is_prepared()
+        if not is_prepared:
             _prepare(builder, name)
         features = builder.info.features
         image = _feature_name(features, "image", tfds.features.Image, (tfds.features.LabeledImage,))
@@ -102,9 +105,7 @@ def _open_builder(name: str, directory: str) -> Any:
     import tensorflow_datasets as tfds
 
     try:
-        # One for each folder that is not prepared yet.
-        with _without_warnings("absl"):
-            return tfds.builder(name, data_dir=os.path.expanduser(directory) or None)
+        return tfds.builder(name, data_dir=os.path.expanduser(directory) or None)
     except tfds.core.DatasetNotFoundError as error:
         known = tfds.list_builders(with_community_datasets=False)
         close = difflib.get_close_matches(name, known, n=3)
