@@ -76,9 +76,10 @@ def check_labels(source: Source, num_classes: int) -> None:
     if num_classes in (0, source.num_classes):
         return
     has = f"{source.num_classes} classes" if source.num_classes else "no labels"
-    if source.no_labels_because:
+    because = getattr(source, "no_labels_because", "")
+    if because:
         raise UserError(
-            f"model.num_classes={num_classes}, but {source.name} has {has}, because {source.no_labels_because}; "
+            f"model.num_classes={num_classes}, but {source.name} has {has}, because {because}; "
             "move it away, or set model.num_classes to 0"
         )
     raise UserError(f"model.num_classes={num_classes}, but {source.name} has {has}; set it to {source.num_classes}")
