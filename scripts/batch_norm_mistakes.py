@@ -87,7 +87,7 @@ def main() -> None:
             right, config=dataclasses.replace(right.config, data=range_instead), _compiled={}
         ),
     }
-    images = read_first_images(right.config.data, "", args.data, args.num).image
+    images = read_first_images(right.config.data, "", args.data, args.num, "--data").image
     rows = []
     print("| state | noise loss |\n|---|---|")
     for name, pipe in states.items():

@@ -8,11 +8,12 @@ from etils import epath
 from ddim_jax.config import DataConfig
 from ddim_jax.data.prepared import open_images
 from ddim_jax.data.reading import Images, load_images
-from ddim_jax.data.transforms import decode_image, prepare_image
+from ddim_jax.data.sources import FolderSource, Source
+from ddim_jax.data.transforms import ImageError, decode_image, prepare_image
 from ddim_jax.errors import UserError
 
 
-def read_first_images(data: DataConfig, split: str, path: str, num: int) -> Images:
+def read_first_images(data: DataConfig, split: str, path: str, num: int, key: str) -> Images:
     """Reads the first images of a data set, a folder or a file, prepared for the network.
 
     Args:
@@ -20,22 +21,38 @@ def read_first_images(data: DataConfig, split: str, path: str, num: int) -> Imag
         split: split instead of the trained one; empty for that.
         path: folder or image file instead; images of another size are cut to a centred square and resized.
         num: number of images; fewer if there are no more. 0 for all.
+        key: the config's key that ``path`` is the value of, such as ``edit.path``, for messages.
 
     Returns:
         Images uint8 [n, h, w, c] and labels.
 
     Raises:
-        UserError: they cannot be read.
+        UserError: they cannot be read; the line names ``key``, if the path was given by it.
     """
     if path:
-        data = dataclasses.replace(
-            data, source="folder", path=path, split="train", crop="center", resize="lanczos", cache="none"
-        )
-        if epath.Path(path).is_file():
-            try:
-                image = prepare_image(decode_image(epath.Path(path).read_bytes()), data)
-            except UserError as error:
-                raise UserError(f"{path} cannot be used: {error}") from error
-            return Images(image[None], np.zeros(1, np.int32), np.zeros(1, np.int64))
-    source = open_images(data, split or None)
+        return _read_path(data, path, num, key)
+    return _read(open_images(data, split or None), data, num)
+
+
+def _read_path(data: DataConfig, path: str, num: int, key: str) -> Images:
+    found = epath.Path(path).expanduser()
+    data = dataclasses.replace(data, crop="center", resize="lanczos")
+    if found.is_file():
+        try:
+            image = prepare_image(decode_image(found.read_bytes()), data)
+        except OSError as error:
+            raise UserError(f"{key}={path!r} cannot be opened: {error.strerror or error}") from error
+        except ImageError as error:
+            raise UserError(f"{key}={path!r} cannot be used: {error}") from error
+        return Images(image[None], np.zeros(1, np.int32), np.zeros(1, np.int64))
+    if not found.is_dir():
+        raise UserError(f"{key}={path!r} does not exist; name a folder of images or an image file")
+    source = FolderSource(path, key=key)
+    try:
+        return _read(source, data, num)
+    except ImageError as error:
+        raise UserError(f"{key}={path!r}: {error}") from error
+
+
+def _read(source: Source, data: DataConfig, num: int) -> Images:
     return load_images(source, data, np.arange(min(num or len(source), len(source))))

@@ -105,6 +105,8 @@ class PreparedSource(Source):
         self._folder = folder
         self.name = source.name
         self.num_classes = source.num_classes
+        # Classes that have the members of a source without being subclasses may lack this one.
+        self.no_labels_because = getattr(source, "no_labels_because", "")
         self.images = _open_array(folder / "images.npy")
         self.labels = np.array(_open_array(folder / "labels.npy"))
         usable = _open_array(folder / "states.npy") == _DONE

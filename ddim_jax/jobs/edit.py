@@ -29,7 +29,7 @@ def edit(config: Config, workdir: epath.PathLike) -> None:
         return
     job = ModelJob.load(config, workdir)
     settings = job.config.edit
-    real = read_first_images(job.config.data, settings.split, settings.path, settings.num)
+    real = read_first_images(job.config.data, settings.split, settings.path, settings.num, "edit.path")
     labels = real.label if job.config.model.num_classes else None
 
     def given(places: np.ndarray) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def likelihood(config: Config, workdir: epath.PathLike) -> epath.Path:
     job = ModelJob.load(config, workdir)
     config, pipe, settings = job.config, job.pipe, job.config.likelihood
     program = likelihood_program(config, pipe.model)
-    real = read_first_images(config.data, settings.split, settings.path, settings.num or sys.maxsize)
+    real = read_first_images(config.data, settings.split, settings.path, settings.num or sys.maxsize, "likelihood.path")
     _check_classes(real, config.model.num_classes)
     num = len(real.image)
     folder = job.folder("likelihood", f"{_method_name(settings)}-n{num}", settings)

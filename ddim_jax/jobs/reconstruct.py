@@ -36,7 +36,7 @@ def reconstruct(config: Config, workdir: epath.PathLike) -> None:
     tried = [steps for steps in settings.steps if steps <= num_levels]
     if not tried:
         raise UserError(f"reconstruct.steps={settings.steps}: the model has {num_levels} levels; use fewer steps")
-    real = read_first_images(job.config.data, settings.split, settings.path, settings.num)
+    real = read_first_images(job.config.data, settings.split, settings.path, settings.num, "reconstruct.path")
     labels = real.label if job.config.model.num_classes else None
     folder = job.folder("reconstruct", sampler_name(dataclasses.replace(job.config.sample, steps=tried[-1])), settings)
 

@@ -13,7 +13,7 @@ from ddim_jax.config import DataConfig
 from ddim_jax.data.prepared import open_images
 from ddim_jax.data.reading import load_images
 from ddim_jax.data.sources import FolderSource
-from ddim_jax.data.transforms import set_channels
+from ddim_jax.data.transforms import ImageError, set_channels
 from ddim_jax.errors import UserError
 from ddim_jax.npz import load_arrays
 
@@ -70,13 +70,14 @@ class ImageSet(Protocol):
                 yield ahead.result()
 
 
-def open_image_set(path: str, data: DataConfig, split: str = "") -> ImageSet:
+def open_image_set(path: str, data: DataConfig, split: str = "", key: str = "eval.images") -> ImageSet:
     """Opens a folder, an ``.npz`` of images, or the data set.
 
     Args:
         path: folder or ``.npz``, whose images are taken as they are, without crop or resize; empty for the data set.
         data: the data set and how its images are prepared; of a folder, the number of channels and threads.
         split: of the data set; ``data.split`` when empty.
+        key: the config's key that ``path`` is the value of, for messages.
 
     Raises:
         UserError: it does not exist, or has no images.
@@ -84,7 +85,7 @@ def open_image_set(path: str, data: DataConfig, split: str = "") -> ImageSet:
     if not path:
         return DataImages(data, split)
     if pathlib.Path(path).expanduser().is_dir():
-        return FolderImages(path, data)
+        return FolderImages(path, data, key)
     return ArrayImages(path)
 
 
@@ -127,17 +128,18 @@ class DataImages(ImageSet):
 class FolderImages(ImageSet):
     """All images under a folder, ordered by path, as they are."""
 
-    def __init__(self, path: str, data: DataConfig) -> None:
+    def __init__(self, path: str, data: DataConfig, key: str) -> None:
         """Lists the files and opens the first.
 
         Args:
             path: the folder.
             data: its ``channels`` say how many the images shall have; ``threads`` read them.
+            key: the config's key that names the folder.
 
         Raises:
-            UserError: no such folder, or no image in it.
+            UserError: no such folder, no image in it, or the first cannot be used.
         """
-        self._source = FolderSource(path)
+        self._source = FolderSource(path, key=key)
         self._data = data
         self._threads = data.threads
         self.name = self._source.name
@@ -161,7 +163,10 @@ class FolderImages(ImageSet):
         return Loaded(np.asarray(indices, np.int64), np.stack(images))
 
     def _read(self, index: int) -> np.ndarray:
-        image = self._source[index].image
+        try:
+            image = self._source[index].image
+        except ImageError as error:
+            raise ImageError(error.reason, self._source.where(index)) from error
         if image.shape[-1] > self._data.channels:
             raise UserError(f"{self._source.where(index)} is in colour, but data.channels=1; set it to 3")
         return set_channels(image, self._data.channels)

@@ -73,7 +73,8 @@ def reference_images(config: Config) -> ImageSet:
     Where statistics are given, whose images are not at hand, these are the data set's.
     """
     path = config.eval.reference
-    return open_image_set("" if path and is_statistics(path) else path, config.data, config.eval.reference_split)
+    path = "" if path and is_statistics(path) else path
+    return open_image_set(path, config.data, config.eval.reference_split, "eval.reference")
 
 
 def reference_provenance(images: ImageSet, extractor: Extractor, settings: EvalConfig) -> dict[str, Any]:

@@ -209,7 +209,7 @@ def test_unusable_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     config = config_of(save_mixed(tmp_path / "images", BAD), on_error="skip")
     with caplog.at_level(logging.WARNING, "ddim_jax.data.reading"):
         source = open_images(config)
-    first = f"{tmp_path}/images/a/00.png: not a PNG, JPEG, WebP, BMP or GIF image"
+    first = f"{tmp_path}/images/a/00.png: not a PNG, JPEG, WebP, BMP, GIF or TIFF image"
     assert f"left out 4 of 26 images; the first: {first}" in caplog.text
     assert isinstance(source, PreparedSource)
     assert len(source) == NUM

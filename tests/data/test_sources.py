@@ -1,11 +1,16 @@
 """The three sources, the lines that users see when something is wrong, and life without TensorFlow."""
 
 import contextlib
+import hashlib
 import io
 import itertools
 import os
+import socket
 import subprocess
 import sys
+import time
+import types
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +23,7 @@ from ddim_jax import names
 from ddim_jax.config import DataConfig
 from ddim_jax.data.batch_order import BatchOrder
 from ddim_jax.data.batches import train_batches
-from ddim_jax.data.prepared import open_images
+from ddim_jax.data.prepared import open_images, prepare_on_disk
 from ddim_jax.data.sources import (
     SOURCES,
     DigitsSource,
@@ -29,6 +34,7 @@ from ddim_jax.data.sources import (
     check_labels,
     open_source,
 )
+from ddim_jax.data.sources import tfds as tfds_source
 from ddim_jax.data.transforms import ImageError
 from ddim_jax.errors import UserError
 
@@ -157,13 +163,101 @@ def test_folder_follows_links(tmp_path: Path) -> None:
     assert level(FolderSource(str(tmp_path / "root")), 0) == 7
 
 
+@pytest.mark.parametrize("num_links", [1, 2, 4])
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path: Path, num_links: int) -> None:
+    for number in range(4):
+        save(tmp_path / "root" / f"class {number % 2}" / f"{number}.png", number)
+    for number in range(num_links):
+        above = tmp_path / "root" if number % 2 else tmp_path
+        (tmp_path / "root" / f"class {number // 2}" / f"link {number}").symlink_to(above, target_is_directory=True)
+    source = FolderSource(str(tmp_path / "root"))
+    assert [level(source, i) for i in range(len(source))] == [0, 2, 1, 3]
+
+
+def test_two_links_to_one_folder_are_both_followed(tmp_path: Path) -> None:
+    """Only what lies above is left out: the same images may belong to two classes."""
+    save(tmp_path / "elsewhere" / "a.png", 7)
+    for name in ("cat", "dog"):
+        (tmp_path / "root" / name).mkdir(parents=True)
+        (tmp_path / "root" / name / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert [example.label for example in FolderSource(str(tmp_path / "root"))] == [0, 1]
+
+
+def test_a_folder_holds_all_that_the_decoder_reads(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    suffixes = ["apng", "bmp", "gif", "JFIF", "jpe", "jpeg", "jpg", "png", "tif", "tiff", "webp"]
+    for number, suffix in enumerate(suffixes):
+        name = "TIFF" if suffix in ("tif", "jpe") else "PNG"  # The content decides, not the suffix.
+        Image.new("RGB", (8, 8), (number,) * 3).save(tmp_path / f"{number:02d}.{suffix}", name)
+    source = FolderSource(str(tmp_path))
+    assert [level(source, i) for i in range(len(source))] == list(range(len(suffixes)))
+    assert not caplog.records
+
+
+def test_other_files_are_counted_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("cat", "dog"):
+        save(tmp_path / name / "a.png", 1)
+        for other in ("a.txt", "b.TXT", "c.json", "LICENSE", ".hidden.txt"):
+            (tmp_path / name / other).write_text("no image")
+    FolderSource(str(tmp_path))
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [f"{tmp_path}: 8 files of other kinds ignored: .txt, .json, no suffix"]
+
+
+def test_the_hash_of_a_folder_does_not_change(tmp_path: Path) -> None:
+    """It names the folder of prepared images, and stands in workdirs and statistics."""
+    for number, name in enumerate(["cat/a.png", "cat/b.JPG", "dog/deep/c.jpeg", "dog/d.webp", "dog-like/e.bmp"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(number))
+        os.utime(tmp_path / name, ns=(0, 10**18 + number))
+    (tmp_path / "dog" / "notes.txt").write_text("no image")
+    # By hand, from the files as they lie there: path, size, time and class of each, ordered by the parts of the path.
+    lines = [
+        "cat/a.png\0000 1000000000000000000 0",
+        "cat/b.JPG\0001 1000000000000000001 0",
+        "dog/d.webp\0003 1000000000000000003 1",
+        "dog/deep/c.jpeg\0002 1000000000000000002 1",
+        "dog-like/e.bmp\0004 1000000000000000004 2",
+    ]
+    expected = hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()
+    assert FolderSource(str(tmp_path)).identity() == {"source": "folder", "files": 5, "sha256": expected}
+
+
+def test_a_stray_image_beside_classes_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(4):
+        save(tmp_path / f"class {number % 2}" / f"{number}.png", number)
+    save(tmp_path / "preview.png", 9)
+    source = FolderSource(str(tmp_path), "photos")
+    reason = "preview.png lies beside the sub-folders that hold the other 4 images"
+    assert source.num_classes == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: no labels, because {reason}; move it away if these are classes"
+    ]
+    expected = (
+        f"model.num_classes=2, but photos has no labels, because {reason}; move it away, or set model.num_classes to 0"
+    )
+    config = DataConfig(source="folder", image_size=8, cache_dir=str(tmp_path / ".cache"))
+    for opened in (source, prepare_on_disk(source, config)):
+        with pytest.raises(UserError) as caught:
+            check_labels(opened, 2)
+        assert str(caught.value) == expected
+
+
+def test_many_images_beside_sub_folders_are_no_strays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(11):
+        save(tmp_path / f"{number}.png", number)
+        save(tmp_path / "more" / f"{number}.png", number)
+        save(tmp_path / "most" / f"{number}.png", number)
+    assert not FolderSource(str(tmp_path)).no_labels_because
+    assert not caplog.records
+
+
 def test_folder_mistakes_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.path='': name the folder of images"):
         open_source(DataConfig(source="folder"))
     with pytest.raises(UserError, match=r"data.path='.*nowhere' is not a folder; name the folder of images"):
         open_source(DataConfig(source="folder", path=str(tmp_path / "nowhere")))
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(UserError, match=r"has no images; looked for \.png, \.jpg"):
+    with pytest.raises(UserError, match=r"has no images; looked for \.png, .*\.tiff at any .*ignored: \.txt\)"):
         open_source(DataConfig(source="folder", path=str(tmp_path)))
 
 
@@ -335,7 +429,7 @@ def test_tfds_prepares_on_first_use(builder_class: Any, tmp_path: Path) -> None:
     [
         (ModuleNotFoundError("No module named 'scipy.io'", name="scipy.io"), "preparing it needs the package scipy; "),
         (AssertionError("Manual download required.\nGo to ..."), "in .*: AssertionError: Manual download required.$"),
-        (ConnectionError(), "could not be prepared in .*: ConnectionError$"),
+        (ConnectionError(), "could not be prepared in .*: ConnectionError; .*data.source=folder$"),
     ],
 )
 def test_tfds_failed_preparation_is_one_line(
@@ -349,6 +443,60 @@ def test_tfds_failed_preparation_is_one_line(
     monkeypatch.setattr(builder_class, "download_and_prepare", fail)
     with pytest.raises(UserError, match=reason):
         TfdsSource("ddim_tiny_squares", "train", str(tmp_path))
+
+
+def builder_in(folder: Path, *urls: str) -> Any:
+    """What of a TFDS builder says where a data set comes from and goes to."""
+    info = types.SimpleNamespace(full_name="squares/1.0.0")
+    return types.SimpleNamespace(url_infos=dict.fromkeys(urls), data_dir=str(folder / "squares" / "1.0.0"), info=info)
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The hosts that were tried; none answers but good.example, and slow.example not in time."""
+    tried = []
+
+    def connect(host: tuple[str, int], timeout: float) -> Any:
+        tried.append(host)
+        if host[0] == "slow.example":
+            time.sleep(1)
+        if host[0] != "good.example":
+            raise socket.gaierror(-2, "Name or service not known")
+        return io.BytesIO()
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    monkeypatch.setattr(tfds_source, "_TIMEOUT", 0.2)
+    return tried
+
+
+def test_tfds_without_network_is_one_line(tmp_path: Path, connections: list[tuple[str, int]]) -> None:
+    builder = builder_in(tmp_path, "https://bad.example/a.gz", "http://bad.example:81/b.gz", "https://slow.example/c")
+    start = time.perf_counter()
+    with pytest.raises(UserError, match=r"cannot be downloaded: no answer from .*bad\.example.*data\.source=folder$"):
+        tfds_source._check_reachable(builder, "squares")
+    assert time.perf_counter() - start < 0.9
+    expected = [("bad.example", 81), ("bad.example", 443), ("slow.example", 443), ("storage.googleapis.com", 443)]
+    assert sorted(connections) == expected
+
+
+def test_tfds_prepares_where_one_host_answers(tmp_path: Path, connections: list[tuple[str, int]]) -> None:
+    tfds_source._check_reachable(builder_in(tmp_path, "https://bad.example/a", "ftp://good.example/b"), "squares")
+    assert ("good.example", 21) in connections
+
+
+@pytest.mark.parametrize("case", ["no addresses", "downloaded before", "a proxy"])
+def test_tfds_asks_no_host_where_it_may_do_without(
+    tmp_path: Path, connections: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    urls = () if case == "no addresses" else ("https://bad.example/a.gz",)
+    if case == "downloaded before":
+        (tmp_path / "downloads" / "manual").mkdir(parents=True)
+        (tmp_path / "downloads" / "manual" / "a.gz").touch()
+    if case == "a proxy":
+        monkeypatch.setattr(urllib.request, "getproxies", lambda: {"https": "http://proxy.example"})
+    tfds_source._check_reachable(builder_in(tmp_path, *urls), "squares")
+    assert not connections
 
 
 # Runs in a fresh interpreter in which TensorFlow cannot be found, installed or not. The data set's

@@ -107,7 +107,7 @@ def test_a_killed_run_computes_what_is_missing(workdir, monkeypatch):
     config = seeded(1, changed(num=0))
     images = job.read_first_images
     monkeypatch.setattr(
-        job, "read_first_images", lambda data, split, path, num: images(data, split, path, min(num, NUM))
+        job, "read_first_images", lambda data, split, path, num, key: images(data, split, path, min(num, NUM), key)
     )
     with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
         context.setattr(NpzInParts, "add", save_one)

@@ -232,6 +232,24 @@ def test_the_data_set_as_the_network_sees_it(tmp_path):
         open_image_set(str(tmp_path), data).load(np.arange(4))
 
 
+def test_an_unusable_file_of_a_folder_is_named(tmp_path):
+    for number, image in enumerate(pictures(2)):
+        save_png(tmp_path / f"{number}.png", image)
+    (tmp_path / "2.png").touch()
+    found = open_image_set(str(tmp_path), GREY)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/2\.png: the file is empty$"):
+        found.load(np.arange(3))
+    (tmp_path / "0.png").write_text("no image")
+    with pytest.raises(UserError, match=rf"^{tmp_path}/0\.png: not a PNG"):
+        open_image_set(str(tmp_path), GREY)
+
+
+def test_a_folder_without_images_is_named_by_its_key(tmp_path):
+    for key in ("eval.images", "eval.reference"):
+        with pytest.raises(UserError, match=rf"^{key}='{tmp_path}' has no images"):
+            open_image_set(str(tmp_path), GREY, key=key)
+
+
 def test_files_that_hold_no_images_are_refused(tmp_path):
     (tmp_path / "text.npz").write_text("no archive")
     wrong = {

@@ -1,27 +1,42 @@
 """A folder of image files."""
 
+import collections
 import hashlib
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 from ddim_jax.data.sources.protocol import Example, Source
 from ddim_jax.data.splits import split_indices
-from ddim_jax.data.transforms import decode_image
+from ddim_jax.data.transforms import FORMATS, decode_image
 from ddim_jax.errors import UserError
 from ddim_jax.workdir import summary_pictures
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+# What the decoder reads, by its name.
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
+# So many images beside sub-folders are taken for strays, if more lie in these.
+_A_FEW = 10
+
+# Kinds of other files that the log names; the rest is counted.
+_KINDS_SHOWN = 5
+
+_log = logging.getLogger(__name__)
 
 
 class FolderSource(Source):
-    """All PNG, JPEG, WebP and BMP files under a folder, at any depth, ordered by path.
+    """All PNG, JPEG, WebP, BMP, GIF and TIFF files under a folder, at any depth, ordered by path.
 
     The sub-folders of the first level are the classes, numbered in sorted order, if every image
-    lies in one; if some image lies in the root itself, the images have no labels. Links are
-    followed; names that start with a dot are ignored, as are files with other suffixes. In a folder that
-    one of our jobs wrote, pictures that sum up others (``grid.png``) are no images.
+    lies in one; if some image lies in the root itself, the images have no labels, and where that
+    looks like a mistake a warning names it. Links are followed, but not back to a folder that
+    holds them. Names that start with a dot are ignored, as are files with other suffixes, which
+    the log counts. In a folder that one of our jobs wrote, pictures that sum up others
+    (``grid.png``) are no images.
 
     A split is a slice of this order. So ``train[:162770]`` of CelebA's unzipped archive
     (``000001.jpg`` ... ``202599.jpg``) is its official training partition,
@@ -30,38 +45,51 @@ class FolderSource(Source):
     The numbers of the classes are those of the whole folder, whatever the slice.
     """
 
-    def __init__(self, path: str, name: str = "", split: str = "train") -> None:
+    def __init__(self, path: str, name: str = "", split: str = "train", key: str = "data.path") -> None:
         """Lists the images; none is opened.
 
         Args:
             path: the folder; ``~`` is understood.
             name: what to call it; the folder's own name by default.
             split: ``train`` is the whole folder, ``train[:90%]`` a slice; see ``splits.py``.
+            key: the config's key that names the folder, for messages.
 
         Raises:
             UserError: no such folder, no image in it, or a split that cannot be used.
         """
         self._root = Path(path).expanduser()
         if not self._root.is_dir():
-            raise UserError(f"data.path={path!r} is not a folder; name the folder of images")
+            raise UserError(f"{key}={path!r} is not a folder; name the folder of images")
         # Paths are kept as strings: a Path takes several times the memory, and sets have millions.
-        relative = []
-        for folder, folders, files in os.walk(self._root, onerror=_raise_unreadable, followlinks=True):
-            folders[:] = [entry for entry in folders if not entry.startswith(".")]
+        relative: list[str] = []
+        others: collections.Counter[str] = collections.Counter()
+        for folder, files in _walk(self._root):
             prefix = os.path.relpath(folder, self._root)
-            images = [file for file in files if file.lower().endswith(SUFFIXES) and not file.startswith(".")]
+            images = [file for file in files if file.lower().endswith(SUFFIXES)]
+            others.update(os.path.splitext(file)[1].lower() or "no suffix" for file in set(files) - set(images))
             if "run.json" in files:
                 summaries = summary_pictures(folder, images)
                 images = [file for file in images if file not in summaries]
             relative += [os.path.normpath(os.path.join(prefix, file)) for file in images]
+        ignored = _count_ignored(others)
         if not relative:
-            raise UserError(f"data.path={path!r} has no images; looked for {', '.join(SUFFIXES)} at any depth")
+            found = f" ({ignored})" if ignored else ""
+            raise UserError(f"{key}={path!r} has no images; looked for {', '.join(SUFFIXES)} at any depth{found}")
+        if ignored:
+            _log.warning("%s: %s", path, ignored)
         # By parts, so that the images of a class follow each other: "a/b" comes before "a-b/c".
         self._files = sorted(relative, key=lambda file: file.split(os.sep))
         parts = [file.split(os.sep, 1) for file in self._files]
         self.classes: list[str] = []
-        if all(len(part) == 2 for part in parts):
+        strays = [part[0] for part in parts if len(part) == 1]
+        if not strays:
             self.classes = sorted({part[0] for part in parts})
+        elif len(strays) <= min(_A_FEW, len(parts) - len(strays) - 1):
+            more = f" and {len(strays) - 1} more" if len(strays) > 1 else ""
+            self.no_labels_because = (
+                f"{strays[0]}{more} lies beside the sub-folders that hold the other {len(parts) - len(strays):,} images"
+            )
+            _log.warning("%s: no labels, because %s; move it away if these are classes", path, self.no_labels_because)
         number = {folder: label for label, folder in enumerate(self.classes)}
         self._labels = np.array([number.get(part[0], 0) for part in parts], np.int32)
         self.num_classes = len(self.classes)
@@ -110,5 +138,38 @@ class FolderSource(Source):
         return {"source": "folder", "files": len(self._files), "sha256": digest.hexdigest()}
 
 
-def _raise_unreadable(error: OSError) -> None:
+def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yields the folders under a root, itself among them, each with the names of its files.
+
+    Links are followed, but no folder is entered within itself: a link to a folder above would lead there again and
+    again. Names that start with a dot are passed over.
+    """
+    above: dict[str, frozenset[tuple[int, int]]] = {str(root): frozenset()}
+    for folder, folders, files in os.walk(str(root), onerror=_raise_unreadable, followlinks=True):
+        here = above.pop(folder) | {_identify(folder)}
+        folders[:] = [entry for entry in folders if not entry.startswith(".")]
+        folders[:] = [entry for entry in folders if _identify(os.path.join(folder, entry)) not in here]
+        above |= {os.path.join(folder, entry): here for entry in folders}
+        yield folder, [file for file in files if not file.startswith(".")]
+
+
+def _identify(folder: str) -> tuple[int, int]:
+    try:
+        found = os.stat(folder)
+    except OSError as error:
+        _raise_unreadable(error)
+    return found.st_dev, found.st_ino
+
+
+def _count_ignored(others: collections.Counter[str]) -> str:
+    """Says how many files have other suffixes, and which, the most frequent first; empty for none."""
+    if not others:
+        return ""
+    kinds = sorted(others, key=lambda kind: (-others[kind], kind))
+    named = ", ".join(kinds[:_KINDS_SHOWN]) + (", ..." if len(kinds) > _KINDS_SHOWN else "")
+    files = "1 file" if others.total() == 1 else f"{others.total():,} files"
+    return f"{files} of other kinds ignored: {named}"
+
+
+def _raise_unreadable(error: OSError) -> NoReturn:
     raise UserError(f"{error.filename}: the folder cannot be listed: {error.strerror}") from error

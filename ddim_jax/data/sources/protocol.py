@@ -25,11 +25,13 @@ class Source(Protocol):
         name: what to call the data set in logs and records.
         num_classes: number of classes; labels lie in 0 ... num_classes - 1. 0 means no labels.
         prepared: images are cropped and resized already, and have their final number of channels.
+        no_labels_because: why there are none, where the data look as if they should have some; else empty.
     """
 
     name: str
     num_classes: int
     prepared: bool = False
+    no_labels_because: str = ""
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -74,4 +76,10 @@ def check_labels(source: Source, num_classes: int) -> None:
     if num_classes in (0, source.num_classes):
         return
     has = f"{source.num_classes} classes" if source.num_classes else "no labels"
+    because = getattr(source, "no_labels_because", "")
+    if because:
+        raise UserError(
+            f"model.num_classes={num_classes}, but {source.name} has {has}, because {because}; "
+            "move it away, or set model.num_classes to 0"
+        )
     raise UserError(f"model.num_classes={num_classes}, but {source.name} has {has}; set it to {source.num_classes}")

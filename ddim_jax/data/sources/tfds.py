@@ -1,8 +1,18 @@
 """Data sets of TensorFlow Datasets (TFDS), whose packages are imported only when one is opened."""
 
+import contextlib
 import difflib
 import importlib.util
+import logging
 import os
+import queue
+import socket
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +20,17 @@ import numpy as np
 from ddim_jax.data.sources.protocol import Example, Source
 from ddim_jax.data.transforms import decode_image
 from ddim_jax.errors import UserError
+
+# From here TFDS copies data sets that are prepared already.
+_TFDS_HOST = ("storage.googleapis.com", 443)
+
+# Seconds in which a host must answer.
+_TIMEOUT = 10
+
+# Hosts that are tried, so that many hosts take no longer than one.
+_MAX_HOSTS = 8
+
+_PORTS = {"http": 80, "https": 443, "ftp": 21}
 
 
 class TfdsSource(Source):
@@ -35,7 +56,10 @@ class TfdsSource(Source):
         import tensorflow_datasets as tfds
 
         builder = _open_builder(name, directory)
-        if not builder.is_prepared():
+        # TFDS warns of a folder that holds nothing yet.
+        with _without_warnings("absl"):
+            is_prepared = builder.is_prepared()
+        if not is_prepared:
             _prepare(builder, name)
         features = builder.info.features
         image = _feature_name(features, "image", tfds.features.Image, (tfds.features.LabeledImage,))
@@ -98,21 +122,89 @@ def _prepare(builder: Any, name: str) -> None:
             f"data.name={name!r} is not prepared in {builder.data_dir}, and preparing it needs TensorFlow: "
             "pip install 'ddim_jax[tfds]', or set data.dir to where it is prepared"
         )
+    _check_reachable(builder, name)
     import tensorflow as tf
 
     # TensorFlow would otherwise take all memory of the GPUs that JAX is going to use.
     tf.config.set_visible_devices([], "GPU")
     try:
-        builder.download_and_prepare(file_format="array_record")
+        # One for each attempt to download a file.
+        with _without_warnings("urllib3.connectionpool"):
+            builder.download_and_prepare(file_format="array_record")
     except ImportError as error:
         # Some data sets need packages of their own to be prepared.
         package = (error.name or "").split(".")[0] or _first_line(error)
         raise UserError(f"data.name={name!r}: preparing it needs the package {package}; install that") from error
     except Exception as error:
         # It runs the data set's own code and downloads: anything may be raised here.
+        no_network = isinstance(error, ConnectionError) or type(error).__name__ == "ConnectionError"
+        hint = "; mend the network, or read images by data.source=folder" if no_network else ""
         raise UserError(
-            f"data.name={name!r} could not be prepared in {builder.data_dir}: {_first_line(error)}"
+            f"data.name={name!r} could not be prepared in {builder.data_dir}: {_first_line(error)}{hint}"
         ) from error
+
+
+def _check_reachable(builder: Any, name: str) -> None:
+    """Checks that some host is there from which a data set can come.
+
+    TFDS itself tries each file eleven times in some minutes. Nothing is checked where it may do without network: it
+    knows no addresses, a proxy finds the hosts, or files were downloaded before.
+
+    Raises:
+        UserError: no host answers.
+    """
+    hosts = set()
+    for url in builder.url_infos or {}:
+        parts = urllib.parse.urlsplit(url)
+        if parts.hostname and parts.scheme in _PORTS:
+            hosts.add((parts.hostname, parts.port or _PORTS[parts.scheme]))
+    # Folders of other kinds, such as gs://, are not looked into: a file that does not exist holds nothing.
+    root = Path(builder.data_dir).parents[builder.info.full_name.count("/")]
+    downloaded = any(path.is_file() for path in (root / "downloads").rglob("*"))
+    if not hosts or downloaded or urllib.request.getproxies().keys() & {*_PORTS, "all"}:
+        return
+    tried = [_TFDS_HOST, *sorted(hosts - {_TFDS_HOST})][:_MAX_HOSTS]
+    if _any_answers(tried):
+        return
+    named = ", ".join(host for host, _ in tried)
+    raise UserError(
+        f"data.name={name!r} is not prepared in {builder.data_dir}, and it cannot be downloaded: no answer from "
+        f"{named}; connect to the network, set data.dir to where it is prepared, or read images by data.source=folder"
+    )
+
+
+def _any_answers(hosts: list[tuple[str, int]]) -> bool:
+    """Whether one of some hosts (name, port) can be connected to within the time that all have together."""
+    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def connect(host: tuple[str, int]) -> None:
+        try:
+            socket.create_connection(host, _TIMEOUT).close()
+        except OSError:
+            answers.put(False)
+        else:
+            answers.put(True)
+
+    for host in hosts:
+        # Looking up a name knows no limit of time, so nobody waits for these threads, not even the program's end.
+        threading.Thread(target=connect, args=(host,), daemon=True).start()
+    end = time.monotonic() + _TIMEOUT
+    try:
+        return any(answers.get(timeout=max(0, end - time.monotonic())) for _ in hosts)
+    except queue.Empty:
+        return False
+
+
+@contextlib.contextmanager
+def _without_warnings(logger: str) -> Iterator[None]:
+    """Hides the warnings of a logger meanwhile: what fails in the end is told in one line."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _open_split(builder: Any, name: str, split: str) -> Any:
