@@ -3,6 +3,7 @@
 import collections
 import pathlib
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -71,13 +72,17 @@ def top_operations(data: Any, origins: Mapping[str, str], count: int = _LISTED) 
     seconds: dict[str, float] = collections.defaultdict(float)
     counts: dict[str, int] = collections.Counter()
     kernels: dict[str, str] = {}
-    for event, stats in _operations(data):
-        name = str(stats.get("hlo_op") or event.name)
-        if name.lstrip("%").startswith(_CONTAINERS):
-            continue
-        seconds[name] += event.duration_ns * 1e-9
-        counts[name] += 1
-        kernels[name] = "" if event.name == name else event.name
+    with warnings.catch_warnings():
+        # jaxlib 0.12 makes the classes of a profile's parts when it first reads one, of which Python says that they
+        # have no __module__. Where warnings are errors, jaxlib aborts the process.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for event, stats in _operations(data):
+            name = str(stats.get("hlo_op") or event.name)
+            if name.lstrip("%").startswith(_CONTAINERS):
+                continue
+            seconds[name] += event.duration_ns * 1e-9
+            counts[name] += 1
+            kernels[name] = "" if event.name == name else event.name
     total = sum(seconds.values())
     longest = sorted(seconds, key=seconds.__getitem__, reverse=True)[:count]
     return [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import inspect
 import pathlib
 
 import pytest
@@ -202,7 +203,8 @@ def test_every_key_is_documented():
     for group in dataclasses.fields(Config):
         if dataclasses.is_dataclass(group.type):
             for field in dataclasses.fields(group.type):
-                assert f"\n        {field.name}: " in group.type.__doc__, f"{group.name}.{field.name}"
+                # Indented as much as in the file only before Python 3.13.
+                assert f"\n    {field.name}: " in inspect.cleandoc(group.type.__doc__), f"{group.name}.{field.name}"
     assert len(flatten(Config())) > 50
 
 

@@ -4,6 +4,8 @@ import importlib
 import json
 import pathlib
 import sys
+import types
+import warnings
 
 import pytest
 
@@ -155,6 +157,26 @@ def test_operations_are_summed_by_name_and_traced_to_the_code():
     conv, fusion = profiling.top_operations(Thing("", planes=[host, gpu]), {"conv.1": "jit(step)/UNet/conv_in"})
     assert conv == ("conv.1", "cudnn", "jit(step)/UNet/conv_in", pytest.approx(7e-3), 2, pytest.approx(7 / 8))
     assert (fusion.name, fusion.runs, fusion.origin) == ("fusion.2", 1, "")
+
+
+def test_a_profile_is_read_where_warnings_are_errors():
+    profiling = load("benchmarks.profiling")
+
+    class Event:
+        name = "kernel"
+        duration_ns = 5e6
+
+        @property
+        def stats(self):
+            warnings.warn("builtin type event_stats has no __module__ attribute", DeprecationWarning, stacklevel=1)
+            return [("hlo_op", "conv.1")]
+
+    line = types.SimpleNamespace(name="threads", events=[Event()])
+    plane = types.SimpleNamespace(name="/host:CPU", lines=[line])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (operation,) = profiling.top_operations(types.SimpleNamespace(planes=[plane]), {})
+    assert operation[:2] == ("conv.1", "kernel")
 
 
 def test_pictures_are_the_same_each_time(tmp_path):

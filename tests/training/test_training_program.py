@@ -72,6 +72,11 @@ def assert_equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+def assert_same_rates(one, other):
+    """Equal but for float32's rounding: another program's last bit depends on what XLA fuses the rate with."""
+    np.testing.assert_allclose(one, other, rtol=3e-7)
+
+
 def largest_difference(one, other):
     return max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max(initial=0)), one, other)))
 
@@ -101,7 +106,7 @@ def grouped():
 def test_groups_of_steps_train_like_single_steps(plain, grouped):
     state, losses, rates = grouped
     np.testing.assert_allclose(losses, plain[1], rtol=1e-5)
-    assert rates == plain[2]
+    assert_same_rates(rates, plain[2])
     assert state.step == STEPS
     assert largest_difference(state.ema_params, plain[0].ema_params) < 1e-5
 
@@ -137,7 +142,7 @@ def test_selections_stand_for_the_batches_of_the_pipeline():
 def test_where_the_images_live_does_not_change_the_training(plain, size):
     state, losses, rates = run(with_train(steps_per_call=size), images_on_device=True)
     np.testing.assert_allclose(losses, plain[1], rtol=1e-5)
-    assert rates == plain[2]
+    assert_same_rates(rates, plain[2])
     assert largest_difference(state.ema_params, plain[0].ema_params) < 1e-5
 
 
