@@ -33,3 +33,11 @@ def forget_large_programs(request):
     if request.node.get_closest_marker("slow"):
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache folder that the tests of a file share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DDIM_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

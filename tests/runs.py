@@ -41,6 +41,14 @@ OVERRIDES = (
 )
 
 
+def linked_run(trained: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
+    """Makes a workdir of a trained model without its results, and returns it."""
+    workdir.mkdir()
+    for name in ("config.json", "checkpoints"):
+        (workdir / name).symlink_to(trained / name)
+    return workdir
+
+
 def arguments(workdir: pathlib.Path, *more: str) -> list[str]:
     """What follows ``python -m ddim_jax.main``."""
     config = _REPOSITORY / "configs" / "digits.py"

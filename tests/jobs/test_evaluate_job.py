@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 import pytest
-from runs import Run, arguments, completed
+from runs import Run, arguments, completed, linked_run
 from small import small_digits
 
 from ddim_jax.config import EvalConfig, with_sample
@@ -46,11 +46,8 @@ CONFIG = with_sample(dataclasses.replace(small_digits(), eval=SMALL), batch_size
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
+def references(cache):
     """References of these tests, computed once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DDIM_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +60,7 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def workdir(trained, tmp_path):
     """The trained model, in a folder without results."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for name in ("config.json", "checkpoints"):
-        (folder / name).symlink_to(trained / name)
-    return folder
+    return linked_run(trained, tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
@@ -429,11 +422,7 @@ def one_job(trained_by_command):
 
 @pytest.fixture
 def fresh(trained_by_command, tmp_path):
-    workdir = tmp_path / "run"
-    workdir.mkdir()
-    for name in ("config.json", "checkpoints"):
-        (workdir / name).symlink_to(trained_by_command / name)
-    return workdir
+    return linked_run(trained_by_command, tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -17,14 +17,6 @@ DIGITS = DataConfig(image_size=8, channels=1)
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """A cache that the tests of this file share."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DDIM_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
 def trained(cache):
     return classifier_for(DIGITS)
 

@@ -72,6 +72,17 @@ def relative_error(actual, expected):
     return np.max(np.abs(actual - expected)) / np.max(np.abs(expected))
 
 
+def error_of_network(pipe, unet, x, time, labels, capsys):
+    """The relative error of our network's prediction against theirs, also printed."""
+    ours = jax.jit(pipe.model.apply)(pipe.variables, x, time, labels)
+    with torch.no_grad():
+        theirs = unet(to_theirs(x), torch.tensor(time), None if labels is None else torch.tensor(labels)).sample
+    error = relative_error(np.asarray(ours), to_ours(theirs))
+    with capsys.disabled():
+        print(f" relative error {error:.1e} ", end="")
+    return error
+
+
 @pytest.fixture(params=NETWORKS)
 def written(request, tmp_path):
     """A config, diffusers' network, and the folder that diffusers saved it in."""
@@ -87,13 +98,7 @@ def test_a_network_saved_by_diffusers_is_the_same_function(written, capsys):
     jax.tree.map(np.testing.assert_array_equal, pipe.params, random_params(config))
     x, time = noise(config), np.array([3.0, 700.0], np.float32)
     labels = np.array([1, 4]) if config.model.num_classes else None
-    ours = jax.jit(pipe.model.apply)(pipe.variables, x, time, labels)
-    with torch.no_grad():
-        theirs = unet(to_theirs(x), torch.tensor(time), None if labels is None else torch.tensor(labels)).sample
-    error = relative_error(np.asarray(ours), to_ours(theirs))
-    with capsys.disabled():
-        print(f" relative error {error:.1e} ", end="")
-    assert error < 1e-4
+    assert error_of_network(pipe, unet, x, time, labels, capsys) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["cifar10", "celeba", "lsun"])
@@ -146,13 +151,7 @@ def test_a_network_with_the_defaults_of_diffusers_is_the_same_function(tmp_path,
     if classes:
         assert (model.num_classes, model.null_label) == (classes, False)
         labels = np.array([0, classes - 1])
-    ours = jax.jit(pipe.model.apply)(pipe.variables, x, time, labels)
-    with torch.no_grad():
-        theirs = unet(to_theirs(x), torch.tensor(time), None if labels is None else torch.tensor(labels)).sample
-    error = relative_error(np.asarray(ours), to_ours(theirs))
-    with capsys.disabled():
-        print(f" relative error {error:.1e} ", end="")
-    assert error < 1e-5
+    assert error_of_network(pipe, unet, x, time, labels, capsys) < 1e-5
     # And back: what we export is what was there.
     exported = unet_config(pipe.config)
     again = diffusers.UNet2DModel.from_config(exported)
@@ -261,13 +260,7 @@ def test_ddims_weights_are_the_same_function_in_diffusers(tmp_path, capsys, form
 
     x = noise(config)
     pipe = ddim_jax.load_weights(path, config)
-    ours = jax.jit(pipe.model.apply)(pipe.variables, x, np.array([3.0, 700.0], np.float32))
-    with torch.no_grad():
-        theirs = unet(to_theirs(x), torch.tensor([3.0, 700.0])).sample
-    error = relative_error(np.asarray(ours), to_ours(theirs))
-    with capsys.disabled():
-        print(f" relative error {error:.1e} ", end="")
-    assert error < 1e-4
+    assert error_of_network(pipe, unet, x, np.array([3.0, 700.0], np.float32), None, capsys) < 1e-4
 
 
 # --- what we write ------------------------------------------------------------------------------

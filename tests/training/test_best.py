@@ -37,11 +37,8 @@ CONFIG = with_train(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """The reference of these tests, computed once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DDIM_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+def references(cache):
+    """References of these tests, computed once."""
 
 
 @pytest.fixture(scope="module")

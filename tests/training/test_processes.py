@@ -11,6 +11,7 @@ from runs import (
     completed,
     digest,
     final_state,
+    linked_run,
     losses,
     pictures,
     reached,
@@ -83,10 +84,7 @@ def check_two_processes(tmp_path, one_process, devices):
     assert_same_training(training(workdir), training(one_process), LEARNING_RATE)
 
     # The same parameters as the other job's, so that only the drawing differs.
-    drawn = tmp_path / "drawn"
-    drawn.mkdir()
-    for name in ("config.json", "checkpoints"):
-        (drawn / name).symlink_to(one_process / name)
+    drawn = linked_run(one_process, tmp_path / "drawn")
     completed(drawn, *SHORT, *DRAW, processes=2, devices=devices)
     assert_same_pictures(job_folder(drawn), job_folder(one_process))
     names = [path.name for path in job_folder(drawn).iterdir()]
@@ -114,10 +112,7 @@ def test_two_processes_with_images_on_their_devices_and_groups_of_steps(tmp_path
 
 @pytest.mark.slow
 def test_two_processes_write_one_npz(tmp_path, one_process):
-    workdir = tmp_path / "drawn"
-    workdir.mkdir()
-    for name in ("config.json", "checkpoints"):
-        (workdir / name).symlink_to(one_process / name)
+    workdir = linked_run(one_process, tmp_path / "drawn")
     completed(workdir, *SHORT, *DRAW, "--config.sample.format=npz", processes=2)
     assert sorted(path.name for path in job_folder(workdir).iterdir()) == ["grid.png", "run.json", "samples.npz"]
     assert_same_pictures(job_folder(workdir), job_folder(one_process))
@@ -158,10 +153,7 @@ def test_when_a_process_is_killed_the_other_ends_and_the_run_resumes(tmp_path, u
 
 @pytest.mark.slow
 def test_sigterm_ends_a_sampling_process(tmp_path, one_process):
-    workdir = tmp_path / "drawn"
-    workdir.mkdir()
-    for name in ("config.json", "checkpoints"):
-        (workdir / name).symlink_to(one_process / name)
+    workdir = linked_run(one_process, tmp_path / "drawn")
     many = ("--config.sample.num=100000", "--config.sample.batch_size=4")
     with started(workdir, *SHORT, *DRAW, *many, processes=2) as runs:
         runs[0].wait_for(lambda: any(workdir.glob("sample/*/*/[0-9]*.png")))

@@ -17,6 +17,7 @@ from runs import (
     digest,
     final_state,
     half_written,
+    linked_run,
     losses,
     pictures,
     reached,
@@ -180,10 +181,7 @@ def record(folder):
 @pytest.mark.parametrize(("storage", "files_written"), [("png", 9), ("npz", 1), ("npz", 3)])
 def test_sampling_computes_what_is_missing(tmp_path, uninterrupted, monkeypatch, storage, files_written):
     """Stopped in the second of three batches, or when all parts are there, the files are those of an unstopped job."""
-    workdir = tmp_path / "run"
-    workdir.mkdir()
-    for name in ("config.json", "checkpoints"):
-        (workdir / name).symlink_to(uninterrupted / name)
+    workdir = linked_run(uninterrupted, tmp_path / "run")
     # Other images for each format: the folder depends on what is in it alone.
     settings = {"num": 21, "eta": 1.0, "steps": 3, "batch_size": 1, "format": storage, "seed": storage == "npz"}
     reference = draw(uninterrupted, **settings)
@@ -255,10 +253,7 @@ def test_batch_size_and_number_of_devices_hardly_change_the_images(tmp_path, uni
 @pytest.mark.slow
 @pytest.mark.parametrize("storage", ["png", "npz"])
 def test_killed_sampling(tmp_path, uninterrupted, storage):
-    workdir = tmp_path / "run"
-    workdir.mkdir()
-    for name in ("config.json", "checkpoints"):
-        (workdir / name).symlink_to(uninterrupted / name)
+    workdir = linked_run(uninterrupted, tmp_path / "run")
     options = [f"--config.sample.{o}" for o in ("num=41", "eta=1.0", "steps=200", "batch_size=2", f"format={storage}")]
     command = (*IN_PROCESS, "--mode=sample", *options)
 
@@ -277,10 +272,7 @@ def test_killed_sampling(tmp_path, uninterrupted, storage):
 
     for folder in ("config.json", "checkpoints"):
         (workdir / folder).unlink()
-    reference = tmp_path / "reference"
-    reference.mkdir()
-    for name in ("config.json", "checkpoints"):
-        (reference / name).symlink_to(uninterrupted / name)
+    reference = linked_run(uninterrupted, tmp_path / "reference")
     completed(reference, *command)
     (whole,) = (reference / "sample").iterdir()
     assert pictures(killed).keys() == pictures(whole).keys() == set(range(41))
