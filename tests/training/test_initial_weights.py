@@ -167,6 +167,7 @@ def test_batch_norms_keep_their_statistics(tmp_path):
 # --- classes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_classes_are_left_out_or_start_anew(tmp_path, source, with_classes, capsys):
     """Guidance in the new run's config asks nothing of the source's network."""
     state, _, fresh = first_state(tuned(source, model__num_classes=10, sample__guidance_scale=2.0), tmp_path)
@@ -243,6 +244,7 @@ def test_keys_that_the_network_does_not_look_at_contradict_nothing():
 # --- going on -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_need_the_source_and_cannot_have_another(tmp_path, source, monkeypatch):
     # A cosine learning rate depends on how many steps the run is to have.
     steady = {"train__lr_schedule": "constant"}
@@ -262,6 +264,7 @@ def test_a_resumed_run_does_not_need_the_source_and_cannot_have_another(tmp_path
     assert losses(parts) == losses(whole)
 
 
+@pytest.mark.slow
 def test_overwrite_begins_anew_with_the_source(tmp_path, source):
     train(digits(), tmp_path / "run")
     train(tuned(source, train__overwrite=True, train__keep_last=5), tmp_path / "run")
