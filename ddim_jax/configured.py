@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ddim_jax.config import Config
+from ddim_jax.diffusion.editing import InpaintTable, inpaint_table
 from ddim_jax.diffusion.guidance import guided
 from ddim_jax.diffusion.inversion import make_encoder
 from ddim_jax.diffusion.prediction import Predict, make_predict
@@ -107,6 +108,24 @@ def build_encoder(config: Config, iterations: int = 0) -> Sampler:
     """
     solver = "heun" if config.sample.sampler == "heun" else "ddim"
     return make_encoder(solver, build_schedule(config), build_levels(config), iterations)
+
+
+def build_inpainting(config: Config, resamplings: int, jump: int) -> InpaintTable:
+    """The sampler of ``config.sample``, going back and forth to inpaint.
+
+    Args:
+        config: the run.
+        resamplings: see :func:`~ddim_jax.diffusion.editing.inpaint_table`.
+        jump: see there.
+
+    Raises:
+        UserError: a sampler that is not of first order, numbers below 1, or see :func:`build_sampler`.
+    """
+    sampler = build_sampler(config)
+    if not sampler.table.is_first_order:
+        first_order = ", ".join(name for name, rule in SAMPLERS.items() if rule.eta != "zero")
+        raise ConfigError(f"sampler '{sampler.name}' cannot inpaint; choose from: {first_order}")
+    return inpaint_table(sampler.table, resamplings, jump)
 
 
 def build_predict(config: Config, model: Model, variables: Any, label: jax.Array, clip: Clip) -> Predict:

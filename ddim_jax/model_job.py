@@ -3,11 +3,10 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Self
 
 import jax
-import numpy as np
 from etils import epath
 from tqdm import tqdm
 
@@ -15,7 +14,6 @@ from ddim_jax import parallel, pipeline
 from ddim_jax.config import Config, Role, SampleConfig, keys_with
 from ddim_jax.diffusion.samplers import takes_eta
 from ddim_jax.pipeline import Pipeline
-from ddim_jax.sampling.image_sampler import batch_size_for
 from ddim_jax.workdir import config_for_job, job_dir, read_run_record, write_run_record
 from ddim_jax.writers import progress
 
@@ -75,31 +73,6 @@ class ModelJob:
     def recorded(self, folder: epath.Path) -> dict[str, Any]:
         """What ``run.json`` says of an earlier start of this job; nothing if there is none."""
         return read_run_record(folder)
-
-    def in_parts(self, count: int, description: str, draw: Callable[[np.ndarray], Any]) -> Any:
-        """Draws images a batch at a time, with a progress bar.
-
-        The batches are those that all images in one call would be drawn in, so the same pixels come out.
-
-        Args:
-            count: number of images.
-            description: of the bar.
-            draw: from places int [k] among the images to their results, a tree of arrays [k, ...].
-
-        Returns:
-            The results of all images.
-        """
-        size = batch_size_for(self.config, count).size * len(parallel.local_devices())
-        parts = []
-        with work_bar(count, description, "image") as bar:
-            for start in range(0, count, size):
-                # The last batch is filled up: another size would be another program.
-                places = np.arange(start, min(start + size, count) if start == 0 else start + size)
-                kept = min(size, count - start)
-                result = draw(np.minimum(places, count - 1))
-                parts.append(jax.tree.map(lambda array, kept=kept: array[:kept], result))
-                bar.update(kept)
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
     def record(self, folder: epath.Path, mode: str, **facts: Any) -> None:
         """Writes ``run.json``."""

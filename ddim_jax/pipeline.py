@@ -22,13 +22,15 @@ from PIL import Image
 
 from ddim_jax import arguments, parallel, writers
 from ddim_jax.config import Config, with_sample
-from ddim_jax.configured import build_encoder, build_sampler
+from ddim_jax.configured import build_encoder, build_inpainting, build_sampler
 from ddim_jax.diffusion.interpolation import slerp_grid, slerp_path
+from ddim_jax.diffusion.loop import PaddedTable, padded
+from ddim_jax.diffusion.table import as_data
 from ddim_jax.errors import UserError
 from ddim_jax.images import grid, to_pillow
 from ddim_jax.models import Model, build_model, parameter_count
 from ddim_jax.sampling import programs
-from ddim_jax.sampling.image_sampler import image_indices, image_items, program_settings, reusable_batch_size_for
+from ddim_jax.sampling.image_sampler import image_indices, image_items, program_config, reusable_batch_size_for
 from ddim_jax.sharded_map import ShardedMap
 from ddim_jax.training.checkpoint import restore_trained, select_weights
 from ddim_jax.weights.forms import read_weights
@@ -49,7 +51,7 @@ _SHOWN_IMAGES = 4
 _SHOWN_STEPS = 20
 _SHOWN_WEIGHTS_TIMES_PIXELS = 2**33
 
-# Before a call shows its progress: what is done sooner needs none.
+# Before a call that was not asked to shows its progress: what is done sooner needs none.
 _SILENT_SECONDS = 1.0
 
 
@@ -77,8 +79,9 @@ class Pipeline:
     ``sampler="unipc2"``, ``spacing="quad"``, ``seed=3`` or ``batch_size=8``; what is not given is taken from there. In
     the examples ``pipe`` draws 8x8 digits, and ``digits`` are four real ones.
 
-    The first call with some settings compiles a program, which takes seconds. ``progress=True`` shows how far a call
-    is, ``False`` shows nothing; left out, it is shown in a terminal or a notebook. NaN is never returned: an image that
+    The first call compiles a program, which takes seconds; another number of steps, eta, spacing or seed compiles
+    nothing. ``progress=True`` shows how far a call is, ``False`` shows nothing; left out, it is shown in a terminal or
+    a notebook. NaN is never returned: an image that
     comes out as such, by the weights or the settings, is a UserError.
 
     Attributes:
@@ -178,9 +181,9 @@ class Pipeline:
             settings.setdefault("eta_per_step", ())
         config = self._config(seed=seed, start=start, **settings)
         return self._run(
-            lambda: programs.image_program(config, self.model, build_sampler(config)),
-            ("sample",),
+            programs.image_program,
             config,
+            as_data(build_sampler(config).table),
             image_items(config, image_indices(config)),
             progress=progress,
         )
@@ -194,7 +197,8 @@ class Pipeline:
         """
         indices = arguments.indices(indices, "indices")
         config = self._config(**settings)
-        return self._run(lambda: programs.noise_program(config), ("noise",), config, image_items(config, indices))
+        table = as_data(build_sampler(config).table)
+        return self._run(programs.noise_program, config, table, image_items(config, indices))
 
     def encode(
         self,
@@ -229,9 +233,9 @@ class Pipeline:
         iterations = arguments.whole_number(iterations, "iterations", 0)
         config = self._config(**settings)
         return self._run(
-            lambda: programs.encode_program(config, self.model, build_encoder(config, iterations)),
-            ("encode", iterations),
+            programs.encode_program,
             config,
+            as_data(build_encoder(config, iterations).table),
             self._items(config, len(images), labels),
             images,
             progress=progress,
@@ -262,9 +266,9 @@ class Pipeline:
         latents = arguments.latents(latents, self.config.data.image_shape)
         config = self._config(**settings)
         return self._run(
-            lambda: programs.decode_program(config, self.model, build_sampler(config)),
-            ("decode",),
+            programs.decode_program,
             config,
+            as_data(build_sampler(config).table),
             self._items(config, len(latents), labels),
             latents,
             progress=progress,
@@ -348,9 +352,9 @@ class Pipeline:
         sampler = build_sampler(config)
         kept = np.unique(np.linspace(0, sampler.steps - 1, min(moments, sampler.steps)).round().astype(int))
         images = self._run(
-            lambda: programs.trajectory_program(config, self.model, sampler, kept),
-            ("trajectory", *kept.tolist()),
+            programs.trajectory_program,
             config,
+            as_data(sampler.table, kept),
             image_items(config, indices),
             progress=progress,
         )
@@ -385,9 +389,9 @@ class Pipeline:
         level = arguments.whole_number(level, "level", 1, self.config.diffusion.num_levels)
         config = self._config(**settings)
         return self._run(
-            lambda: programs.recover_program(config, self.model, level),
-            ("recover", level),
+            programs.recover_program,
             config,
+            as_data(build_sampler(config, level).table),
             self._items(config, len(images), labels),
             images,
             progress=progress,
@@ -432,11 +436,10 @@ class Pipeline:
         resamplings = arguments.whole_number(resamplings, "resamplings", 1)
         jump = arguments.whole_number(jump, "jump", 1)
         config = self._config(**settings)
-        sampler = build_sampler(config)
         return self._run(
-            lambda: programs.inpaint_program(config, self.model, sampler, resamplings, jump),
-            ("inpaint", resamplings, jump),
+            programs.inpaint_program,
             config,
+            padded(build_inpainting(config, resamplings, jump)),
             self._items(config, len(images), labels),
             images,
             masks,
@@ -457,43 +460,44 @@ class Pipeline:
 
     def _run(
         self,
-        make: Callable[[], programs.Program],
-        what: tuple[Any, ...],
+        make: Callable[[Config, Model], programs.Program],
         config: Config,
+        table: PaddedTable,
         items: programs.Items,
         *given: np.ndarray,
         progress: bool | None = False,
     ) -> Any:
-        """Runs a program on items; it is made and compiled once for each set of settings that matter to it.
+        """Runs a program on items; it is made and compiled once for all settings that are but data to it.
 
         Args:
             make: makes the program.
-            what: tells it from others with the same settings.
             config: the settings.
+            table: what the sampler does.
             items: the images.
             given: what the program takes beside them.
             progress: see the class.
         """
         count = len(items.index)
         batch_size = reusable_batch_size_for(config, count)
-        settings = dataclasses.replace(program_settings(config.sample), batch_size=batch_size.size)
-        key = (*what, settings)
+        settings = program_config(config)
+        key = (make.__name__, settings.sample, batch_size.size, len(table.kept))
         run = self._compiled.get(key)
         batch = (*given, items) if given else items
-        variables = parallel.replicate(self.variables, parallel.local_devices())
+        all_given = programs.Given(parallel.replicate(self.variables, parallel.local_devices()), table)
         show = writers.is_watched() if progress is None else progress
-        doing = "encoding" if what[0] == "encode" else "drawing"
+        doing = "encoding" if make is programs.encode_program else "drawing"
         if run is None:
             with writers.progress(1, f"{doing}: compiling the program", "program", show=show, leave=None) as bar:
-                run = ShardedMap(make(), batch_size)
-                run.compile(variables, batch)
+                run = ShardedMap(make(settings, self.model), batch_size)
+                run.compile(all_given, batch)
                 bar.update()
             if len(self._compiled) == _PROGRAMS_KEPT:
                 del self._compiled[next(iter(self._compiled))]
             self._compiled[key] = run
         results = []
-        with writers.progress(count, doing, "image", show=show, leave=None, delay=_SILENT_SECONDS) as bar:
-            for where, checked in run.chunks(variables, batch):
+        delay = 0.0 if progress else _SILENT_SECONDS
+        with writers.progress(count, doing, "image", show=show, leave=None, delay=delay) as bar:
+            for where, checked in run.chunks(all_given, batch):
                 results.append(programs.numbers_only(checked, items.index[where]))
                 bar.update(where.stop - where.start)
         return jax.tree.map(lambda *parts: np.concatenate(parts), *results)

@@ -119,7 +119,8 @@ class ShardedMap:
         """The compiled program for items of these shapes, with as many of them as fit."""
         while True:
             batch = parallel.split_batch(jax.tree.map(self._empty_batch, items), len(self._devices))
-            key = (jax.tree.structure(batch), *((x.shape, x.dtype) for x in jax.tree.leaves(batch)))
+            arguments = variables, batch
+            key = (jax.tree.structure(arguments), *((x.shape, x.dtype) for x in jax.tree.leaves(arguments)))
             if key in self._compiled:
                 return self._compiled[key]
             compiled = self._run.lower(variables, batch).compile()

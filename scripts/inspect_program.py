@@ -36,13 +36,14 @@ from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.configured import build_sampler
 from ddim_jax.data.batches import Batch
+from ddim_jax.diffusion.table import as_data
 from ddim_jax.errors import UserError
 from ddim_jax.jobs.describe import flops
 from ddim_jax.main import parse as parse_command
 from ddim_jax.memory import program_memory
 from ddim_jax.models import build_model
 from ddim_jax.sampling.image_sampler import image_items
-from ddim_jax.sampling.programs import image_program
+from ddim_jax.sampling.programs import Given, image_program
 from ddim_jax.training.state import abstract_state, make_optimizer
 from ddim_jax.training.step import make_train_step
 
@@ -248,7 +249,9 @@ def compile_program(config: Config, program: str, devices: parallel.Devices, bat
     optimizer = make_optimizer(config.train, max(1, config.train.steps))
     state = abstract_state(config, model, optimizer)
     if program == "sample":
-        sampler: Any = parallel.map_over_batch(image_program(config, model, build_sampler(config)), devices)
+        draw, table = image_program(config, model), as_data(build_sampler(config).table)
+        # The table is known here and not given, so that the text says how often the loop is run.
+        sampler: Any = parallel.map_over_batch(lambda variables, items: draw(Given(variables, table), items), devices)
         variables = {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
         items = parallel.split_batch(image_items(config, np.arange(num)), len(devices))
         return sampler.lower(variables, items).compile()

@@ -95,19 +95,59 @@ def test_batch_size_changes_no_image(pipe):
         assert np.mean(pipe.sample(20, seed=1, batch_size=batch_size) != images) < 1e-3
 
 
-def test_a_program_is_made_once_for_each_set_of_settings(pipe, monkeypatch):
+def compilations(run):
+    """How many programs of more than an operation are compiled."""
+    seen = []
+
+    def listen(event, seconds, **facts):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(facts.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        run()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    return len(seen)
+
+
+def test_steps_eta_spacing_levels_and_seed_compile_nothing(pipe):
+    digits = np.stack([DigitsSource()[i].image for i in range(4)])
+    pipe = dataclasses.replace(pipe, _compiled={})
+    mask = np.broadcast_to(np.arange(8) < 4, (8, 8))
+
+    def everything(level=100, resamplings=1, **settings):
+        pipe.sample(8, **settings)
+        pipe.decode(pipe.encode(digits, **settings), **settings)
+        pipe.recover(digits, level, **settings)
+        pipe.inpaint(digits, mask, resamplings=resamplings, jump=1, **settings)
+        pipe.trajectory([0, 1], 2, **settings)
+
+    assert compilations(lambda: everything(steps=3, eta=0.0)) >= 6
+    others = (
+        {"steps": 5, "eta": 0.0}, {"steps": 4, "eta": 1.0}, {"spacing": "quad"}, {"levels": (900, 3)}, {"seed": 4},
+        {"start": 9}, {"sampler": "ddpm_large"}, {"eta_per_step": (0.0, 1.0), "steps": 2}, {"level": 700},
+        {"resamplings": 3},
+    )  # fmt: skip
+    for settings in others:
+        assert compilations(lambda settings=settings: everything(**settings)) == 0, settings
+    # A sampler that remembers more is another program, which serves all that remember as much.
+    assert compilations(lambda: pipe.sample(8, sampler="ab2", eta=0.0)) == 1
+    assert compilations(lambda: pipe.sample(8, sampler="ab2", eta=0.0, steps=7)) == 0
+
+
+def test_a_program_is_made_once(pipe, monkeypatch):
     made = []
 
     def counted(config, *arguments):
         made.append(config.sample)
         return image_program(config, *arguments)
 
+    pipe = dataclasses.replace(pipe, _compiled={})
     monkeypatch.setattr("ddim_jax.sampling.programs.image_program", counted)
-    for num, start, seed in ((8, 0, 9), (5, 100, 9), (1, 7, 10)):
-        pipe.sample(num, seed=seed, start=start, eta=0.375)
+    for num, start, seed, steps in ((8, 0, 9, 4), (5, 100, 9, 2), (1, 7, 10, 3)):
+        pipe.sample(num, seed=seed, start=start, steps=steps, eta=0.375)
     assert len(made) == 1
-    pipe.sample(8, seed=9, steps=2, eta=0.375)
-    assert [settings.steps for settings in made] == [4, 2]
 
 
 def test_a_checkpoint_and_the_raw_parameters_can_be_chosen(workdir, pipe):
@@ -229,13 +269,13 @@ def test_images_are_shown_as_a_pillow_image(channels):
 
 
 def test_progress_is_shown_where_it_is_wanted(pipe, capsys, monkeypatch):
-    # Another eta than elsewhere in this file, so that a program is compiled.
+    pipe = dataclasses.replace(pipe, _compiled={})
     pipe.sample(2, eta=0.8125)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("ddim_jax.pipeline._SILENT_SECONDS", 0.0)
     pipe.sample(2, eta=0.8125, progress=True)
     assert "drawing: 100%" in (shown := capsys.readouterr().err) and "compiling" not in shown
-    pipe.sample(2, eta=0.6875, progress=True)
+    pipe.sample(2, clip="keep_eps", progress=True)
     assert "drawing: compiling the program" in capsys.readouterr().err
     monkeypatch.setattr("ddim_jax.writers.is_watched", lambda: True)
     pipe.sample(2, eta=0.6875)
@@ -245,6 +285,7 @@ def test_progress_is_shown_where_it_is_wanted(pipe, capsys, monkeypatch):
 
 
 def test_few_programs_serve_all_numbers_of_images(pipe, monkeypatch):
+    pipe = dataclasses.replace(pipe, _compiled={})
     sizes = []
 
     def counted(config, *arguments):

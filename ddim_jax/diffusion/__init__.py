@@ -6,7 +6,7 @@ To learn diffusion from the code, read in this order:
 2. ``objectives.py``: what a network predicts, the noise, the image or v; ``losses.py``: how it learns to.
 3. ``prediction.py``: from the network's output to a clean image and the noise in it.
 4. ``spacing.py``: which of the levels a fast sampler visits.
-5. ``table.py``: a sampler's arithmetic as a table with one row per network evaluation, and the loop that runs it.
+5. ``table.py``: a sampler's arithmetic as a table with one row per network evaluation; ``loop.py``: the loop over them.
 6. ``ddim.py``: DDIM and DDPM as such tables.
 7. ``solvers.py``: deterministic samplers of higher order, as tables too: Heun, PLMS, DPM-Solver++, UniPC.
 8. ``samplers.py``: all samplers by name.
@@ -17,7 +17,6 @@ And what is built on them:
 - ``inversion.py``: from an image back to its noise.
 - ``interpolation.py``: between noises, and so between images.
 - ``editing.py``: starting from a picture, or from parts of one.
-- ``trajectory.py``: keeping what a sampler passes on its way.
 - ``likelihood.py``: how probable an image is, in bits per dimension.
 
 DDIM in ten lines, with a network that knows its data: all images are grey, x_0 = 0.25, so that the noise in x_t is

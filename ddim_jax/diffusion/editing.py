@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddim_jax.diffusion.loop import loop_over_rows
 from ddim_jax.diffusion.losses import diffuse
 from ddim_jax.diffusion.prediction import Predict
 from ddim_jax.diffusion.samplers import initial_noise
@@ -97,7 +98,13 @@ def inpaint_table(table: SamplerTable, resamplings: int = 10, jump: int = 1) -> 
 
 
 def inpaint(
-    predict: Predict, x: jax.Array, known: jax.Array, mask: jax.Array, table: InpaintTable, keys: jax.Array
+    predict: Predict,
+    x: jax.Array,
+    known: jax.Array,
+    mask: jax.Array,
+    table: InpaintTable,
+    keys: jax.Array,
+    count: jax.Array | None = None,
 ) -> jax.Array:
     """Draws the unknown part of pictures.
 
@@ -118,6 +125,8 @@ def inpaint(
         mask: 1 where the picture is known, 0 where it is to be drawn; [n, h, w, c], or a shape that broadcasts to it.
         table: from :func:`inpaint_table`.
         keys: [n], one per image. Row r takes draws 3 r + 1 to 3 r + 3.
+        count: rows that are meant, of a table that is padded (:func:`~ddim_jax.diffusion.loop.padded`) to be data to a
+            compiled program; None for all.
 
     Returns:
         Images like x. If the table ends at the clean image, the known part is exactly that of ``known``.
@@ -133,7 +142,7 @@ def inpaint(
     mask = mask.astype(x.dtype)
     mover = Mover(table.step)
 
-    def body(x: jax.Array, row_and_draw: tuple[InpaintTable, jax.Array]) -> tuple[jax.Array, None]:
+    def advance(x: jax.Array, row_and_draw: tuple[InpaintTable, jax.Array]) -> tuple[jax.Array, None]:
         row, draw = row_and_draw
         z1, z2, z3 = (normal_each(keys, draw + i, x.shape[1:], x.dtype) for i in range(3))
         x = step(predict, x, row.step, z1, mover)
@@ -142,5 +151,4 @@ def inpaint(
 
     rows = InpaintTable(as_rows(table.step, x.dtype), *(jnp.asarray(column, x.dtype) for column in table[1:]))
     draws = 1 + 3 * jnp.arange(len(table.again_keep), dtype=jnp.int32)
-    x, _ = jax.lax.scan(body, x, (rows, draws))
-    return x
+    return loop_over_rows(advance, x, (rows, draws), (), x, count)[0]

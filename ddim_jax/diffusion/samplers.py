@@ -15,10 +15,10 @@ from numpy.typing import ArrayLike
 
 from ddim_jax.diffusion import solvers
 from ddim_jax.diffusion.ddim import ddim_table, ddpm_large_table, ddpm_small_table
+from ddim_jax.diffusion.loop import KeptStates
 from ddim_jax.diffusion.prediction import Predict
 from ddim_jax.diffusion.schedule import Schedule
 from ddim_jax.diffusion.table import SamplerTable, sample, sample_keeping
-from ddim_jax.diffusion.trajectory import KeptStates
 from ddim_jax.errors import UserError
 from ddim_jax.names import SamplerName, lookup
 from ddim_jax.random_streams import normal_each

@@ -13,6 +13,7 @@ of higher order (``solvers.py``: q is what they interpolate), and for the way ba
 (``inversion.py``). Rows are computed on the host in float64, so that no sampler contains any arithmetic but this.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from ddim_jax.diffusion.loop import KeptStates, PaddedTable, check_kept_steps, loop_over_rows, padded
 from ddim_jax.diffusion.prediction import Predict, Prediction
-from ddim_jax.diffusion.trajectory import KeptStates, check_kept_steps, scan_keeping
 from ddim_jax.random_streams import normal_each
 
 # In a table a NumPy array, float64 [R] or [R, K]; in the row that a scan hands to each turn a jax scalar or [K].
@@ -128,30 +129,92 @@ def sample_keeping(
         ValueError: see :func:`sample`.
         UserError: there is no such step, or one is named twice.
     """
-    if table.is_stochastic and keys is None:
+    return _run(predict, x, table, _rows_of_steps(table, steps), keys)
+
+
+def as_data(table: SamplerTable, steps: Sequence[int] | np.ndarray = ()) -> PaddedTable:
+    """A table as data to a compiled program: another number of steps, eta or spacing is then no other program.
+
+    Only the shapes of ``weights`` and ``correction``, how much is remembered, are part of a program that has it as an
+    argument, see :func:`sample_padded`.
+
+    Args:
+        table: R rows, known.
+        steps: to keep, numbered from 0, see :func:`sample_keeping`.
+
+    Raises:
+        UserError: there is no such step, or one is named twice.
+    """
+    return padded(table, _rows_of_steps(table, steps))
+
+
+def sample_padded(
+    predict: Predict, x: jax.Array, data: PaddedTable, keys: jax.Array | None = None
+) -> tuple[jax.Array, KeptStates]:
+    """:func:`sample_keeping` of a table that is an argument of a compiled function.
+
+    >>> from ddim_jax.diffusion import ddim_table, level_pairs, make_schedule
+    >>> run = jax.jit(lambda x, data: sample_padded(lambda x, row: Prediction(x0=0 * x, eps=x), x, data)[0])
+    >>> pairs = level_pairs(np.array([1000, 500, 100]))
+    >>> for count in (3, 2):  # compiled once
+    ...     run(jnp.ones((1, 2, 2, 1)), as_data(ddim_table(make_schedule("linear"), pairs[-count:]))).shape
+    (1, 2, 2, 1)
+    (1, 2, 2, 1)
+
+    Args:
+        predict: see ``prediction.py``.
+        x: [n, h, w, c].
+        data: from :func:`as_data`.
+        keys: [n], one per image; None for tables that never add noise, which is not checked.
+    """
+    return _run(predict, x, data.table, data.kept, keys, data.count)
+
+
+def _rows_of_steps(table: SamplerTable, steps: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Where steps begin in the table."""
+    if not len(steps):
+        return np.zeros(0, np.int64)
+    _, first_rows = np.unique(np.asarray(table.step), return_index=True)
+    return first_rows[check_kept_steps(steps, len(first_rows))]
+
+
+def _run(
+    predict: Predict,
+    x: jax.Array,
+    table: SamplerTable,
+    kept_rows: np.ndarray | jax.Array,
+    keys: jax.Array | None,
+    count: jax.Array | None = None,
+) -> tuple[jax.Array, KeptStates]:
+    if count is None and table.is_stochastic and keys is None:
         raise ValueError("this sampler may add noise: give keys, one per image")
     if keys is not None and keys.shape != x.shape[:1]:
         raise ValueError(f"keys must be one per image: {keys.shape} for images {x.shape}")
     mover = Mover(table)
 
+    def draw_noise(row: SamplerTable, draw: jax.Array) -> jax.Array | None:
+        if keys is None or not table.is_stochastic:
+            return None
+        fresh = functools.partial(normal_each, keys, draw, x.shape[1:], x.dtype)
+        if count is None:
+            return fresh()
+        # A row of a table that is data may be deterministic: random numbers take longer than to see that.
+        return jax.lax.cond(row.noise != 0, fresh, lambda: jnp.zeros_like(x))
+
     def advance(
         state: tuple[jax.Array, list[jax.Array]], row_and_draw: tuple[SamplerTable, jax.Array]
     ) -> tuple[tuple[jax.Array, list[jax.Array]], KeptStates]:
         (x, memory), (row, draw) = state, row_and_draw
-        noise = normal_each(keys, draw, x.shape[1:], x.dtype) if table.is_stochastic and keys is not None else None
         prediction = predict(x, row)
         quantities = [mover.quantity(x, prediction, row), *memory]
         x = mover.correct(x, quantities, row)
+        noise = draw_noise(row, draw)
         return (mover.move(x, quantities, row, noise), quantities[:-1]), KeptStates(x, prediction.x0)
 
     rows = as_rows(table, x.dtype)
     draws = jnp.arange(1, len(table.time) + 1, dtype=jnp.int32)
     memory = [jnp.zeros_like(x)] * (table.weights.shape[1] - 1)
-    kept_rows = np.zeros(0, np.int64)
-    if len(steps):
-        _, first_rows = np.unique(np.asarray(table.step), return_index=True)
-        kept_rows = first_rows[check_kept_steps(steps, len(first_rows))]
-    (x, _), kept = scan_keeping(advance, (x, memory), (rows, draws), kept_rows, x)
+    (x, _), kept = loop_over_rows(advance, (x, memory), (rows, draws), kept_rows, x, count)
     return x, kept
 
 

@@ -19,10 +19,11 @@ from ddim_jax import memory, parallel
 from ddim_jax.config import Config, flatten
 from ddim_jax.configured import build_sampler
 from ddim_jax.diffusion.samplers import Sampler
+from ddim_jax.diffusion.table import as_data
 from ddim_jax.memory import ProgramMemory
 from ddim_jax.models import build_model, parameter_count
 from ddim_jax.sampling.image_sampler import batch_size_for, image_indices, image_items
-from ddim_jax.sampling.programs import Program, image_program
+from ddim_jax.sampling.programs import Given, Program, image_program
 from ddim_jax.training.fitting import largest_batch
 from ddim_jax.training.program import compile_ahead, make_program
 from ddim_jax.training.state import TrainState, abstract_state, make_optimizer
@@ -72,7 +73,7 @@ def describe(config: Config, workdir: epath.PathLike | None = None) -> None:
     print(f"{sampler.name}, {sampler.steps} steps, {sampler.evaluations} network evaluations, {levels}", flush=True)
     training = _training_memory_parts(config, state)
     print(training.summary, flush=True)
-    sampling = _sampling_memory_parts(config, image_program(config, model, sampler), variables)
+    sampling = _sampling_memory_parts(config, image_program(config, model), Given(variables, as_data(sampler.table)))
     print(sampling.summary)
 
     _heading("Cost per image (convolutions and matrix products; a multiply-add is two operations)")
@@ -252,13 +253,13 @@ def _training_memory(config: Config, devices: parallel.Devices) -> ProgramMemory
     return compile_ahead(program, config, model, optimizer, total_steps, num_examples=0)
 
 
-def _sampling_memory_parts(config: Config, program: Program, variables: Any) -> _Memory:
+def _sampling_memory_parts(config: Config, program: Program, given: Given) -> _Memory:
     """What a device needs and has, and how many images fit."""
     free = _free_bytes()
     batch = batch_size_for(config, -(-len(image_indices(config)) // parallel.process_count()))
     items = image_items(config, np.arange(batch.size))
     with _compiling("the sampler"):
-        needed = memory.program_memory(jax.jit(program).lower(variables, items).compile())
+        needed = memory.program_memory(jax.jit(program).lower(given, items).compile())
     lines = [f"{batch.size} {batch.what} per device at a time"]
     if needed is None:
         return _Memory(f"sampling: {lines[0]}; its memory is not known: {_NOT_KNOWN}", [*lines, _NOT_KNOWN])

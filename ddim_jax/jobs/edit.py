@@ -1,7 +1,5 @@
 """``--mode=edit``: change real images: recover them from noise, or draw a part of them anew."""
 
-from typing import Any
-
 import numpy as np
 from etils import epath
 
@@ -32,27 +30,15 @@ def edit(config: Config, workdir: epath.PathLike) -> None:
     real = read_first_images(job.config.data, settings.split, settings.path, settings.num, "edit.path")
     labels = real.label if job.config.model.num_classes else None
 
-    def given(places: np.ndarray) -> dict[str, Any]:
-        """Classes of these images, and the index of the first, which its noise comes from."""
-        start = job.config.sample.start + int(places[0])
-        return {"labels": None if labels is None else labels[places], "start": start}
-
     if settings.task == "recover":
-
-        def draw(places: np.ndarray) -> Any:
-            return job.pipe.recover(real.image[places], settings.level, **given(places))
-
-        between, result = job.in_parts(len(real.image), "recovering", draw)
+        between, result = job.pipe.recover(real.image, settings.level, labels=labels, progress=True)
         titles = ["original", f"noised, t={settings.level}", "recovered"]
         name = f"recover-t{settings.level}"
     else:
         mask = read_mask(settings.mask, job.config.data.image_size)
-
-        def draw(places: np.ndarray) -> Any:
-            resampling = {"resamplings": settings.resamplings, "jump": settings.jump}
-            return job.pipe.inpaint(real.image[places], mask, **resampling, **given(places))
-
-        result = job.in_parts(len(real.image), "inpainting", draw)
+        result = job.pipe.inpaint(
+            real.image, mask, resamplings=settings.resamplings, jump=settings.jump, labels=labels, progress=True
+        )
         between = np.where(mask[..., None], real.image, np.uint8(128))
         titles = ["original", "known part", "inpainted"]
         name = "inpaint"

@@ -6,7 +6,7 @@ from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.configured import build_sampler
 from ddim_jax.images import grid, save_png
-from ddim_jax.model_job import ModelJob, sampler_name, work_bar
+from ddim_jax.model_job import ModelJob, sampler_name
 from ddim_jax.writers import say
 
 
@@ -23,15 +23,12 @@ def interpolate(config: Config, workdir: epath.PathLike) -> None:
     job = ModelJob.load(config, workdir)
     settings = job.config.interpolate
     sampler = build_sampler(job.config)
-    with work_bar(1 + bool(settings.corners), "interpolating", "picture") as bar:
-        pairs = job.pipe.interpolate(settings.first, settings.second, settings.points)
-        folder = job.folder("interpolate", sampler_name(job.config.sample), settings)
-        save_png(folder / "pairs.png", grid(pairs.reshape(-1, *pairs.shape[2:]), columns=settings.points))
-        bar.update()
-        say(f"wrote {folder / 'pairs.png'}")
-        if settings.corners:
-            square = job.pipe.interpolate_grid(settings.corners, settings.side)
-            save_png(folder / "square.png", grid(square.reshape(-1, *square.shape[2:]), columns=settings.side))
-            bar.update()
-            say(f"wrote {folder / 'square.png'}")
+    pairs = job.pipe.interpolate(settings.first, settings.second, settings.points, progress=True)
+    folder = job.folder("interpolate", sampler_name(job.config.sample), settings)
+    save_png(folder / "pairs.png", grid(pairs.reshape(-1, *pairs.shape[2:]), columns=settings.points))
+    say(f"wrote {folder / 'pairs.png'}")
+    if settings.corners:
+        square = job.pipe.interpolate_grid(settings.corners, settings.side, progress=True)
+        save_png(folder / "square.png", grid(square.reshape(-1, *square.shape[2:]), columns=settings.side))
+        say(f"wrote {folder / 'square.png'}")
     job.record(folder, "interpolate", network_evaluations_per_image=sampler.evaluations)

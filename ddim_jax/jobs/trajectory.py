@@ -8,7 +8,6 @@ from ddim_jax.config import Config
 from ddim_jax.configured import build_sampler
 from ddim_jax.images import grid, save_gif, save_png, table
 from ddim_jax.model_job import ModelJob, sampler_name
-from ddim_jax.pipeline import Trajectory
 from ddim_jax.sampling.image_sampler import image_indices
 from ddim_jax.writers import say
 
@@ -28,15 +27,7 @@ def trajectory(config: Config, workdir: epath.PathLike) -> None:
     settings = job.config.trajectory
     indices = image_indices(job.config)[: settings.num]
     sampler = build_sampler(job.config)
-    steps = np.zeros(0, int)
-
-    def draw(places: np.ndarray) -> tuple[np.ndarray, ...]:
-        nonlocal steps
-        steps, *images = job.pipe.trajectory(indices[places], settings.moments)
-        return tuple(images)
-
-    images = job.in_parts(len(indices), "drawing trajectories", draw)
-    shown = Trajectory(steps, *images)
+    shown = job.pipe.trajectory(indices, settings.moments, progress=True)
     folder = job.folder("trajectory", sampler_name(job.config.sample), settings)
 
     titles = [f"step {step}" for step in shown.steps] + ["result"]

@@ -1,18 +1,20 @@
 """Images by index: image i depends on (weights, settings, seed, i) and on nothing else."""
 
+import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from ddim_jax import parallel
 from ddim_jax.config import Config, Role, SampleConfig, keys_of
 from ddim_jax.configured import build_sampler
+from ddim_jax.diffusion.table import as_data
 from ddim_jax.memory import power_of_two_below
 from ddim_jax.models import Model
-from ddim_jax.sampling.programs import Items, image_program, numbers_only
+from ddim_jax.sampling.programs import Given, Items, image_program, numbers_only
 from ddim_jax.sharded_map import BatchSize, ShardedMap
 
 # Pixels that keep a device busy: larger batches draw no more images a second, and need more memory. The cores of a CPU
@@ -43,11 +45,16 @@ def image_items(config: Config, indices: Sequence[int] | np.ndarray) -> Items:
     return Items(seeds, indices, (indices % max(1, config.model.num_classes)).astype(np.int32))
 
 
-def program_settings(sample: SampleConfig) -> SampleConfig:
-    """The settings that a compiled program depends on; which images it draws is data to it, and is left out."""
+def program_config(config: Config) -> Config:
+    """The config that a compiled program depends on: what is data to it has its default.
+
+    Which images it draws is data, and so is the sampler, but for what that remembers of earlier steps: the shape of the
+    data tells it.
+    """
     defaults = SampleConfig()
-    which = [key for key, known in keys_of(sample) if known.role is Role.SELECTION or known.is_traced]
-    return dataclasses.replace(sample, **{key: getattr(defaults, key) for key in which})
+    which = [key for key, known in keys_of(config.sample) if known.role is Role.SELECTION or known.is_traced]
+    sample = dataclasses.replace(config.sample, **{key: getattr(defaults, key) for key in which})
+    return dataclasses.replace(config, sample=sample)
 
 
 def batch_size_for(config: Config, num: int) -> BatchSize:
@@ -80,7 +87,7 @@ def reusable_batch_size_for(config: Config, num: int) -> BatchSize:
 
 
 class ImageSampler:
-    """A compiled sampler for one network and one set of settings."""
+    """A sampler for one network and one set of settings; its compiled program may serve further settings."""
 
     def __init__(self, config: Config, model: Model, batch_size: int | BatchSize) -> None:
         """Prepares the program; it is compiled at the first call, or by :meth:`compile`.
@@ -92,11 +99,28 @@ class ImageSampler:
                 to rounding.
 
         Raises:
-            UserError: see :func:`~ddim_jax.sampling.build_sampler`.
+            UserError: see :func:`~ddim_jax.configured.build_sampler`.
         """
         self.config = config
         self.sampler = build_sampler(config)
-        self._map = ShardedMap(image_program(config, model, self.sampler), batch_size)
+        self._program = program_config(config)
+        self._map = ShardedMap(image_program(self._program, model), batch_size)
+
+    def may_draw(self, sample: SampleConfig) -> bool:
+        """Whether the program of this sampler serves other settings, too."""
+        return program_config(dataclasses.replace(self.config, sample=sample)) == self._program
+
+    def with_settings(self, sample: SampleConfig) -> Self:
+        """The sampler of other settings that :meth:`may_draw` allows, with the same program.
+
+        Raises:
+            UserError: see :func:`~ddim_jax.configured.build_sampler`.
+        """
+        assert self.may_draw(sample), "settings of another program"
+        other = copy.copy(self)
+        other.config = dataclasses.replace(self.config, sample=sample)
+        other.sampler = build_sampler(other.config)
+        return other
 
     @property
     def evaluations(self) -> int:
@@ -117,7 +141,7 @@ class ImageSampler:
         Raises:
             UserError: ``sample.batch_size`` images do not fit.
         """
-        self._map.compile(variables, image_items(self.config, [0]))
+        self._map.compile(self._given(variables), image_items(self.config, [0]))
 
     def batches(self, variables: Any, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Draws the images of ``indices``, yielding (indices [k], uint8 images [k, h, w, c]) as they are ready.
@@ -126,18 +150,20 @@ class ImageSampler:
             UserError: NaN in place of an image.
         """
         items = image_items(self.config, indices)
-        for where, checked in self._map.chunks(variables, items):
+        for where, checked in self._map.chunks(self._given(variables), items):
             yield items.index[where], numbers_only(checked, items.index[where])
 
     def draw(self, variables: Any, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Draws the images of ``indices``: uint8 [n, h, w, c], in that order."""
         return np.concatenate([images for _, images in self.batches(variables, indices)])
 
+    def _given(self, variables: Any) -> Given:
+        return Given(variables, as_data(self.sampler.table))
 
-def sampler_for(config: Config, model: Model, num: int, **settings: Any) -> ImageSampler:
-    """An :class:`ImageSampler` for about ``num`` images, with changed ``config.sample`` settings.
+
+def sampler_for(config: Config, model: Model, num: int) -> ImageSampler:
+    """An :class:`ImageSampler` for about ``num`` images.
 
     The batch is that of :func:`batch_size_for`: few images do not pay for a full one.
     """
-    config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, **settings))
     return ImageSampler(config, model, batch_size_for(config, num))

@@ -1,9 +1,12 @@
 """What can be done with a trained network, each as a pure function of weights and a batch, to be compiled.
 
 Here the pieces of ``diffusion/`` meet a network: config → schedule → subsequence → table → sampler, one random key per
-image, floats inside and uint8 outside. A program is ``program(variables, items) -> results``; items and results are
-trees of arrays with the image as leading axis, and an image's result does not depend on the others. ``ShardedMap`` runs
+image, floats inside and uint8 outside. A program is ``program(given, items) -> results``; items and results are trees
+of arrays with the image as leading axis, and an image's result does not depend on the others. ``ShardedMap`` runs
 programs over devices.
+
+The sampler is given as data, as the weights are (:class:`Given`), so that another number of steps, eta, spacing or
+level is no other program.
 
 NaN would become a black picture, which looks like a result. So each program says of each image whether the floats
 behind its result are numbers (:class:`Checked`), and :func:`numbers_only` refuses those that are not.
@@ -17,16 +20,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddim_jax.config import Config
-from ddim_jax.configured import build_normalization, build_predict, build_sampler, build_schedule
+from ddim_jax.configured import build_normalization, build_predict
 from ddim_jax.diffusion import editing, samplers
-from ddim_jax.diffusion.samplers import Sampler
+from ddim_jax.diffusion.loop import KeptStates, PaddedTable
+from ddim_jax.diffusion.losses import diffuse
+from ddim_jax.diffusion.table import sample_padded
 from ddim_jax.errors import UserError
 from ddim_jax.models import Model
 from ddim_jax.pixels import to_float, to_uint8
 from ddim_jax.random_streams import image_keys
 
-# From variables and items to results; but for those of likelihood_programs.py, as ``Checked``.
+# From what is given to all images, and items, to results; but for those of likelihood_programs.py, as ``Checked``.
 Program = Callable[[Any, Any], Any]
+
+
+class Given(NamedTuple):
+    """What is the same for all images.
+
+    Attributes:
+        variables: of the network.
+        table: of the sampler, or to inpaint (``diffusion/editing.py``), with the steps to keep.
+    """
+
+    variables: Any
+    table: PaddedTable
 
 
 class Items(NamedTuple):
@@ -84,10 +101,10 @@ def _checked(result: Any, *floats: jax.Array) -> Checked:
 # --- programs -----------------------------------------------------------------------------------
 
 
-def image_program(config: Config, model: Model, sampler: Sampler) -> Program:
+def image_program(config: Config, model: Model) -> Program:
     """Draws images: :class:`Items` → uint8 [n, h, w, c]."""
-    draw_noise, decode = noise_program(config), decode_program(config, model, sampler)
-    return lambda variables, items: decode(variables, (draw_noise(variables, items).result, items))
+    draw_noise, decode = noise_program(config, model), decode_program(config, model)
+    return lambda given, items: decode(given, (draw_noise(given, items).result, items))
 
 
 class KeptImages(NamedTuple):
@@ -105,23 +122,13 @@ class KeptImages(NamedTuple):
     final: Any
 
 
-def trajectory_program(config: Config, model: Model, sampler: Sampler, steps: np.ndarray) -> Program:
-    """Draws images and keeps what is passed at some steps: :class:`Items` → :class:`KeptImages`.
+def trajectory_program(config: Config, model: Model) -> Program:
+    """Draws images and keeps what is passed at the steps that the table says: :class:`Items` → :class:`KeptImages`."""
 
-    Args:
-        config: the run.
-        model: the network.
-        sampler: how to draw.
-        steps: K step numbers, from 0.
-    """
-
-    def program(variables: Any, items: Items) -> Checked:
+    def program(given: Given, items: Items) -> Checked:
         keys = image_keys(items.seed, items.index)
         x = samplers.initial_noise(keys, config.data.image_shape, jnp.float32)
-        with jax.default_matmul_precision(config.sample.precision):
-            final, kept = sampler.run_keeping(
-                build_predict(config, model, variables, items.label, config.sample.clip), x, steps, keys
-            )
+        final, kept = _run(config, model, given, items, x, keys)
         normalization = build_normalization(config)
         by_image = jax.tree.map(lambda places: to_uint8(jnp.moveaxis(places, 0, 1), normalization), kept)
         images = KeptImages(by_image.x, by_image.x0, to_uint8(final, normalization))
@@ -130,38 +137,37 @@ def trajectory_program(config: Config, model: Model, sampler: Sampler, steps: np
     return program
 
 
-def noise_program(config: Config) -> Program:
-    """The noise x_T that images are drawn from: :class:`Items` → float32 [n, h, w, c]."""
+def noise_program(config: Config, model: Model) -> Program:
+    """The noise x_T that images are drawn from: :class:`Items` → float32 [n, h, w, c]. Asks no network."""
+    del model
 
-    def program(variables: Any, items: Items) -> Checked:
-        del variables
+    def program(given: Given, items: Items) -> Checked:
+        del given
         x = samplers.initial_noise(image_keys(items.seed, items.index), config.data.image_shape, jnp.float32)
         return _checked(x, x)
 
     return program
 
 
-def encode_program(config: Config, model: Model, encoder: Sampler) -> Program:
+def encode_program(config: Config, model: Model) -> Program:
     """Encodes images: (uint8 [n, h, w, c], :class:`Items`) → noise float32 [n, h, w, c]. Never clips."""
 
-    def program(variables: Any, images_and_items: tuple[jax.Array, Items]) -> Checked:
+    def program(given: Given, images_and_items: tuple[jax.Array, Items]) -> Checked:
         images, items = images_and_items
         with jax.default_matmul_precision(config.sample.precision):
-            predict = build_predict(config, model, variables, items.label, clip="none")
-            x = encoder.run(predict, to_float(images, build_normalization(config)))
+            predict = build_predict(config, model, given.variables, items.label, clip="none")
+            x, _ = sample_padded(predict, to_float(images, build_normalization(config)), given.table)
         return _checked(x, x)
 
     return program
 
 
-def decode_program(config: Config, model: Model, sampler: Sampler) -> Program:
+def decode_program(config: Config, model: Model) -> Program:
     """Decodes noise: (float32 [n, h, w, c], :class:`Items`) → uint8 [n, h, w, c]."""
 
-    def program(variables: Any, latents_and_items: tuple[jax.Array, Items]) -> Checked:
+    def program(given: Given, latents_and_items: tuple[jax.Array, Items]) -> Checked:
         latents, items = latents_and_items
-        keys = image_keys(items.seed, items.index)
-        with jax.default_matmul_precision(config.sample.precision):
-            x = sampler.run(build_predict(config, model, variables, items.label, config.sample.clip), latents, keys)
+        x, _ = _run(config, model, given, items, latents, image_keys(items.seed, items.index))
         return _checked(to_uint8(x, build_normalization(config)), x)
 
     return program
@@ -179,57 +185,51 @@ class Recovered(NamedTuple):
     recovered: Any
 
 
-def recover_program(config: Config, model: Model, level: int) -> Program:
-    """Noises images to a level and denoises them: (uint8 [n, h, w, c], :class:`Items`) → :class:`Recovered`.
+def recover_program(config: Config, model: Model) -> Program:
+    """Noises images to the table's first level and denoises them: (uint8 [n, h, w, c], Items) → :class:`Recovered`.
 
     With photographs of the training data's kind this restores them; with a sketch or another kind of picture it is
     SDEdit (Meng et al. 2022): the higher the level, the more realistic and the less faithful.
     """
-    schedule = build_schedule(config)
-    if not 1 <= level <= schedule.num_levels:
-        raise UserError(f"level {level} does not exist; choose from 1 to {schedule.num_levels}")
-    sampler = build_sampler(config, level)
 
-    def program(variables: Any, images_and_items: tuple[jax.Array, Items]) -> Checked:
+    def program(given: Given, images_and_items: tuple[jax.Array, Items]) -> Checked:
         images, items = images_and_items
         normalization = build_normalization(config)
         keys = image_keys(items.seed, items.index)
-        noised = editing.noise_to_level(to_float(images, normalization), schedule, level, keys)
-        with jax.default_matmul_precision(config.sample.precision):
-            x = sampler.run(build_predict(config, model, variables, items.label, config.sample.clip), noised, keys)
+        x0 = to_float(images, normalization)
+        noised = diffuse(x0, samplers.initial_noise(keys, x0.shape[1:]), given.table.table.alpha_bar[0])
+        x, _ = _run(config, model, given, items, noised, keys)
         return _checked(Recovered(to_uint8(noised, normalization), to_uint8(x, normalization)), noised, x)
 
     return program
 
 
-def inpaint_program(config: Config, model: Model, sampler: Sampler, resamplings: int, jump: int) -> Program:
+def inpaint_program(config: Config, model: Model) -> Program:
     """Draws the part of images that a mask leaves out.
 
     (images uint8 [n, h, w, c], mask bool [n, h, w, 1] with True where the image is kept, :class:`Items`) → uint8
     [n, h, w, c].
-
-    Args:
-        config: the run.
-        model: the network.
-        sampler: of first order.
-        resamplings: see :func:`~ddim_jax.diffusion.editing.inpaint_table`.
-        jump: see there.
-
-    Raises:
-        UserError: a sampler that is not of first order, or numbers below 1.
     """
-    if not sampler.table.is_first_order:
-        first_order = ", ".join(name for name, rule in samplers.SAMPLERS.items() if rule.eta != "zero")
-        raise UserError(f"sampler '{sampler.name}' cannot inpaint; choose from: {first_order}")
-    table = editing.inpaint_table(sampler.table, resamplings, jump)
 
-    def program(variables: Any, images_mask_items: tuple[jax.Array, jax.Array, Items]) -> Checked:
+    def program(given: Given, images_mask_items: tuple[jax.Array, jax.Array, Items]) -> Checked:
         images, mask, items = images_mask_items
         keys = image_keys(items.seed, items.index)
         x = samplers.initial_noise(keys, config.data.image_shape, jnp.float32)
         with jax.default_matmul_precision(config.sample.precision):
-            predict = build_predict(config, model, variables, items.label, config.sample.clip)
-            x = editing.inpaint(predict, x, to_float(images, build_normalization(config)), mask, table, keys)
+            predict = build_predict(config, model, given.variables, items.label, config.sample.clip)
+            x = editing.inpaint(
+                predict, x, to_float(images, build_normalization(config)), mask, given.table.table, keys,
+                given.table.count,
+            )  # fmt: skip
         return _checked(to_uint8(x, build_normalization(config)), x)
 
     return program
+
+
+def _run(
+    config: Config, model: Model, given: Given, items: Items, x: jax.Array, keys: jax.Array
+) -> tuple[jax.Array, KeptStates]:
+    """Denoises x as the table says, with the clipping and the precision of the config."""
+    with jax.default_matmul_precision(config.sample.precision):
+        predict = build_predict(config, model, given.variables, items.label, config.sample.clip)
+        return sample_padded(predict, x, given.table, keys)

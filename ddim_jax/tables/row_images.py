@@ -1,6 +1,5 @@
 """Where the images of a table's rows come from: a model's checkpoints, drawn, or a set made elsewhere."""
 
-import copy
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from ddim_jax.configured import build_sampler
 from ddim_jax.errors import UserError
 from ddim_jax.measuring.image_sets import ImageSet, open_image_set, spread_indices
 from ddim_jax.models import build_model
-from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for, program_settings
+from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for
 from ddim_jax.tables.rows import Row, images_row, model_rows
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
 from ddim_jax.training.state import abstract_state, make_optimizer
@@ -81,7 +80,7 @@ class _ModelImages:
         self._model = build_model(config)
         self._like = abstract_state(config, self._model, make_optimizer(config.train, 1))
         self._batch_size = batch_size_for(config, -(-self.num // parallel.process_count()))
-        self._samplers: dict[Config, ImageSampler] = {}
+        self._samplers: list[ImageSampler] = []
         self._loaded: tuple[int, Any] | None = None
         for row in self.rows:
             # Settings that cannot be used are refused before the first row is drawn.
@@ -108,14 +107,13 @@ class _ModelImages:
         return dataclasses.replace(self._config, sample=row.sample)
 
     def _sampler(self, row: Row) -> ImageSampler:
-        """Returns the row's sampler, compiled once for all checkpoints and seeds, which are data to it."""
+        """Returns the row's sampler; its program serves all rows, checkpoints and seeds that are but data to it."""
         drawing = self._drawing(row)
-        program = dataclasses.replace(drawing, sample=program_settings(drawing.sample))
-        if program not in self._samplers:
-            self._samplers[program] = ImageSampler(program, self._model, self._batch_size)
-        sampler = copy.copy(self._samplers[program])
-        sampler.config = drawing
-        return sampler
+        for sampler in self._samplers:
+            if sampler.may_draw(drawing.sample):
+                return sampler.with_settings(drawing.sample)
+        self._samplers.append(ImageSampler(drawing, self._model, self._batch_size))
+        return self._samplers[-1]
 
     def _variables(self, checkpoint: int) -> Any:
         """Loads a checkpoint's weights to all devices of this process; those of one checkpoint are kept."""

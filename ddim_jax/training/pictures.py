@@ -1,6 +1,5 @@
 """The pictures that a training run draws on the way and at its end."""
 
-import concurrent.futures
 import dataclasses
 import itertools
 from typing import Any
@@ -43,11 +42,13 @@ class TrainingPictures:
         # Made now, though compiled when first used: a mistake in config.sample must not wait for the first picture.
         num = config.train.sample_num
         self._sampler = sampler_for(config, model, num)
-        self._final_samplers = []
-        for steps in config.train.final_sample_steps:
-            settings = {"sampler": "ddim", "steps": steps, "eta_per_step": ()}
-            same = dataclasses.replace(config.sample, **settings) == config.sample  # compiled for earlier pictures
-            self._final_samplers.append(self._sampler if same else sampler_for(config, model, num, **settings))
+        # Whatever the number of steps, it is the same program.
+        self._final_samplers = [
+            self._sampler.with_settings(
+                dataclasses.replace(config.sample, sampler="ddim", steps=steps, eta_per_step=())
+            )
+            for steps in config.train.final_sample_steps
+        ]
 
     def due_after(self, steps: range) -> str | None:
         """What the name of the picture due after a group of steps ends with; None where none is."""
@@ -73,9 +74,6 @@ class TrainingPictures:
         num = self._config.train.sample_num
         if self._final_samplers and not path.exists():
             weights = parallel.replicate(self._weights(state), parallel.local_devices())
-            # Side by side, since compiling keeps but one core busy.
-            with concurrent.futures.ThreadPoolExecutor() as pool:
-                list(pool.map(lambda sampler: sampler.compile(weights), self._final_samplers))
             rows = []
             for sampler in self._final_samplers:
                 steps = sampler.config.sample.steps

@@ -14,10 +14,11 @@ from benchmarks.setting import Setting, time_compilation
 from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.configured import build_sampler
+from ddim_jax.diffusion.table import as_data
 from ddim_jax.jobs.describe import flops
 from ddim_jax.models import build_model
 from ddim_jax.sampling.image_sampler import image_items
-from ddim_jax.sampling.programs import image_program
+from ddim_jax.sampling.programs import Given, image_program
 from ddim_jax.training.state import init_state, make_optimizer
 
 # What the paper measures samples by.
@@ -89,10 +90,10 @@ def measure_sample(setting: Setting, peers: Peers | None) -> list[Row]:
 def _measure_trajectory(setting: Setting, peers: Peers | None) -> list[Row]:
     config, devices = setting.config, setting.devices
     variables = random_params(config)
-    on_devices = parallel.replicate(variables, devices)
     sampler = build_sampler(config)
+    on_devices = parallel.replicate(Given(variables, as_data(sampler.table)), devices)
     items = parallel.split_batch(image_items(config, range(setting.batch)), len(devices))
-    program: Any = parallel.map_over_batch(image_program(config, build_model(config), sampler), devices)
+    program: Any = parallel.map_over_batch(image_program(config, build_model(config)), devices)
     ahead = time_compilation(lambda: program.lower(on_devices, items).compile())
 
     def run() -> np.ndarray:

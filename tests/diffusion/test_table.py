@@ -7,7 +7,7 @@ import pytest
 
 from ddim_jax.diffusion import make_encoder, make_predict, make_sampler, make_schedule
 from ddim_jax.diffusion.spacing import level_pairs, sampling_levels
-from ddim_jax.diffusion.table import SamplerTable, sample
+from ddim_jax.diffusion.table import SamplerTable, as_data, sample, sample_keeping, sample_padded
 from ddim_jax.names import SamplerName, choices
 from ddim_jax.random_streams import image_keys, normal_each
 
@@ -65,6 +65,28 @@ def test_a_table_may_be_data_of_a_compiled_program(name):
     keys, x = start()
     result = jax.jit(lambda table: sample(PREDICT, x, table, keys))(TABLES[name])
     np.testing.assert_allclose(result, sample(PREDICT, x, TABLES[name], keys), rtol=1e-11)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_may_be_padded_data(name):
+    """In float32, which padded tables are for."""
+    keys = image_keys(3, jnp.arange(2))
+    x = normal_each(keys, 0, SHAPE, jnp.float32)
+    expected, states = jax.jit(lambda x: sample_keeping(PREDICT, x, TABLES[name], [0, 4], keys))(x)
+    result, kept = jax.jit(lambda x, data: sample_padded(PREDICT, x, data, keys))(x, as_data(TABLES[name], [0, 4]))
+    np.testing.assert_allclose(result, expected, atol=2e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), kept, states)
+
+
+def test_one_program_serves_any_steps_eta_and_spacing():
+    keys = image_keys(3, jnp.arange(2))
+    x = normal_each(keys, 0, SHAPE, jnp.float32)
+    traced = []
+    run = jax.jit(lambda x, data: traced.append(1) or sample_padded(PREDICT, x, data, keys)[0])
+    for spacing, steps, eta in (("uniform", 6, 0.0), ("uniform", 50, 0.0), ("quad", 7, 1.0), ("uniform", 1000, 0.3)):
+        table = make_sampler("ddim", LINEAR, level_pairs(sampling_levels(spacing, 1000, steps)), eta).table
+        np.testing.assert_allclose(run(x, as_data(table)), sample(PREDICT, x, table, keys), atol=2e-5)
+    assert len(traced) == 1
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from ddim_jax.jobs.sample import _grid_images, _picture, sample
 from ddim_jax.jobs.sweep import sweep
 from ddim_jax.jobs.train import train
 from ddim_jax.jobs.trajectory import trajectory
-from ddim_jax.model_job import ModelJob, work_bar
+from ddim_jax.model_job import work_bar
 
 CONFIG = Config(
     data=DataConfig(source="digits", image_size=8, channels=1),
@@ -193,22 +193,6 @@ def test_more_classes_than_a_grid_has_room_for_are_shown_in_part():
     assert _grid_images(changed("sample", num=100)) == 64
     many = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=1000))
     assert _picture(many, np.arange(64), np.zeros((_grid_images(many), 8, 8, 1), np.uint8)).shape[0] == 64 * 68
-
-
-def test_images_drawn_in_parts_are_those_drawn_at_once(workdir, digits):
-    """With 8 devices and 2 images on each, 20 images are 2 batches, the last one filled up."""
-    job = ModelJob.load(changed("sample", batch_size=2), workdir)
-    calls = []
-
-    def draw(places):
-        calls.append(places.tolist())
-        return job.pipe.recover(np.resize(digits, (20, 8, 8, 1))[places], 60, start=int(places[0]))
-
-    noised, recovered = job.in_parts(20, "recovering", draw)
-    assert calls == [list(range(16)), [*range(16, 20), *[19] * 12]]
-    expected = job.pipe.recover(np.resize(digits, (20, 8, 8, 1)), 60)
-    np.testing.assert_array_equal(noised, expected.noised)
-    np.testing.assert_array_equal(recovered, expected.recovered)
 
 
 def test_a_bar_says_that_it_compiles(monkeypatch, capsys):
