@@ -341,10 +341,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     """
     logging.basicConfig(level=logging.WARNING)
     argv = sys.argv if argv is None else argv
-    if {"-h", "--help"} & set(argv[1:]):
-        print(_help())
-        return 0
     try:
+        if {"-h", "--help"} & set(argv[1:]):
+            print(_help(), flush=True)
+            return 0
         config, own = parse(argv)
         # Some libraries refuse to work as long as absl's own flags are unparsed.
         flags.FLAGS.mark_as_parsed()
