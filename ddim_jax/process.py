@@ -31,8 +31,15 @@ _received = threading.Event()
 
 def is_program(*programs: str) -> bool:
     """Whether Python was told to run one of these: modules (``python -m MODULE``) and names of scripts."""
-    running = {name for argument in sys.orig_argv for name in (argument, pathlib.Path(argument).stem)}
-    return bool(running & set(programs))
+    arguments = iter(sys.orig_argv[1:])
+    for argument in arguments:
+        if argument.startswith("-m"):
+            return (argument[2:] or next(arguments, "")) in programs
+        if argument in ("-X", "-W"):
+            next(arguments, None)
+        elif not argument.startswith("-"):
+            return pathlib.Path(argument).stem in programs
+    return False
 
 
 def end_at_once_on_interrupt() -> None:

@@ -77,6 +77,24 @@ def test_other_programs_are_left_alone(program, monkeypatch):
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize(
+    ("arguments_of_python", "is_it"),
+    [
+        (["-m", "ddim_jax.main", "--help"], True),
+        (["-X", "dev", "-u", "-m", "ddim_jax"], True),
+        (["-mddim_jax"], True),
+        (["/venv/bin/ddim_jax", "--help"], True),
+        (["-m", "pytest", "ddim_jax"], False),
+        (["-m"], False),
+        (["-c", "import ddim_jax.main", "ddim_jax"], False),
+        ([], False),
+    ],
+)
+def test_only_what_python_runs_is_the_program(monkeypatch, arguments_of_python, is_it):
+    monkeypatch.setattr(sys, "orig_argv", ["python", *arguments_of_python])
+    assert process.is_program(*process.PROGRAMS) == is_it
+
+
 @pytest.mark.parametrize("module", ["ddim_jax", "ddim_jax.main"])
 def test_before_the_job_the_program_ends_at_once(tmp_path, module):
     config = tmp_path / "config.py"
