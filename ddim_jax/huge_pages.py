@@ -5,6 +5,8 @@ import os
 import pathlib
 import sys
 
+from ddim_jax.process import is_program
+
 _SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _TUNABLE = "glibc.malloc.hugetlb"
 
@@ -22,8 +24,7 @@ def restart_with_huge_pages(*programs: str) -> None:
             not, nothing happens.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    running = {name for argument in sys.orig_argv for name in (argument, pathlib.Path(argument).stem)}
-    if not running & set(programs) or _TUNABLE in tunables or not (_kernel_waits_to_be_asked() and _glibc_can_ask()):
+    if not is_program(*programs) or _TUNABLE in tunables or not (_kernel_waits_to_be_asked() and _glibc_can_ask()):
         return
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, f"{_TUNABLE}=1")))
     with contextlib.suppress(OSError):  # a sandbox may forbid it: then on with small pages

@@ -3,6 +3,11 @@
 Flags, start-up of devices and processes, and the choice of the job; nothing else.
 """
 
+from ddim_jax import process
+
+# Before all other imports, since they take a while.
+process.end_at_once_on_interrupt()
+
 import ast
 import contextlib
 import difflib
@@ -65,7 +70,8 @@ def _run_job(mode: str, config: Config, workdir: str | None) -> bool:
     """
     name = _JOBS.get(mode, mode)
     job = getattr(importlib.import_module(f"ddim_jax.jobs.{name}"), name)
-    result = job(config, workdir)
+    with process.interrupts_raised():
+        result = job(config, workdir)
     return mode != "train" or result is None
 
 
@@ -295,8 +301,11 @@ def cpu_devices(config: Config, cores: int) -> int:
     return config.train.cpu_devices or min(cores, 8 if config.model.channels <= 64 else 2)
 
 
-def _report(error: Exception) -> int:
-    """Prints what went wrong, a user's mistake as one line; returns the exit status."""
+def _report(error: BaseException) -> int:
+    """Prints what went wrong, a user's mistake or Ctrl-C as one line; returns the exit status."""
+    if isinstance(error, KeyboardInterrupt) or process.is_interrupted():
+        print(process.INTERRUPTED, file=sys.stderr)
+        return process.INTERRUPTED_STATUS
     if isinstance(error, UserError):
         print(f"ddim_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.status
@@ -332,10 +341,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     """
     logging.basicConfig(level=logging.WARNING)
     argv = sys.argv if argv is None else argv
-    if {"-h", "--help"} & set(argv[1:]):
-        print(_help())
-        return 0
     try:
+        if {"-h", "--help"} & set(argv[1:]):
+            print(_help(), flush=True)
+            return 0
         config, own = parse(argv)
         # Some libraries refuse to work as long as absl's own flags are unparsed.
         flags.FLAGS.mark_as_parsed()
@@ -365,17 +374,19 @@ def run(argv: Sequence[str] | None = None) -> int:
         if not _output_is_closed():
             raise
         return 141
-    except UserError as error:
+    except (UserError, KeyboardInterrupt) as error:
         return _report(error)
-    except KeyboardInterrupt:
-        print("ddim_jax: interrupted", file=sys.stderr)
-        return 130
+    except Exception as error:
+        # C code that is interrupted may raise anything.
+        if not process.is_interrupted():
+            raise
+        return _report(error)
     return 0 if complete else own.stopped_status
 
 
 def command() -> int:
     """The program ``ddim_jax``, or ``python -m ddim_jax``: :func:`run`, with huge pages where that is faster."""
-    restart_with_huge_pages("ddim_jax", "ddim_jax.main")
+    restart_with_huge_pages(*process.PROGRAMS)
     return run()
 
 

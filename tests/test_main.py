@@ -58,9 +58,10 @@ def test_checkpoints_by_step(given, meant):
     assert main.parse(argv)[0].eval.checkpoints == meant
 
 
-def test_output_that_nobody_reads_to_its_end(tmp_path):
+@pytest.mark.parametrize("flags", [["--help"], [f"--config={DIGITS}:tiny", "--mode=describe"]])
+def test_output_that_nobody_reads_to_its_end(flags):
     """As with ``| head``."""
-    argv = [sys.executable, "-m", "ddim_jax.main", f"--config={DIGITS}:tiny", "--mode=describe"]
+    argv = [sys.executable, "-m", "ddim_jax.main", *flags]
     with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -121,6 +121,7 @@ def test_everything_works_without_tensorflow_and_pytorch(tmp_path: pathlib.Path)
     assert len(list((tmp_path / "tfds_run" / "sample").glob("*/0*.png"))) == 4
     (refusal,) = [line for line in result.stderr.splitlines() if line.startswith("ddim_jax: error: ")]
     assert "preparing it needs TensorFlow: pip install 'ddim_jax[tfds]'" in refusal
+    assert refusal.rstrip().endswith("or read images by data.source=folder")
     assert not (tmp_path / "none").exists()
 
 

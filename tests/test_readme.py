@@ -1,4 +1,4 @@
-"""The README's quick start is what CI runs, its layers are those that CI checks, and paths in documents exist."""
+"""The README's quick start is what CI runs, its layers are those that CI checks, and what documents name exists."""
 
 import importlib.util
 import pathlib
@@ -7,6 +7,11 @@ import shlex
 import tomllib
 
 import pytest
+
+from ddim_jax import main
+from ddim_jax.config import Config, flatten
+from ddim_jax.errors import UserError
+from ddim_jax.names import Mode, choices
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -92,8 +97,9 @@ def test_the_table_of_layers_is_the_contract():
     assert set().union(*rows) == modules | packages
 
 
-# A file that a document tells how to write.
+# A file that a document tells how to write, and its mode.
 NOT_YET = {"jobs/count.py"}
+NOT_YET_MODES = {"count"}
 
 
 @pytest.mark.parametrize(
@@ -111,3 +117,48 @@ def test_paths_in_documents_exist(page):
     folders = (ROOT, ROOT / "ddim_jax", ROOT / "ddim_jax" / "diffusion", ROOT / "scripts", ROOT / "tests")
     assert [link for link in sorted(links) if not ((ROOT / page).parent / link).exists()] == []
     assert [file for file in sorted(files) if not any((folder / file).exists() for folder in folders)] == []
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for path in (
+        *(README, ROOT / "CONTRIBUTING.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "configs").glob("*.py"),
+        *(ROOT / "ddim_jax" / "pretrained").glob("*.md"),
+    )
+)
+
+KEYS = set(flatten(Config()))
+GROUPS = {key.split(".")[0] for key in KEYS}
+# Of all keys, where the form of a command is explained.
+ANY = "a.b"
+
+QUOTES = "\"'"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_keys_modes_and_configs_of_commands_exist(page):
+    text = (ROOT / page).read_text()
+    named = set(re.findall(r"--(?:no)?config\.([\w.]*\w)", text)) - {ANY}
+    assert named - KEYS - GROUPS == set()
+    quoted = set(re.findall(r"`((?:" + "|".join(GROUPS) + r")\.[a-z_]\w*)\b(?!\.py|\.md|\()", text))
+    assert {key for key in quoted if not key.endswith((".py", ".md"))} - KEYS == set()
+    assert set(re.findall(r"--mode=([a-z]\w*)", text)) - set(choices(Mode)) - NOT_YET_MODES == set()
+    for config in sorted(set(re.findall(r"--config=(configs/[a-z0-9]\w*\.py(?::[\w,]+)?)", text))):
+        main.parse(["ddim_jax", f"--config={ROOT / config}", "--mode=describe"])
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CONTRIBUTING.md"])
+def test_values_in_commands_can_be_used(page):
+    """As far as their types and names go; what suits one network does not suit another."""
+    form = r"""--config\.([\w.]*\w)=("[^"\n]+"|'[^'\n]+'|\([^)\n]*\)|[^\s"'`)\];,|]+)"""
+    for key, value in sorted(set(re.findall(form, (ROOT / page).read_text()))):
+        flag = f"--config.{key}={value.strip(QUOTES)}"
+        if key != ANY:
+            try:
+                main.parse(["ddim_jax", f"--config={ROOT}/configs/digits.py", "--mode=describe", flag])
+            except UserError as error:
+                assert not str(error).startswith((f"{key}: ", f"{key}[")), flag

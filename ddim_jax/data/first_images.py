@@ -27,11 +27,16 @@ def read_first_images(data: DataConfig, split: str, path: str, num: int, key: st
         Images uint8 [n, h, w, c] and labels.
 
     Raises:
-        UserError: they cannot be read; the line names ``key``, if the path was given by it.
+        UserError: they cannot be read; the line names ``key``.
     """
     if path:
         return _read_path(data, path, num, key)
-    return _read(open_images(data, split or None), data, num)
+    try:
+        source = open_images(data, split or None)
+    except UserError as error:
+        # Who runs a model of others often has not its data.
+        raise UserError(f"{error}; or name other images by {key}") from error
+    return _read(source, data, num)
 
 
 def _read_path(data: DataConfig, path: str, num: int, key: str) -> Images:

@@ -52,7 +52,8 @@ def reconstruct(config: Config, workdir: epath.PathLike) -> None:
     say(f"per-dimension mean squared error of {len(real.image)} images, pixels in [0, 1]")
     say(f"{'S':>5} {'here':>10} {'CIFAR-10 in the paper (table 2)':>34}")
     for steps, error in errors.items():
-        say(f"{steps:5d} {error:10.5f} {PAPER_TABLE_2.get(steps, float('nan')):34.4f}")
+        published = f"{PAPER_TABLE_2[steps]:.4f}" if steps in PAPER_TABLE_2 else "-"
+        say(f"{steps:5d} {error:10.5f} {published:>34}")
     write_whole(folder / "errors.json", json.dumps(errors, indent=2) + "\n")
     job.record(folder, "reconstruct", images=len(real.image), errors=errors)
     say(f"wrote {folder}")

@@ -10,6 +10,7 @@ from ddim_jax.errors import UserError
 from ddim_jax.measuring.extractors import make_extractor
 from ddim_jax.measuring.image_sets import ImageSet, open_image_set
 from ddim_jax.measuring.reference import (
+    has_statistics,
     measure_reference,
     provenance_digest,
     reference_images,
@@ -17,7 +18,7 @@ from ddim_jax.measuring.reference import (
     reference_provenance,
     same_provenance,
 )
-from ddim_jax.measuring.reference_file import is_statistics, read_reference, write_reference
+from ddim_jax.measuring.reference_file import read_reference, write_reference
 from ddim_jax.writers import say
 
 
@@ -64,7 +65,7 @@ def _images(config: Config) -> ImageSet:
     settings = config.eval
     if settings.images:
         return open_image_set(settings.images, config.data)
-    if settings.reference and is_statistics(settings.reference):
+    if has_statistics(settings):
         raise UserError(f"eval.reference={settings.reference}: these are statistics already; name images")
     return reference_images(config)
 

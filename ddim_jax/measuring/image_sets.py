@@ -84,9 +84,15 @@ def open_image_set(path: str, data: DataConfig, split: str = "", key: str = "eva
     """
     if not path:
         return DataImages(data, split)
-    if pathlib.Path(path).expanduser().is_dir():
+    found = pathlib.Path(path).expanduser()
+    if found.is_dir():
         return FolderImages(path, data, key)
-    return ArrayImages(path)
+    if not found.exists():
+        raise UserError(f"{key}={path!r} does not exist; name a folder of images, or an .npz")
+    try:
+        return ArrayImages(path)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 class DataImages(ImageSet):
@@ -188,11 +194,10 @@ class ArrayImages(ImageSet):
             raise UserError(f"{file} has no images: expected an array arr_0 or images, found {', '.join(arrays)}")
         images = arrays[names[0]]
         images = images[..., None] if images.ndim == 3 else images
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
-            raise UserError(
-                f"{file} holds {images.dtype} {list(images.shape)}; images must be uint8 [n, h, w, 1 or 3]: "
-                "round them as one who saves them would"
-            )
+        mistake = _what_is_wrong(images)
+        if mistake:
+            found = f"{file} holds {images.dtype} {list(images.shape)}"
+            raise UserError(f"{found}; images must be uint8 [n, h, w, 1 or 3]: {mistake}")
         self._images = images
         self.name = file.stem
         with file.open("rb") as opened:
@@ -205,6 +210,18 @@ class ArrayImages(ImageSet):
     def load(self, indices: np.ndarray) -> Loaded:
         """Copies images."""
         return Loaded(np.asarray(indices, np.int64), self._images[indices])
+
+
+def _what_is_wrong(images: np.ndarray) -> str:
+    """What keeps an array from being images uint8 [n, h, w, 1 or 3], and what to do; empty if nothing."""
+    if images.ndim != 4:
+        return "there must be four axes"
+    if images.shape[-1] not in (1, 3):
+        channels_first = images.shape[1] in (1, 3)
+        return "channels come last: np.moveaxis(images, 1, -1)" if channels_first else "one channel, or three"
+    if not len(images):
+        return "there are none"
+    return "" if images.dtype == np.uint8 else "scale them to 0 ... 255 and round them, as one who saves them would"
 
 
 def spread_indices(num: int, count: int) -> np.ndarray:

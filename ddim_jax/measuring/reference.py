@@ -45,7 +45,7 @@ def reference_for(config: Config, extractor: Extractor) -> Reference:
         UserError: it cannot be read, or its statistics are of another extractor.
     """
     settings = config.eval
-    if settings.reference and is_statistics(settings.reference):
+    if has_statistics(settings):
         reference = read_reference(settings.reference)
         check_provenance(reference, extractor, settings.reference)
     else:
@@ -67,13 +67,29 @@ def reference_for(config: Config, extractor: Extractor) -> Reference:
     return reference
 
 
+def has_statistics(settings: EvalConfig) -> bool:
+    """Whether ``eval.reference`` names statistics, and not images.
+
+    Raises:
+        UserError: it is neither.
+    """
+    path = settings.reference
+    if not path:
+        return False
+    if not epath.Path(path).expanduser().exists():
+        raise UserError(f"eval.reference={path!r} does not exist; name a folder, or an .npz of images or statistics")
+    try:
+        return is_statistics(path)
+    except UserError as error:
+        raise UserError(f"eval.reference: {error}") from error
+
+
 def reference_images(config: Config) -> ImageSet:
     """Opens the images that ``config.eval`` compares with: a folder, an ``.npz``, or the data set.
 
     Where statistics are given, whose images are not at hand, these are the data set's.
     """
-    path = config.eval.reference
-    path = "" if path and is_statistics(path) else path
+    path = "" if has_statistics(config.eval) else config.eval.reference
     return open_image_set(path, config.data, config.eval.reference_split, "eval.reference")
 
 

@@ -51,6 +51,6 @@ def test_messages_name_the_key_that_was_given(tmp_path: Path, key: str) -> None:
         assert "data.path" not in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_without_a_path_the_data_sets_own_key_is_named() -> None:
-    with pytest.raises(UserError, match=r"^data\.path='gone' is not a folder"):
+def test_without_a_path_the_data_sets_own_key_is_named_and_the_other() -> None:
+    with pytest.raises(UserError, match=r"^data\.path='gone' is not a folder.*; or name other images by edit\.path$"):
         read_first_images(DATA, "", "", 2, "edit.path")

@@ -88,11 +88,15 @@ def test_images_of_a_file(tmp_path):
 
 def test_mistakes_are_one_clear_line(tmp_path):
     path = stats(CONFIG, tmp_path)
+    no_archive = tmp_path / "text.npz"
+    no_archive.write_text("text")
     for config, message in (
         (with_eval(reference=str(path)), "these are statistics already; name images"),
         (with_eval(out="statistics"), "statistics are .npz files"),
         (with_eval(format="adm"), "ADM's statistics are those of eval.extractor=inception"),
-        (with_eval(images=str(tmp_path / "none")), "cannot be read: No such file"),
+        (with_eval(images=str(tmp_path / "none")), "^eval.images='.*none' does not exist; name a folder"),
+        (with_eval(reference=str(tmp_path / "none")), "^eval.reference='.*none' does not exist; name a folder"),
+        (with_eval(reference=str(no_archive)), "^eval.reference: .*text.npz cannot be read: it is no .npz of arrays"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             stats(config, tmp_path)

@@ -253,15 +253,17 @@ def test_a_folder_without_images_is_named_by_its_key(tmp_path):
 def test_files_that_hold_no_images_are_refused(tmp_path):
     (tmp_path / "text.npz").write_text("no archive")
     wrong = {
-        "missing.npz": "cannot be read: No such file",
-        "text.npz": "cannot be read: it is no whole .npz",
-        "float.npz": r"holds float64 \[2, 4, 4, 3\]; images must be uint8",
-        "first.npz": r"holds uint8 \[2, 3, 4, 4\]",
+        "missing.npz": r"^eval.images='.*missing.npz' does not exist; name a folder of images",
+        "text.npz": "^eval.images: .*text.npz cannot be read: it is no whole .npz",
+        "float.npz": r"holds float64 \[2, 4, 4, 3\]; images must be uint8 .*: scale them to 0 ... 255 and round them",
+        "first.npz": r"holds uint8 \[2, 3, 4, 4\]; .*: channels come last: np.moveaxis\(images, 1, -1\)$",
+        "four.npz": r"holds uint8 \[2, 4, 4, 4\]; .*: one channel, or three$",
         "none.npz": "has no images: expected an array arr_0 or images, found mu",
         "empty.npz": r"holds uint8 \[0, 4, 4, 3\]",
     }
     save_npz(tmp_path / "float.npz", arr_0=np.zeros((2, 4, 4, 3)))
     save_npz(tmp_path / "first.npz", arr_0=np.zeros((2, 3, 4, 4), np.uint8))
+    save_npz(tmp_path / "four.npz", arr_0=np.zeros((2, 4, 4, 4), np.uint8))
     save_npz(tmp_path / "none.npz", mu=np.zeros(3))
     save_npz(tmp_path / "empty.npz", arr_0=np.zeros((0, 4, 4, 3), np.uint8))
     for name, message in wrong.items():

@@ -120,7 +120,7 @@ def _prepare(builder: Any, name: str) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
             f"data.name={name!r} is not prepared in {builder.data_dir}, and preparing it needs TensorFlow: "
-            "pip install 'ddim_jax[tfds]', or set data.dir to where it is prepared"
+            "pip install 'ddim_jax[tfds]', set data.dir to where it is prepared, or read images by data.source=folder"
         )
     _check_reachable(builder, name)
     import tensorflow as tf

@@ -1,0 +1,97 @@
+"""This process: whether it is the program ``ddim_jax``, and how Ctrl-C ends it.
+
+Python's own way is to raise KeyboardInterrupt wherever the program is just then. While modules are imported this comes
+out as a page of traceback, or as the ImportError of the C code that it hit; in a callback of the garbage collector (JAX
+has one) it is printed and lost, and the program goes on; and when all is done but for threads that are waited for, it
+is one of their tracebacks. Hence the program ends at once as long as there is nothing to clean up, and a job meets a
+KeyboardInterrupt that does not get lost.
+"""
+
+import _thread
+import contextlib
+import os
+import pathlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+INTERRUPTED = "ddim_jax: interrupted"
+INTERRUPTED_STATUS = 130
+
+# What Python was told to run is one of these: modules (``python -m MODULE``) and names of scripts.
+PROGRAMS = ("ddim_jax", "ddim_jax.main")
+
+# Seconds after which an interrupt that got lost comes again.
+_AGAIN_AFTER = 0.1
+
+_received = threading.Event()
+
+
+def is_program(*programs: str) -> bool:
+    """Whether Python was told to run one of these: modules (``python -m MODULE``) and names of scripts."""
+    arguments = iter(sys.orig_argv[1:])
+    for argument in arguments:
+        if argument.startswith("-m"):
+            return (argument[2:] or next(arguments, "")) in programs
+        if argument in ("-X", "-W"):
+            next(arguments, None)
+        elif not argument.startswith("-"):
+            return pathlib.Path(argument).stem in programs
+    return False
+
+
+def end_at_once_on_interrupt() -> None:
+    """From now on Ctrl-C ends the program there and then.
+
+    Nothing happens in another program, or where signals are somebody else's: ``nohup`` and shells without a terminal
+    have programs ignore this one.
+    """
+    if is_program(*PROGRAMS) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+@contextlib.contextmanager
+def interrupts_raised() -> Iterator[None]:
+    """Meanwhile Ctrl-C is a KeyboardInterrupt, so that files and bars are closed on its way; then again as before.
+
+    Nothing changes where :func:`end_at_once_on_interrupt` has done nothing.
+    """
+    if signal.getsignal(signal.SIGINT) is not _end:
+        yield
+        return
+    previous_hook = sys.unraisablehook
+
+    def come_again(lost: "sys.UnraisableHookArgs") -> None:
+        if lost.exc_type is KeyboardInterrupt:
+            timer = threading.Timer(_AGAIN_AFTER, _thread.interrupt_main)
+            timer.daemon = True
+            timer.start()
+        else:
+            previous_hook(lost)
+
+    sys.unraisablehook = come_again
+    signal.signal(signal.SIGINT, _raise)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, _end)
+        sys.unraisablehook = previous_hook
+
+
+def is_interrupted() -> bool:
+    """Whether Ctrl-C has come to a job of the program; what is raised from then on is its doing."""
+    return _received.is_set()
+
+
+def _raise(*_: Any) -> None:
+    _received.set()
+    raise KeyboardInterrupt
+
+
+def _end(*_: Any) -> None:
+    if not _received.is_set():
+        with contextlib.suppress(OSError):
+            os.write(2, f"{INTERRUPTED}\n".encode())
+    os._exit(INTERRUPTED_STATUS)
