@@ -324,7 +324,8 @@ def test_sample_writes_pngs_and_the_same_images_as_npz(trained):
 
 
 def test_describe_needs_no_workdir_and_writes_nothing(tmp_path):
-    result = command(tmp_path, f"--config={DIGITS}:tiny", "--mode=describe", "--config.sample.steps=3")
+    flags = ("--mode=describe", "--config.sample.steps=3", "--config.describe.tables=true")
+    result = command(tmp_path, f"--config={DIGITS}:tiny", *flags)
     assert result.returncode == 0, result.stderr
     assert list(tmp_path.iterdir()) == []
     text = result.stdout
@@ -341,7 +342,8 @@ def test_describe_needs_no_workdir_and_writes_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_describe_counts_the_published_cifar10_network(tmp_path):
-    result = command(tmp_path, f"--config={ROOT}/configs/cifar10.py", "--mode=describe", "--config.train.cpu_devices=1")
+    flags = ("--mode=describe", "--config.train.cpu_devices=1", "--config.describe.tables=true")
+    result = command(tmp_path, f"--config={ROOT}/configs/cifar10.py", *flags)
     assert result.returncode == 0, result.stderr
     text = result.stdout
     assert "Total: 35,746,307 " in text

@@ -556,6 +556,17 @@ class WeightsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DescribeConfig:
+    """``--mode=describe``: what a run is, needs and costs.
+
+    Attributes:
+        tables: print the parameters of each block and the row of each sampling step, too.
+    """
+
+    tables: bool = key(False, Role.STORAGE)
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run. ``seed`` decides initialisation, order, noise: everything random in training."""
 
@@ -572,6 +583,7 @@ class Config:
     likelihood: LikelihoodConfig = LikelihoodConfig()
     eval: EvalConfig = EvalConfig()
     weights: WeightsConfig = WeightsConfig()
+    describe: DescribeConfig = DescribeConfig()
     seed: int = key(0, Role.TRAINING, at_least=0, at_most=LARGEST_INDEX)
 
 

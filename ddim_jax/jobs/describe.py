@@ -29,14 +29,11 @@ from ddim_jax.training.program import compile_ahead, make_program
 from ddim_jax.training.state import TrainState, abstract_state, make_optimizer
 from ddim_jax.writers import say
 
-# The middle of a longer step table is left out.
-_MOST_ROWS = 20
-
 _LINE_WIDTH = 116
 
 
 def describe(config: Config, workdir: epath.PathLike | None = None) -> None:
-    """Prints a summary (parameters, cost, sampler, memory, what fits), then its parts, the config and the step table.
+    """Prints a summary (parameters, cost, sampler, memory, what fits), its parts, the config; on request more tables.
 
     Nothing is computed and no data is opened; the programs are compiled, to know their memory.
 
@@ -88,6 +85,9 @@ def describe(config: Config, workdir: epath.PathLike | None = None) -> None:
     _heading("Config, where it is not the default")
     _print_config(asked)
 
+    if not config.describe.tables:
+        print("\n--config.describe.tables=true: the parameters by block, and all sampling steps")
+        return
     _heading("Parameters, by block of the network")
     _print_parameters(state.params)
 
@@ -175,10 +175,6 @@ def _print_table(sampler: Sampler) -> None:
         print("x' = a x0 + b eps + c z")
     print("row " + "".join(f"{name:>15}" for name in columns))
     for row in range(sampler.evaluations):
-        if sampler.evaluations > _MOST_ROWS and _MOST_ROWS // 2 <= row < sampler.evaluations - _MOST_ROWS // 2:
-            if row == _MOST_ROWS // 2:
-                print(f"... {sampler.evaluations - _MOST_ROWS} rows ...")
-            continue
         print(f"{row + 1:4d}" + "".join(f"{column[row]:15.6g}" for column in columns.values()))
 
 
