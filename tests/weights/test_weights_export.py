@@ -222,6 +222,18 @@ def test_diffusers_has_no_such_network(residual, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_weights_of_nan_are_refused_as_such(tmp_path, monkeypatch, residual):
+    workdir, config = residual
+    pipe = ddim_jax.load(workdir)
+    leaves, tree = jax.tree.flatten(pipe.variables)
+    broken = [np.full_like(leaves[0], np.nan), *leaves[1:]]
+    broken = dataclasses.replace(pipe, variables=jax.tree.unflatten(tree, broken))
+    monkeypatch.setattr("ddim_jax.pipeline.load", lambda *unused: broken)
+    with pytest.raises(UserError, match="the checkpoint has values that are not finite in"):
+        export(with_weights(config, format="npz", out=str(tmp_path / "a.npz")), workdir)
+    assert not (tmp_path / "a.npz").exists()
+
+
 def test_values_too_large_for_float16_are_refused(tmp_path, residual):
     workdir, config = residual
     path = export(with_weights(config, format="npz", out=str(tmp_path / "a.npz")), workdir)
