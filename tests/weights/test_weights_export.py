@@ -222,6 +222,19 @@ def test_diffusers_has_no_such_network(residual, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("place, value", [(6, 255), (9, 8)])
+def test_a_zip_archive_with_a_damaged_directory_is_one_line(tmp_path, place, value):
+    """Its version, and how names are written: at the latter the name is no longer text."""
+    path = tmp_path / "a.pt"
+    with path.open("wb") as file:
+        np.savez(file, **{"ä": np.zeros(3)})
+    damaged = bytearray(path.read_bytes().replace("ä".encode(), b"\xff\xff"))
+    damaged[damaged.index(b"PK\x01\x02") + place] = value
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"a\.pt is damaged or cut short"):
+        ddim_jax.load_weights(path)
+
+
 def test_weights_of_nan_are_refused_as_such(tmp_path, monkeypatch, residual):
     workdir, config = residual
     pipe = ddim_jax.load(workdir)
