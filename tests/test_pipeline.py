@@ -283,6 +283,7 @@ def test_few_programs_serve_all_numbers_of_images(pipe, monkeypatch):
         (lambda p, d: p.sample(2, indices=3), "indices=3: a list of image indices is meant"),
         (lambda p, d: p.sample(2, progress="no"), "progress='no': True or False is meant"),
         (lambda p, d: p.sample(2, steps=d), "sample.steps: expected int, got [["),
+        (lambda p, d: p.sample(2, levels=[2**70]), "sample.levels=(1180591620717411303424,): must lie"),
         (lambda p, d: p.sample(2, sampler=d), "is not one of ddim"),
         (lambda p, d: p.trajectory(2), "indices=2: a list of image indices is meant, e.g. [2]"),
         (lambda p, d: p.trajectory([0], moments=0), "moments=0: "),
