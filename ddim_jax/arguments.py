@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ddim_jax.config.keys import LARGEST_INDEX
-from ddim_jax.errors import UserError
+from ddim_jax.errors import UserError, shown
 
 
 def pixels(images: Any, shape: Sequence[int]) -> np.ndarray:
@@ -67,7 +67,8 @@ def latents(values: Any, shape: Sequence[int]) -> np.ndarray:
             f"latents are {values.dtype}, but floats like standard normal noise are meant; encode() makes them of "
             "images"
         )
-    values = values.astype(np.float32)
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
     _check_finite(values, "latents")
     return values
 
@@ -122,13 +123,14 @@ def labels(values: Any, count: int, num_classes: int) -> np.ndarray | None:
     return values.astype(np.int32)
 
 
-def indices(values: Any, name: str, count: int | None = None) -> np.ndarray:
+def indices(values: Any, name: str, count: int | None = None, may_be_empty: bool = False) -> np.ndarray:
     """Image indices: int64 [n].
 
     Args:
         values: whole numbers, one at least.
         name: the argument's, for messages.
         count: how many they have to be.
+        may_be_empty: whether an empty list is one.
 
     Raises:
         UserError: not a list, none, another number of them, or some that no image has.
@@ -137,6 +139,8 @@ def indices(values: Any, name: str, count: int | None = None) -> np.ndarray:
     if values.ndim == 0 and np.issubdtype(values.dtype, np.number):
         raise UserError(f"{name}={values}: a list of image indices is meant, e.g. [{values}]")
     if values.size == 0:
+        if may_be_empty and values.ndim == 1:
+            return np.empty(0, np.int64)
         raise UserError(f"{name} is empty: name one image index at least, e.g. [0]")
     if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
         raise UserError(
@@ -170,8 +174,23 @@ def whole_number(value: Any, name: str, at_least: int, at_most: int | None = Non
         number = None
     if number is None or number < at_least or (at_most is not None and number > at_most):
         allowed = f"of {at_least} or more" if at_most is None else f"in {at_least} ... {at_most}"
-        raise UserError(f"{name}={value!r}: a whole number {allowed} is meant")
+        raise UserError(f"{name}={shown(value)}: a whole number {allowed} is meant")
     return number
+
+
+def switch(value: Any, name: str) -> bool:
+    """True or False, of Python or NumPy, or 1 or 0, as Python's.
+
+    Args:
+        value: the argument.
+        name: its name, for messages.
+
+    Raises:
+        UserError: something else, such as a word.
+    """
+    if not isinstance(value, (bool, np.bool_, int, np.integer)) or value not in (0, 1):
+        raise UserError(f"{name}={shown(value)}: True or False is meant")
+    return bool(value)
 
 
 def pictures(images: Any) -> np.ndarray:
@@ -195,21 +214,20 @@ def _array(values: Any, name: str) -> np.ndarray:
     """The values as an array of numbers."""
     try:
         array = np.asarray(values)
-    except (ValueError, TypeError):
-        _refuse(values, name)
+    except Exception as error:
+        # What other libraries' arrays raise is theirs to choose: a tensor with a gradient, one of another device.
+        _refuse(values, name, error)
     # An empty list has no type of its own.
     if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool) or np.iscomplexobj(array):
         _refuse(values, name)
     return array
 
 
-def _refuse(values: Any, name: str) -> NoReturn:
-    raise UserError(f"{name}: an array or a list of numbers is meant, of equal length throughout; got {_short(values)}")
-
-
-def _short(values: Any) -> str:
-    text = " ".join(repr(values).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _refuse(values: Any, name: str, error: Exception | None = None) -> NoReturn:
+    reason = "" if error is None else f" ({' '.join(str(error).split())})"
+    raise UserError(
+        f"{name}: an array or a list of numbers is meant, of equal length throughout; got {shown(values)}{reason}"
+    ) from error
 
 
 def _check_shape(array: np.ndarray, shape: Sequence[int], name: str) -> None:

@@ -12,7 +12,9 @@ def cache_dir(*parts: str) -> pathlib.Path:
     Args:
         *parts: names of the folder and of those above it, e.g. ``"prepared"``.
     """
+    # Where no shell has set them, in a container or a notebook, nobody has expanded a ``~``.
     own = os.environ.get("DDIM_JAX_CACHE")
     if own:
-        return pathlib.Path(own, *parts)
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache", "ddim_jax", *parts)
+        return pathlib.Path(own, *parts).expanduser()
+    of_all = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return pathlib.Path(of_all, "ddim_jax", *parts)

@@ -1,5 +1,10 @@
 """The exceptions that end a run with one line instead of a stack trace."""
 
+from typing import Any
+
+# Of a value in a message: what a line has room for.
+_SHOWN = 60
+
 
 class UserError(Exception):
     """A mistake that the user can mend: in the config, the data or the workdir.
@@ -19,3 +24,13 @@ class PeerLostError(UserError):
     """Another process of the run ended: nobody's mistake here, and starting all of them again goes on with the run."""
 
     status = 1
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: on one line, and cut short where it is long, as arrays are.
+
+    >>> shown([[0] * 4] * 100)
+    '[[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], ...'
+    """
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

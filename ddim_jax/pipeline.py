@@ -26,7 +26,7 @@ from ddim_jax.configured import build_encoder, build_inpainting, build_sampler
 from ddim_jax.diffusion.interpolation import slerp_grid, slerp_path
 from ddim_jax.diffusion.loop import PaddedTable, padded
 from ddim_jax.diffusion.table import as_data
-from ddim_jax.errors import UserError
+from ddim_jax.errors import UserError, shown
 from ddim_jax.images import grid, to_pillow
 from ddim_jax.models import Model, build_model, parameter_count
 from ddim_jax.sampling import programs
@@ -168,8 +168,13 @@ class Pipeline:
         Raises:
             UserError: a setting that does not exist or cannot be used.
         """
-        if num is None and not settings.get("per_class") and "indices" in settings:
-            arguments.indices(settings["indices"], "indices")
+        if "indices" in settings:
+            # None of them is how a list in the config is left out.
+            may_be_empty = num is not None or "per_class" in settings
+            named = arguments.indices(settings["indices"], "indices", may_be_empty=may_be_empty)
+            if num is not None and len(named) and len(named) != num:
+                raise UserError(f"num={shown(num)} and {len(named)} indices: give one of the two")
+            settings["indices"] = named.tolist()
         given = {"num": num, "steps": steps, "eta": eta, "batch_size": batch_size}
         settings.update({key: value for key, value in given.items() if value is not None})
         # What is given counts, not a list in the config that would replace it.
@@ -484,7 +489,7 @@ class Pipeline:
         run = self._compiled.get(key)
         batch = (*given, items) if given else items
         all_given = programs.Given(parallel.replicate(self.variables, parallel.local_devices()), table)
-        show = writers.is_watched() if progress is None else progress
+        show = writers.is_watched() if progress is None else arguments.switch(progress, "progress")
         doing = "encoding" if make is programs.encode_program else "drawing"
         if run is None:
             with writers.progress(1, f"{doing}: compiling the program", "program", show=show, leave=None) as bar:
@@ -513,15 +518,15 @@ def show(images: np.ndarray, columns: int | None = None) -> Image.Image:
 
     Args:
         images: uint8 [..., h, w, 1 or 3], as :class:`Pipeline` returns them, of any number of leading axes.
-        columns: images per row. The last of several leading axes is a row when None, so that a pair of
-            ``interpolate`` is one; otherwise the picture is about square.
+        columns: images per row, or all where there are fewer. The last of several leading axes is a row when None, so
+            that a pair of ``interpolate`` is one; otherwise the picture is about square.
 
     Raises:
         UserError: something else than images.
     """
     images = arguments.pictures(images)
     if columns is not None:
-        columns = arguments.whole_number(columns, "columns", 1)
+        columns = min(arguments.whole_number(columns, "columns", 1), images[..., 0, 0, 0].size)
     elif images.ndim > 4:
         columns = images.shape[-4]
     return to_pillow(grid(images.reshape(-1, *images.shape[-3:]), columns))
@@ -543,11 +548,12 @@ def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema
         UserError: the workdir holds no config or no such checkpoint.
     """
     if not isinstance(workdir, (str, os.PathLike)):
-        raise UserError(f"load({workdir!r}): the path of a workdir is meant, or one of {', '.join(SHIPPED)}")
+        raise UserError(f"load({shown(workdir)}): the path of a workdir is meant, or one of {', '.join(SHIPPED)}")
     if isinstance(step, str) and step != "best":
         raise UserError(f"step={step!r}: the step of a checkpoint is meant, or 'best', or None for the newest")
-    if step is not None and step != "best":
+    if step is not None and not isinstance(step, str):
         step = arguments.whole_number(step, "step", 0)
+    ema = arguments.switch(ema, "ema")
     workdir = os.path.expanduser(workdir)
     shipped = shipped_file(workdir)
     if shipped is not None:
@@ -575,6 +581,9 @@ def load_weights(path: str | os.PathLike[str], config: Config | None = None, ema
         UserError: there is no such file, it is damaged or of no known form, or it holds another network.
     """
     if not isinstance(path, (str, os.PathLike)):
-        raise UserError(f"load_weights({path!r}): the path of a file or a folder of weights is meant")
+        raise UserError(f"load_weights({shown(path)}): the path of a file or a folder of weights is meant")
+    if config is not None and not isinstance(config, Config):
+        raise UserError(f"config={shown(config)}: a ddim_jax.config.Config is meant, such as another pipeline's config")
+    ema = arguments.switch(ema, "ema")
     weights = read_weights(path, config, ema)
     return Pipeline(weights.config, build_model(weights.config), weights.variables, weights.step)

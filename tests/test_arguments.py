@@ -84,6 +84,7 @@ def test_latents():
     np.testing.assert_array_equal(taken, LATENTS)
     refused("latents[2] holds NaN or infinity", arguments.latents, one_at(np.nan, LATENTS, 2), SHAPE)
     refused("latents[0] holds NaN or infinity", arguments.latents, one_at(np.inf, LATENTS, 0), SHAPE)
+    refused("latents[1] holds NaN or infinity", arguments.latents, one_at(1e300, LATENTS), SHAPE)
     refused("latents are uint8, but floats", arguments.latents, IMAGES, SHAPE)
     refused("latents have shape (3, 8, 8)", arguments.latents, LATENTS[..., 0], SHAPE)
 
@@ -131,6 +132,37 @@ def test_whole_numbers():
     for given in (3.0, "3", True, None, 0):
         refused(f"jump={given!r}: a whole number of 1 or more is meant", arguments.whole_number, given, "jump", 1)
     refused("level=1001: a whole number in 1 ... 1000", arguments.whole_number, 1001, "level", 1, 1000)
+
+
+def test_switches():
+    for given in (True, np.True_, 1):
+        assert arguments.switch(given, "ema") is True
+    assert arguments.switch(False, "ema") is False
+    for given in ("false", None, 2, 1.0, np.ones(3)):
+        refused("True or False is meant", arguments.switch, given, "ema")
+
+
+def test_arrays_of_other_libraries_raise_what_they_like():
+    class Tensor:
+        def __array__(self, *unused, **also_unused):
+            raise RuntimeError("Can't call numpy() on a Tensor\nthat requires grad")
+
+    for function, given in (
+        (arguments.pixels, (SHAPE,)),
+        (arguments.latents, (SHAPE,)),
+        (arguments.mask, (IMAGES.shape,)),
+        (arguments.labels, (3, 10)),
+        (arguments.indices, ("indices",)),
+        (arguments.pictures, ()),
+    ):
+        refused("(Can't call numpy() on a Tensor that requires grad)", function, Tensor(), *given)
+
+
+def test_a_message_shows_the_beginning_of_a_long_value():
+    for function, given in ((arguments.whole_number, ("jump", 1)), (arguments.switch, ("progress",))):
+        with pytest.raises(UserError) as caught:
+            function(np.arange(10_000).reshape(100, 100), *given)
+        assert len(str(caught.value)) < 150 and "\n" not in str(caught.value)
 
 
 def test_pictures():

@@ -1,10 +1,13 @@
 """Arrays in files that appear whole: what a program finds that goes on where another was killed."""
 
+import io
+
 import numpy as np
 import pytest
 from etils import epath
 
-from ddim_jax.npz import NpzInParts, load_if_whole, save_arrays
+from ddim_jax.errors import UserError
+from ddim_jax.npz import NpzInParts, array_names, load_arrays, load_if_whole, save_arrays
 
 
 def batch(*indices):
@@ -54,3 +57,30 @@ def test_what_a_killed_program_left(tmp_path):
     assert load_if_whole(tmp_path / "saved.npz")["a"].tolist() == [0, 1, 2]
     (tmp_path / "saved.npz").write_bytes(b"")
     assert load_if_whole(tmp_path / "saved.npz") is None
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_whatever_is_damaged_is_one_line(tmp_path, compressed):
+    """Zip archives and what is compressed in them fail in many ways, each with an exception of its own."""
+    file = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(file, index=np.arange(5), value=np.eye(3))
+    whole = file.getvalue()
+    directory = whole.index(b"PK\x01\x02")
+    changes = [(directory + 6, 255), (directory + 8, 1), (directory + 10, 99)]  # version, encryption, compression
+    generator = np.random.default_rng(0)
+    changes += [(int(generator.integers(len(whole))), int(generator.integers(256))) for _ in range(200)]
+    path = epath.Path(tmp_path) / "all.npz"
+    refused = 0
+    for place, value in changes:
+        damaged = bytearray(whole)
+        damaged[place] = value
+        path.write_bytes(damaged)
+        for read in (load_arrays, array_names):
+            try:
+                read(path)
+            except UserError as error:
+                refused += 1
+                assert "all.npz cannot be read: " in str(error)
+        load_if_whole(path)
+        NpzInParts(path).indices()
+    assert refused > 100

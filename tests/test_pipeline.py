@@ -320,6 +320,12 @@ def test_few_programs_serve_all_numbers_of_images(pipe, monkeypatch):
         (lambda p, d: p.noise([1.5]), "indices are float64"),
         (lambda p, d: p.noise([]), "indices is empty"),
         (lambda p, d: p.sample(indices=[]), "indices is empty"),
+        (lambda p, d: p.sample(4, indices=[7, 3]), "num=4 and 2 indices: give one of the two"),
+        (lambda p, d: p.sample(2, indices=3), "indices=3: a list of image indices is meant"),
+        (lambda p, d: p.sample(2, progress="no"), "progress='no': True or False is meant"),
+        (lambda p, d: p.sample(2, steps=d), "sample.steps: expected int, got [["),
+        (lambda p, d: p.sample(2, levels=[2**70]), "sample.levels=(1180591620717411303424,): must lie"),
+        (lambda p, d: p.sample(2, sampler=d), "is not one of ddim"),
         (lambda p, d: p.trajectory(2), "indices=2: a list of image indices is meant, e.g. [2]"),
         (lambda p, d: p.trajectory([0], moments=0), "moments=0: "),
         (lambda p, d: p.interpolate([0, 1], [2]), "second: found 1 image indices, but 2 are meant"),
@@ -335,6 +341,7 @@ def test_an_argument_that_cannot_be_used_is_one_line(pipe, run, message):
         run(pipe, digits)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 def test_a_name_that_no_model_has(workdir, monkeypatch, tmp_path):
@@ -347,8 +354,14 @@ def test_a_name_that_no_model_has(workdir, monkeypatch, tmp_path):
         ddim_jax.load(workdir, step="newest")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match=r"step=1.5: a whole number of 0 or more"):
         ddim_jax.load(workdir, step=1.5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="step="):
+        ddim_jax.load(workdir, step=np.ones(2))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="ema='false': True or False is meant"):
+        ddim_jax.load(workdir, ema="false")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match=r"load_weights\(None\): the path"):
         ddim_jax.load_weights(None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match=r"config='digits': a ddim_jax.config.Config is meant"):
+        ddim_jax.load_weights("a.npz", config="digits")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_workdir_that_cannot_be_loaded(workdir, tmp_path):

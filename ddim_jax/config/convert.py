@@ -15,7 +15,7 @@ from ddim_jax.config.keys import check_name, flatten, keys_of
 from ddim_jax.config.presets import preset, table_for
 from ddim_jax.config.schema import Config, SampleConfig, without_none
 from ddim_jax.config.tree import ConfigTree
-from ddim_jax.errors import ConfigError
+from ddim_jax.errors import ConfigError, shown
 
 
 def from_config_dict(config: ConfigTree, given: Collection[str] = ()) -> Config:
@@ -86,7 +86,7 @@ def differences(old: Config, new: Config, groups: tuple[str, ...] | None = None)
 
 def _build(cls: Any, values: Any, prefix: str) -> Any:
     if not isinstance(values, dict):
-        raise ConfigError(f"{prefix.rstrip('.') or 'config'}: expected a group of keys, got {values!r}")
+        raise ConfigError(f"{prefix.rstrip('.') or 'config'}: expected a group of keys, got {shown(values)}")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
@@ -113,14 +113,14 @@ def _convert(annotation: Any, value: Any, key: str) -> Any:
         if inner is str and isinstance(value, (str, int)):
             value = [value]  # as the command line reads it: eval.checkpoints=600 is a list of one
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{key}: expected a list, got {value!r}")
+            raise ConfigError(f"{key}: expected a list, got {shown(value)}")
         if inner is str:
             value = [str(e) if isinstance(e, int) and not isinstance(e, bool) else e for e in value]
         return tuple(_convert(inner, element, f"{key}[{i}]") for i, element in enumerate(value))
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, annotation) or (annotation is not bool and isinstance(value, bool)):
-        raise ConfigError(f"{key}: expected {annotation.__name__}, got {value!r} ({type(value).__name__})")
+        raise ConfigError(f"{key}: expected {annotation.__name__}, got {shown(value)} ({type(value).__name__})")
     if annotation is float and not math.isfinite(value):
         raise ConfigError(f"{key}: {value} is not a finite number")
     return value

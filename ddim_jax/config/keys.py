@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-from ddim_jax.errors import ConfigError
+from ddim_jax.errors import ConfigError, shown
 from ddim_jax.names import choices
 
 # The largest seed and image index.
@@ -183,7 +183,7 @@ def check_name(annotation: Any, value: Any, key: str) -> bool:
         close = difflib.get_close_matches(str(value), known, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
         listed = ", ".join(name or "''" for name in known)
-        raise ConfigError(f"{key}: {value!r} is not one of {listed}{hint}")
+        raise ConfigError(f"{key}: {shown(value)} is not one of {listed}{hint}")
     return True
 
 
@@ -199,7 +199,7 @@ def check_values(config: Any) -> None:
         value, known = flat[name], field.metadata["key"]
         values = value if isinstance(value, tuple) else () if value is None else (value,)
         if known.range is not None and not all(map(known.range.holds, values)):
-            raise ConfigError(f"{name}={value}: {known.range}")
+            raise ConfigError(f"{name}={shown(value) if isinstance(value, tuple) else value}: {known.range}")
         if known.is_filled and not value:
             raise ConfigError(f"{name}={value}: name at least one")
         of_each = typing.get_args(field.type)[0] if typing.get_origin(field.type) is tuple else field.type

@@ -327,7 +327,7 @@ class SampleConfig:
     eta: float = key(0.0, Role.PIXELS, at_least=0, is_traced=True)
     eta_per_step: tuple[float, ...] = key((), Role.PIXELS, at_least=0, is_traced=True)
     spacing: Spacing = key("uniform", Role.PIXELS, is_traced=True)
-    levels: tuple[int, ...] = key((), Role.PIXELS, is_traced=True)
+    levels: tuple[int, ...] = key((), Role.PIXELS, at_least=0, at_most=LARGEST_INDEX, is_traced=True)
     clip: Clip = key("none", Role.PIXELS)
     threshold_percentile: float = key(99.5, Role.PIXELS)
     threshold_limit: float = key(1e6, Role.PIXELS)

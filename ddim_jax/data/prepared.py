@@ -161,7 +161,8 @@ def prepare_on_disk(source: Source, config: DataConfig) -> PreparedSource:
     folder = _prepared_dir(source, config, info)
     if not folder.exists():
         _create(folder, len(source), config, info)
-    states = _open_array(folder / "states.npy")
+    # All are opened before anything is written: to what is cut off nothing can be added.
+    _, _, states = (_open_array(folder / f"{name}.npy") for name in ("images", "labels", "states"))
     unusable = np.flatnonzero(states == _UNUSABLE)
     if len(unusable) and config.on_error == "fail":
         raise _image_error(source, int(unusable[0]), _read_reasons(folder))

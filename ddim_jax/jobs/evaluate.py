@@ -82,6 +82,7 @@ def evaluate(config: Config, workdir: epath.PathLike) -> epath.Path:
     if parallel.is_main_process():
         for note in notes:
             say(note)
+        table.remove_damaged(source.rows)
         _announce(source, table)
     # From here on files appear: all processes must have looked before.
     parallel.barrier("evaluate folder")

@@ -22,6 +22,7 @@ from ddim_jax.weights.description import Description, shared_config
 from ddim_jax.weights.diffusers_config import not_in_scheduler
 from ddim_jax.weights.export_formats import EXPORT_FORMATS, read_description
 from ddim_jax.weights.forms import COST_OF_RAW_WEIGHTS
+from ddim_jax.weights.shapes import check_finite
 from ddim_jax.writers import say
 
 # Noisy images through the network, to see what rounding its weights does to its output.
@@ -47,8 +48,8 @@ def export(config: Config, workdir: epath.PathLike) -> epath.Path:
         The folder or file.
 
     Raises:
-        UserError: no checkpoint, a network or schedule that diffusers cannot express, values that the dtype cannot
-            hold, or another export in the way.
+        UserError: no checkpoint, weights that are not finite, a network or schedule that diffusers cannot express,
+            values that the dtype cannot hold, or another export in the way.
     """
     settings = config.weights
     loading = dataclasses.replace(config, sample=dataclasses.replace(config.sample, ema=settings.ema))
@@ -110,6 +111,7 @@ def _write(
 
 
 def _rounded(arrays: Mapping[str, np.ndarray], dtype: StoredDtype) -> dict[str, np.ndarray]:
+    check_finite(arrays, "the checkpoint")
     with np.errstate(over="ignore"):
         rounded = {name: array.astype(jnp.dtype(dtype)) for name, array in arrays.items()}
     too_large = [name for name, array in rounded.items() if not np.isfinite(array).all()]

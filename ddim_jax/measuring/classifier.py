@@ -26,7 +26,7 @@ from ddim_jax.errors import UserError
 from ddim_jax.measuring.extractor import Extractor, FeatureProgram, Features
 from ddim_jax.measuring.image_sets import spread_indices
 from ddim_jax.models.classifier import NUM_FEATURES, Classifier
-from ddim_jax.npz import load_arrays, save_arrays
+from ddim_jax.npz import load_arrays, load_if_whole, save_arrays
 from ddim_jax.random_streams import PRNG_IMPL
 from ddim_jax.writers import progress, say
 
@@ -104,11 +104,12 @@ def classifier_for(data: DataConfig, batch_size: int = 64) -> ClassifierExtracto
         **{key: getattr(data, key) for key in ("split", "crop", "resize", "image_size", "channels")},
     }
     kept = epath.Path(cache_dir("classifiers")) / f"{source.name}-{digest_of_facts(about)[:12]}.npz"
-    if not kept.exists():
+    arrays = load_if_whole(kept)
+    if arrays is None or "provenance" not in arrays:
         params, accuracy = _train(source, data)
         flat = traverse_util.flatten_dict(params, sep="/")
         save_arrays(kept, {"provenance": json.dumps({**about, "held_out_accuracy": accuracy}), **flat})
-    arrays = load_arrays(kept)
+        arrays = load_arrays(kept)
     provenance = json.loads(str(arrays.pop("provenance")))
     provenance["weights_sha256"] = digest_of_arrays(arrays, separator="")
     params = traverse_util.unflatten_dict(arrays, sep="/")

@@ -53,10 +53,9 @@ def reference_for(config: Config, extractor: Extractor) -> Reference:
         provenance = reference_provenance(images, extractor, settings)
         file = f"{reference_name(provenance)}-{provenance_digest(provenance)[:12]}.npz"
         kept = epath.Path(cache_dir("reference")) / file
-        if kept.exists():
-            reference = read_reference(kept)
-            if "left_out" not in reference.provenance or config.data.on_error == "skip":
-                return reference
+        reference = _kept_reference(kept)
+        if reference is not None and ("left_out" not in reference.provenance or config.data.on_error == "skip"):
+            return reference
         reference = measure_reference(images, extractor, settings, kept.with_suffix(".parts"))
         write_reference(kept, reference)
     left_out = [word for metric in chosen_metrics(settings) if metric.needs_single_images for word in metric.words]
@@ -82,6 +81,17 @@ def has_statistics(settings: EvalConfig) -> bool:
         return is_statistics(path)
     except UserError as error:
         raise UserError(f"eval.reference: {error}") from error
+
+
+def _kept_reference(path: epath.Path) -> Reference | None:
+    """Reads statistics from the cache; None if there are none, or a file that a full or failing disk has spoilt."""
+    if not path.exists():
+        return None
+    try:
+        return read_reference(path)
+    except UserError as error:
+        say(f"{error}; these statistics are measured anew")
+        return None
 
 
 def reference_images(config: Config) -> ImageSet:

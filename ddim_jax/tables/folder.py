@@ -9,7 +9,7 @@
     table.md, table.csv, table.json, quality.png, report.html
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from ddim_jax.tables.claims import Claims
 from ddim_jax.tables.lines import Comparison, clipping_note, lines, to_csv, to_json, to_markdown
 from ddim_jax.tables.report import quality_picture, to_html
 from ddim_jax.tables.rows import Result, Row
+from ddim_jax.writers import say
 
 
 class TableFolder:
@@ -58,6 +59,21 @@ class TableFolder:
     def has(self, row: Row) -> bool:
         """Returns whether the row is measured."""
         return self._result_path(row.name).exists()
+
+    def remove_damaged(self, rows: Iterable[Row]) -> None:
+        """Removes results that cannot be read, so that these rows are measured again, and says so.
+
+        A result has its name once it is whole: what is cut off or empty is a disk's doing, and no job's at work.
+        """
+        for row in rows:
+            path = self._result_path(row.name)
+            if not path.exists():
+                continue
+            try:
+                Result.from_json(path.read_text())
+            except (ValueError, TypeError) as error:
+                say(f"{path} is damaged ({error}); the row is measured again")
+                path.unlink(missing_ok=True)
 
     def results(self) -> list[Result]:
         """Reads all results there are, of this job and others.

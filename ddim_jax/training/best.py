@@ -64,13 +64,15 @@ class BestCheckpoint:
         try:
             record = json.loads(path.read_text())
         except ValueError:
+            record = None
+        if not isinstance(record, dict):
             say(f"{path} is damaged; the best checkpoint is looked for anew")
             return {}
         ours = json.loads(json.dumps(self._settings_record()))
         if any(record.get(key) != value for key, value in ours.items()):
             say(f"{path} holds figures of other settings; the best checkpoint is looked for anew")
             return {}
-        return record["measured"] if record["best_step"] in self._checkpoints.steps() else {}
+        return record["measured"] if record.get("best_step") in self._checkpoints.steps() else {}
 
     def _settings_record(self) -> dict[str, Any]:
         """Returns what figures must share to be compared."""

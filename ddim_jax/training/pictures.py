@@ -9,7 +9,7 @@ from etils import epath
 from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.data.batch_order import steps_for_epochs
-from ddim_jax.images import as_rgb, grid, labelled_rows, save_png
+from ddim_jax.images import as_rgb, grid, labelled_rows, png_shape, save_png
 from ddim_jax.models import Model
 from ddim_jax.sampling.image_sampler import sampler_for
 from ddim_jax.training.checkpoint import select_weights
@@ -71,8 +71,9 @@ class TrainingPictures:
         """Draws one picture with a grid for each of ``train.final_sample_steps``, and says where it is."""
         step = int(parallel.host_copy(state.step))
         path = sample_grid_path(self._workdir, step)
+        drawn = [path, *path.parent.glob(f"{path.stem}_ddim_*.png")]
         num = self._config.train.sample_num
-        if self._final_samplers and not path.exists():
+        if self._final_samplers and any(png_shape(picture) is None for picture in drawn):
             weights = parallel.replicate(self._weights(state), parallel.local_devices())
             rows = []
             for sampler in self._final_samplers:

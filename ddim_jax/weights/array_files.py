@@ -45,7 +45,8 @@ def is_npz(path: pathlib.Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return all(name.endswith(".npy") for name in archive.namelist())
-    except zipfile.BadZipFile:
+    except Exception:
+        # What wrong bytes in the archive's directory lead to: no list of exceptions is complete.
         return False
 
 

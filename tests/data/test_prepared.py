@@ -426,6 +426,23 @@ def test_a_damaged_folder(tmp_path: Path, damage: str, name: str) -> None:
     open_images(config)
 
 
+@pytest.mark.parametrize("name", ["images", "labels"])
+@pytest.mark.parametrize("size", [0, 100, 200])
+def test_a_damaged_folder_with_images_still_to_do(tmp_path: Path, size: int, name: str) -> None:
+    config = config_of(save_mixed(tmp_path / "images"))
+    open_images(config)
+    folder = folders(config)[0]
+    states = np.load(folder / "states.npy", mmap_mode="r+")
+    states[2:] = 0
+    states.flush()
+    damaged = (folder / f"{name}.npy").read_bytes()[:size]
+    assert len(damaged) == size
+    (folder / f"{name}.npy").write_bytes(damaged)
+    with pytest.raises(UserError, match=rf"{name}\.npy cannot be read"):
+        open_images(config)
+    assert (folder / f"{name}.npy").read_bytes() == damaged
+
+
 def test_a_file_that_vanishes_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even under skip, as in every cache mode: what is there is no property of an image."""
     config = config_of(save_mixed(tmp_path / "images"), on_error="skip")

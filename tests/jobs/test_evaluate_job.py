@@ -270,9 +270,21 @@ def test_a_result_that_does_not_belong_here_is_refused(workdir, finished):
     path.write_text(text.replace('"num": 24', '"num": 25'))
     with pytest.raises(UserError, match=r"of 25 images, this table of 24"):
         evaluate(asked(steps=(2,)), workdir)
-    path.write_text(text[:-20])
-    with pytest.raises(UserError, match=r"cannot be used .* delete it"):
+
+
+def test_a_damaged_result_is_measured_again(workdir, finished, capsys):
+    folder = evaluate(asked(steps=(2,)), workdir)
+    (path,) = (folder / "rows").glob("*.json")
+    for damaged in ("", path.read_text()[:-20], "[]"):
+        path.write_text(damaged)
         evaluate(asked(steps=(2,)), workdir)
+        assert f"{path} is damaged" in capsys.readouterr().err
+        (found,) = figures(folder).items()
+        assert found in figures(finished).items()
+    # Of a row that nobody asked for now, it is for the user to decide.
+    path.write_text("")
+    with pytest.raises(UserError, match=r"cannot be used .* delete it"):
+        evaluate(asked(steps=(3,)), workdir)
 
 
 # --- images made elsewhere ----------------------------------------------------------------------

@@ -61,6 +61,19 @@ def test_training_depends_on_the_images_alone(cache, monkeypatch, tmp_path):
     assert other["weights_sha256"] != found[0]["weights_sha256"]
 
 
+@pytest.mark.parametrize("damaged", [b"", b"PK\x03\x04 cut off"])
+def test_a_damaged_classifier_is_trained_anew(monkeypatch, tmp_path, damaged):
+    monkeypatch.setattr(classifier, "_FEWEST_STEPS", 2)
+    monkeypatch.setattr(classifier, "_EPOCHS", 0)
+    monkeypatch.setenv("DDIM_JAX_CACHE", str(tmp_path))
+    few = dataclasses.replace(DIGITS, split="train[:100]")
+    first = classifier_for(few).provenance
+    (kept,) = (tmp_path / "classifiers").iterdir()
+    kept.write_bytes(damaged)
+    assert classifier_for(few).provenance == first
+    assert kept.stat().st_size > 1000
+
+
 def test_shifts_move_whole_images():
     images = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 1), np.uint8)
     moved = classifier._shifted(images, np.random.default_rng(1))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from ddim_jax.cache import cache_dir
 from ddim_jax.config import Config, DataConfig, EvalConfig
 from ddim_jax.errors import UserError
 from ddim_jax.images import save_png
@@ -129,6 +130,32 @@ def test_a_reference_of_other_images(tmp_path, kind):
     found = reference_for(with_eval(reference=str(path)), EXTRACTOR)
     np.testing.assert_allclose(found.mean, images.reshape(30, -1).mean(0) / 255, atol=1e-7)
     assert found.provenance["name"] == "real"
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:-50], lambda data: data[:3000] + b"x" * 99])
+def test_damaged_statistics_in_the_cache_are_measured_anew(cache, capsys, damage):
+    first = reference_for(CONFIG, EXTRACTOR)
+    (kept,) = (cache / "reference").iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(damage(whole))
+    capsys.readouterr()
+    again = reference_for(CONFIG, EXTRACTOR)
+    assert f"{kept} cannot be read" in said(capsys)
+    np.testing.assert_array_equal(again.covariance, first.covariance)
+    assert read_reference(kept).provenance == first.provenance
+    reference_for(CONFIG, EXTRACTOR)
+    assert "measuring" not in said(capsys)
+
+
+def test_the_cache_may_be_named_from_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DDIM_JAX_CACHE", "~/mine")
+    assert cache_dir("reference") == tmp_path / "mine" / "reference"
+    monkeypatch.delenv("DDIM_JAX_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/all")
+    assert cache_dir("reference") == tmp_path / "all" / "ddim_jax" / "reference"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_dir("reference") == tmp_path / ".cache" / "ddim_jax" / "reference"
 
 
 def test_unreadable_images_are_left_out_if_that_is_wanted(tmp_path):

@@ -200,3 +200,13 @@ def test_figures_of_other_settings_are_not_compared_with(finished, tmp_path, cap
     train(CONFIG, workdir)
     assert "figures of other settings" in capsys.readouterr().err
     assert record(workdir) == record(finished)
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", '{"best_step": 4'])
+def test_a_damaged_record_is_made_anew(finished, tmp_path, capsys, damaged):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir, ignore=shutil.ignore_patterns("best"))
+    (workdir / "best.json").write_text(damaged)
+    train(CONFIG, workdir)
+    assert "best.json is damaged" in capsys.readouterr().err
+    assert record(workdir)["best_step"] == 4

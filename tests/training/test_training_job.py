@@ -44,6 +44,22 @@ def test_what_is_due_inside_a_group_comes_at_its_end(tmp_path):
     assert [line["step"] for line in metrics(tmp_path) if "loss" in line] == [1, 2, 3, 4, 5, 6, 7]
 
 
+def test_pictures_that_are_damaged_are_drawn_again_and_whole_ones_left(tmp_path):
+    settings = {**SHORT, "train__final_sample_steps": (1, 2)}
+    config = changed_digits(train__steps=1, train__sample_num=2, **settings)
+    train(config, tmp_path)
+    paths = sorted((tmp_path / "samples").iterdir())
+    assert [path.name for path in paths] == [f"step_00000001{end}.png" for end in ("", "_ddim_1", "_ddim_2")]
+    whole = [path.read_bytes() for path in paths]
+    for damaged in paths[:2]:
+        damaged.write_bytes(damaged.read_bytes()[:-20])
+        train(config, tmp_path)
+        assert [path.read_bytes() for path in paths] == whole
+    times = [path.stat().st_mtime_ns for path in paths]
+    train(config, tmp_path)
+    assert [path.stat().st_mtime_ns for path in paths] == times
+
+
 @pytest.mark.slow
 def test_a_resumed_run_with_its_average_on_the_host_and_images_on_the_device(tmp_path):
     settings = {"train__ema_on_host": True, "data__cache": "device", **SHORT}

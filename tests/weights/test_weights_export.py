@@ -222,6 +222,31 @@ def test_diffusers_has_no_such_network(residual, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("place, value", [(6, 255), (9, 8)])
+def test_a_zip_archive_with_a_damaged_directory_is_one_line(tmp_path, place, value):
+    """Its version, and how names are written: at the latter the name is no longer text."""
+    path = tmp_path / "a.pt"
+    with path.open("wb") as file:
+        np.savez(file, **{"ä": np.zeros(3)})
+    damaged = bytearray(path.read_bytes().replace("ä".encode(), b"\xff\xff"))
+    damaged[damaged.index(b"PK\x01\x02") + place] = value
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"a\.pt is damaged or cut short"):
+        ddim_jax.load_weights(path)
+
+
+def test_weights_of_nan_are_refused_as_such(tmp_path, monkeypatch, residual):
+    workdir, config = residual
+    pipe = ddim_jax.load(workdir)
+    leaves, tree = jax.tree.flatten(pipe.variables)
+    broken = [np.full_like(leaves[0], np.nan), *leaves[1:]]
+    broken = dataclasses.replace(pipe, variables=jax.tree.unflatten(tree, broken))
+    monkeypatch.setattr("ddim_jax.pipeline.load", lambda *unused: broken)
+    with pytest.raises(UserError, match="the checkpoint has values that are not finite in"):
+        export(with_weights(config, format="npz", out=str(tmp_path / "a.npz")), workdir)
+    assert not (tmp_path / "a.npz").exists()
+
+
 def test_values_too_large_for_float16_are_refused(tmp_path, residual):
     workdir, config = residual
     path = export(with_weights(config, format="npz", out=str(tmp_path / "a.npz")), workdir)
