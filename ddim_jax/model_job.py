@@ -116,4 +116,4 @@ def work_bar(total: int, description: str, unit: str) -> Iterator[tqdm]:
 
 def _describe(bar: tqdm, description: str) -> None:
     if bar.desc != description:
-        bar.set_description_str(description)
+        bar.set_description_str(description)  # the other method adds the colon that the bar's form has

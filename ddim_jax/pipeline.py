@@ -7,7 +7,6 @@
 
 import base64
 import dataclasses
-import difflib
 import html
 import io
 import os
@@ -34,7 +33,7 @@ from ddim_jax.sampling.image_sampler import image_indices, image_items, program_
 from ddim_jax.sharded_map import ShardedMap
 from ddim_jax.training.checkpoint import restore_trained, select_weights
 from ddim_jax.weights.forms import read_weights
-from ddim_jax.weights.shipped import SHIPPED, shipped_file
+from ddim_jax.weights.shipped import SHIPPED, meant_by, shipped_file
 
 _DECIDED_ELSEWHERE = {
     "checkpoint": "load(workdir, step=...) chooses it",
@@ -560,8 +559,8 @@ def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema
         if step is not None or not ema:
             raise UserError(f"{workdir} has one checkpoint, of averaged weights; load it without step and ema")
         return load_weights(shipped)
-    if not epath.Path(workdir).exists() and (close := difflib.get_close_matches(os.fspath(workdir), SHIPPED, n=1)):
-        raise UserError(f"there is no workdir {workdir}; did you mean '{close[0]}', a model in the package?")
+    if (meant := meant_by(workdir)) is not None:
+        raise UserError(f"there is no workdir {workdir}; did you mean '{meant}', a model in the package?")
     trained = restore_trained(workdir, step)
     return Pipeline(trained.config, build_model(trained.config), select_weights(trained.state, ema), trained.step)
 

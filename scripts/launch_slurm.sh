@@ -23,8 +23,10 @@ fi
 config=$1 workdir=$2
 shift 2
 # 75 says that the run is saved and not complete. One of the processes requeues the job, which ends all that is left of
-# it; to srun it is a success, since the status of one process would make it kill the others.
+# it; to srun it is a success, since the status of one process would make it kill the others. Slurm signals the shell
+# around a process, too, which has to outlive it.
 exec srun --kill-on-bad-exit=1 bash -c '
+    trap : TERM
     status=0
     "$@" || status=$?
     if ((status == 75)); then

@@ -32,6 +32,7 @@ def from_config_dict(config: ConfigTree, given: Collection[str] = ()) -> Config:
     built = _build(Config, config.to_dict(), "")
     if "sample.preset" not in given:
         _check_beside_preset(built, given)
+    _check_beside_table(built, given)
     return _finish(_with_preset(built, given))
 
 
@@ -191,6 +192,24 @@ def _check_beside_preset(config: Config, given: Collection[str]) -> None:
                 f"{key}={ours!r} stands beside sample.preset={config.sample.preset}, which says {value!r}; leave one "
                 f"of them out of the config file, or pass the one that you mean on the command line"
             )
+
+
+# What the rows of a published table say themselves: of ``eval``, and what they set of ``sample``.
+_OF_TABLE = ("eval.samplers", "eval.etas", "eval.spacings", "eval.steps")
+_OF_ROWS = ("sample.preset", "sample.sampler", "sample.eta", "sample.spacing", "sample.clip", "sample.steps")
+
+
+def _check_beside_table(config: Config, given: Collection[str]) -> None:
+    """Refuses what is given beside ``eval.preset``, whose rows would replace it without a word."""
+    if not config.eval.preset:
+        return
+    # A table that is not given now, but e.g. in a run's config, is none of the business of other jobs.
+    replaced = _OF_TABLE + (_OF_ROWS if "eval.preset" in given else ())
+    for key in (key for key in replaced if key in given):
+        raise ConfigError(
+            f"{key}={flatten(config)[key]!r} is given beside eval.preset={config.eval.preset}, whose rows say that "
+            f"themselves; leave it out, or the table (--config.eval.preset=)"
+        )
 
 
 def _with_preset(config: Config, given: Collection[str]) -> Config:

@@ -476,7 +476,8 @@ class EvalConfig:
 
     Attributes:
         preset: the rows of a published table, see ``tables/published_figures.py``; replaces ``samplers``, ``etas``,
-            ``spacings`` and ``steps``. ``ddim-table1`` and ``ddim-table3`` are the parts that are about ``data.name``.
+            ``spacings`` and ``steps``, which are refused beside it on the command line. ``ddim-table1`` and
+            ``ddim-table3`` are the parts that are about ``data.name``.
         num: images per row.
         checkpoints: steps of checkpoints, or ``latest``, ``best``, ``all``.
         samplers: see ``sample.sampler``.

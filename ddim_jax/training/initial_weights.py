@@ -20,7 +20,7 @@ from ddim_jax.training.checkpoint import Checkpoints, restore_trained, select_we
 from ddim_jax.training.state import TrainState, fresh_optimizer_state
 from ddim_jax.weights.agreement import agreed_config, deciding_values
 from ddim_jax.weights.forms import read_weights
-from ddim_jax.weights.shipped import shipped_file
+from ddim_jax.weights.shipped import meant_by, shipped_file
 from ddim_jax.workdir import best_dir, changes_to_run, checkpoint_dir, config_path
 from ddim_jax.writers import say
 
@@ -122,6 +122,8 @@ def _read(source: str, network: Config) -> InitialWeights:
         agreed = agreed_config(network, deciding_values(trained.config), str(of_workdir[0]), any_classes=True)
         raw, averages = (select_weights(trained.state, ema) for ema in (False, True))
         return InitialWeights(source, agreed, raw, averages, trained.step)
+    if shipped is None and (meant := meant_by(source)) is not None:
+        raise UserError(f"there is no such file or folder; did you mean '{meant}', a model in the package?")
     weights = read_weights(shipped or source, network, any_classes=True)
     return InitialWeights(source, weights.config, weights.raw or weights.variables, weights.variables, weights.step)
 

@@ -72,6 +72,8 @@ _SCHEDULES: dict[str, ScheduleName] = {
     "sigmoid": "sigmoid",
 }
 _OBJECTIVES: dict[str, Objective] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+# How many its pipeline makes unless told otherwise.
+_PIPELINE_STEPS = 50
 # Those that DDIMScheduler knows.
 _EXPORTED_SCHEDULES: dict[ScheduleName, str] = {
     "linear": "linear",
@@ -334,6 +336,8 @@ def not_in_scheduler(config: Config) -> list[str]:
             f"sample.steps={steps}, sample.spacing={sample.spacing}: DDIMScheduler takes the same steps only "
             f"where their number divides the {num_levels} levels, and is not 1 unless it is 'trailing'"
         )
+    if steps != _PIPELINE_STEPS:
+        found.append(f"sample.steps={steps} is no setting of theirs: pass num_inference_steps={steps} to the pipeline")
     if config.model.num_classes:
         found.append(
             f"model.num_classes={config.model.num_classes}: DDIMPipeline gives the network no labels: call UNet2DModel "

@@ -31,6 +31,7 @@ from ddim_jax.weights.array_files import ArrayFile, read_safetensors, write_safe
 from ddim_jax.weights.description import KEY, Description
 from ddim_jax.weights.torch_file import read_torch_file
 from ddim_jax.weights.unet_names import from_torch, to_torch, with_plain_names
+from ddim_jax.weights.wrappers import unwrapped
 from ddim_jax.writers import say
 
 # Where a pipeline that we write has its parameters.
@@ -142,7 +143,10 @@ def _read_torch_arrays(file: pathlib.Path) -> ArrayFile:
     state = read_torch_file(file)
     if not isinstance(state, Mapping):
         raise UserError(f"{file} does not hold arrays by name, as diffusers writes them")
-    return ArrayFile(dict(state), {})
+    found = unwrapped(state)
+    if found.raw is None or found.averages is not None:
+        raise UserError(f"{file} holds moving averages beside or instead of the weights: save the ones to read alone")
+    return ArrayFile(dict(found.raw), {})
 
 
 # By the endings of the files that diffusers saves parameters in, and the order in which they are looked for.

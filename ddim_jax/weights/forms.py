@@ -28,16 +28,11 @@ from ddim_jax.weights.published_networks import published_networks, recognise
 from ddim_jax.weights.shapes import check_finite, check_shapes, variable_shapes
 from ddim_jax.weights.torch_file import ZIP_START, read_torch_file
 from ddim_jax.weights.unet_names import from_torch, naming_of, unet_state_shapes, with_plain_names
+from ddim_jax.weights.wrappers import unwrapped
 from ddim_jax.writers import say
 
 # What the averaging is worth, as measured by others for the same training run of DDPM's.
 COST_OF_RAW_WEIGHTS = "published for CIFAR-10: FID 12.14 with the raw weights, 3.21 with their moving averages"
-
-
-# What training frameworks call a state dict, that of the moving averages, and the number of steps, in what they save.
-_STATE_KEYS = ("state_dict", "model_state_dict", "model")
-_AVERAGE_KEYS = ("ema", "ema_state_dict", "state_dict_ema", "model_ema")
-_STEP_KEYS = ("global_step", "step")
 
 
 class Weights(NamedTuple):
@@ -163,18 +158,13 @@ def _from_torch_file(path: pathlib.Path, config: Config | None, any_classes: boo
 
 def _from_wrapper(tree: Mapping[Any, Any], path: pathlib.Path, config: Config | None, any_classes: bool) -> Weights:
     """Makes weights of a state dict, perhaps inside of what a training framework saved around it."""
-    raws = [tree[key] for key in _STATE_KEYS if isinstance(tree.get(key), Mapping)]
-    averages = [tree[key] for key in _AVERAGE_KEYS if isinstance(tree.get(key), Mapping)]
-    if not raws and not averages:
-        return _from_state(tree, path, config, any_classes)
-    steps = [tree[key] for key in _STEP_KEYS if type(tree.get(key)) is int and tree[key] >= 0]
-    step = steps[0] if steps else 0
-    if not averages:
-        return _from_wrapper(raws[0], path, config, any_classes)._replace(step=step)
-    averaged = _from_state(averages[0], path, config, any_classes)._replace(averaged=True, step=step)
-    if not raws:
+    found = unwrapped(tree)
+    if found.averages is None:
+        return _from_state(found.raw, path, config, any_classes)._replace(step=found.step)
+    averaged = _from_state(found.averages, path, config, any_classes)._replace(averaged=True, step=found.step)
+    if found.raw is None:
         return averaged
-    return averaged._replace(raw=_from_wrapper(raws[0], path, averaged.config, any_classes).variables)
+    return averaged._replace(raw=_from_state(found.raw, path, averaged.config, any_classes).variables)
 
 
 def _from_state(state: Any, path: pathlib.Path, config: Config | None, any_classes: bool) -> Weights:
@@ -188,7 +178,8 @@ def _from_state(state: Any, path: pathlib.Path, config: Config | None, any_class
         raise UserError(f"{path} holds no U-Net of DDIM's code or diffusers: what it holds is called {names} ...")
     if naming == "diffusers":
         raise UserError(
-            f"{path} is of diffusers, whose weights mean nothing without config.json: give the folder of both"
+            f"{path} is of diffusers, whose weights mean nothing without config.json: give the folder of both, in "
+            "which it is called diffusion_pytorch_model.safetensors or .bin"
         )
     if config is None:
         published = recognise(state)

@@ -77,6 +77,8 @@ _PIXELWISE: dict[Naming, tuple[str, ...]] = {
 }
 # What PyTorch's DataParallel, torch.compile and training frameworks put before all names, in any order and number.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "unet.")
+# What PyTorch's AveragedModel counts beside the parameters that it averages.
+_COUNT = "n_averaged"
 # What diffusers called the layers of attention until 2023; files of that time are still published.
 _OLD_DIFFUSERS_LAYERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -167,10 +169,11 @@ def with_plain_names(state: Mapping[Any, Any]) -> dict[Any, Any]:
     PyTorch's ``DataParallel`` puts ``module.`` before each name, ``torch.compile`` ``_orig_mod.``, and diffusers has
     renamed the layers of attention.
     """
+    state = {name: value for name, value in state.items() if name != _COUNT}
     while prefix := next((p for p in _PREFIXES if state and all(str(name).startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     if naming_of(state) != "diffusers":
-        return dict(state)
+        return state
     return {_modern(name): value for name, value in state.items()}
 
 

@@ -226,6 +226,21 @@ def test_a_published_table_is_the_part_about_the_data(asked, data_name, found):
     assert found in PUBLISHED
 
 
+def test_what_is_given_beside_a_published_table_is_refused_with_both_values():
+    config = default_config()
+    config.eval.preset, config.eval.steps, config.sample.clip = "step-times", (2,), "keep_eps"
+    message = r"eval.steps=\(2,\) is given beside eval.preset=step-times, whose rows say that themselves; leave it out"
+    with pytest.raises(ConfigError, match=message):
+        from_config_dict(config, ["eval.steps"])
+    with pytest.raises(ConfigError, match=r"sample.clip='keep_eps' is given beside eval.preset=step-times"):
+        from_config_dict(config, ["eval.preset", "sample.clip"])
+    # What the config file has for other jobs, and what rows have in common, may stand beside a table.
+    for given in (["eval.preset"], ["sample.clip"], ["eval.preset", "eval.seeds", "eval.num", "sample.guidance_scale"]):
+        assert from_config_dict(config, given).eval.preset == "step-times"
+    config.eval.preset = ""
+    assert from_config_dict(config, ["eval.preset", "eval.steps"]).eval.steps == (2,)
+
+
 def test_every_path_is_expanded_and_only_at_its_beginning(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
     paths = [key for key, known in keys_of(Config) if known.is_path]

@@ -194,6 +194,17 @@ def test_pickled_and_old_weights_of_diffusers(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, params, random_params(config))
 
 
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "bin"])
+@pytest.mark.parametrize("form", [{}, {"variant": "fp16"}], ids=["plain", "variant"])
+@pytest.mark.parametrize("shard", [{}, {"max_shard_size": "20KB"}], ids=["whole", "shards"])
+def test_every_form_in_which_diffusers_saves_weights(tmp_path, form, shard, pickled):
+    config = network("cifar10")
+    their_unet(config).save_pretrained(tmp_path / "unet", safe_serialization=not pickled, **form, **shard)
+    assert (len(list((tmp_path / "unet").iterdir())) > 3) == bool(shard)
+    params = read_weights(tmp_path, config).variables["params"]
+    jax.tree.map(np.testing.assert_array_equal, params, random_params(config))
+
+
 def test_averages_saved_by_diffusers_training(tmp_path):
     config = network("classes")
     unet = their_unet(config)

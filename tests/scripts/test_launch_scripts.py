@@ -66,6 +66,15 @@ def test_slurm_queues_a_stopped_job_again_once(launch, status, process, ends_wit
     assert calls.get("scontrol") == (["requeue", "123"] if requeued else None)
 
 
+def test_the_shell_that_slurm_signals_too_outlives_the_run(launch):
+    result, calls = launch(
+        "launch_slurm.sh", "c.py", "runs/x",
+        python="kill -TERM $PPID; sleep 0.2; exit 75", SLURM_PROCID="0", SLURM_JOB_ID="123",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert calls["scontrol"] == ["requeue", "123"]
+
+
 @pytest.mark.parametrize("more", [[], ["--config.sample.steps=(1, 2)"]])
 def test_a_tpu_pod_gets_the_arguments_and_no_others(launch, more):
     result, calls = launch("launch_tpu_pod.sh", "pod", "zone", "c.py", "gs://b/x", *more)

@@ -71,6 +71,11 @@ def assert_equal_but_for_classes(one, other):
 # --- what the run begins with -------------------------------------------------------------------
 
 
+def test_a_misspelt_model_of_the_package_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"train.init_from=mnist-smal: .*did you mean 'mnist-small'"):
+        read_initial_weights(digits(train__init_from="mnist-smal"), tmp_path)
+
+
 def test_step_0_draws_the_images_of_the_source(tmp_path, source, capsys):
     config = tuned(source, train__keep_last=5)
     train(config, tmp_path / "run")

@@ -220,7 +220,8 @@ def test_settings_of_the_sampler_that_diffusers_has(changes, settings):
     ("changes", "said"),
     [
         ({}, []),
-        ({"sample__spacing": "trailing", "sample__clip": "keep_eps", "sample__steps": 10}, []),
+        ({"sample__spacing": "trailing", "sample__clip": "keep_eps"}, []),
+        ({"sample__steps": 10}, ["sample.steps=10 .* pass num_inference_steps=10"]),
         ({"sample__eta": 1.0}, ["sample.eta=1 .* pass eta=1 to the pipeline"]),
         ({"sample__eta_per_step": (1.0,) * 4}, ["sample.eta_per_step=.* one eta"]),
         ({"sample__sampler": "unipc2"}, ["sample.sampler=unipc2 is none"]),
@@ -231,8 +232,11 @@ def test_settings_of_the_sampler_that_diffusers_has(changes, settings):
         ({"sample__spacing": "logsnr"}, ["sample.spacing=logsnr is none"]),
         ({"sample__spacing": "openai"}, ["sample.spacing=openai is none"]),
         ({"sample__spacing": "linspace"}, ["sample.spacing=linspace .* others, and worse"]),
-        ({"sample__levels": (9, 3)}, ["sample.levels="]),
-        ({"sample__steps": 30}, ["sample.steps=30, sample.spacing=uniform: .* the 1000 levels"]),
+        ({"sample__levels": (9, 3)}, ["sample.levels=", "pass num_inference_steps=2"]),
+        (
+            {"sample__steps": 30},
+            ["sample.steps=30, sample.spacing=uniform: .* the 1000 levels", "pass num_inference_steps=30"],
+        ),
         ({"model__num_classes": 3}, ["model.num_classes=3"]),
         (
             {"model__num_classes": 3, "sample__guidance_scale": 2.0, "sample__eta": 0.5, "sample__spacing": "quad"},
@@ -241,7 +245,7 @@ def test_settings_of_the_sampler_that_diffusers_has(changes, settings):
     ],
 )
 def test_settings_of_the_sampler_that_diffusers_has_not_are_named(changes, said):
-    found = not_in_scheduler(small_config(**changes))
+    found = not_in_scheduler(small_config(**{"sample__steps": 50, **changes}))
     assert len(found) == len(said)
     for sentence, pattern in zip(found, said, strict=True):
         assert re.search(pattern, sentence)

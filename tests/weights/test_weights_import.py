@@ -136,7 +136,14 @@ def test_names_with_wrappers_before_them(tmp_path, prefix):
     assert_equal(weights.variables["params"], random_params(config))
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
+def test_the_count_of_an_averaged_model_is_no_parameter(tmp_path):
+    config = small_config()
+    state = {f"module.{name}": value for name, value in state_dict(config, "ddim").items()}
+    path = write_torch(tmp_path / "model.pt", {"n_averaged": np.array(5), **state})
+    assert_equal(read_weights(path, config).variables["params"], random_params(config))
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "module"])
 def test_a_state_dict_in_a_wrapper(tmp_path, key):
     config = small_config()
     state = {f"model.{name}": value for name, value in state_dict(config, "ddim").items()}
@@ -154,6 +161,27 @@ def test_a_wrapper_with_averages_beside_the_raw_weights(tmp_path):
     assert_equal(weights.variables["params"], random_params(config, 2))
     assert_equal(weights.raw["params"], random_params(config, 1))
     assert (weights.averaged, weights.step) == (True, 7)
+
+
+def test_a_step_is_known_from_the_inner_of_two_wrappers(tmp_path):
+    config = small_config()
+    inner = {"state_dict": as_tensors(state_dict(config, "ddim")), "global_step": 7}
+    write(tmp_path / "last.ckpt", {"model": inner, "optimizer": {}}, "zip")
+    assert read_weights(tmp_path / "last.ckpt", config).step == 7
+
+
+def test_a_wrapper_inside_of_a_folder_of_diffusers(tmp_path):
+    config = small_config()
+    write_diffusers(tmp_path, config)
+    unet = tmp_path / "unet"
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    file = unet / "diffusion_pytorch_model.bin"
+    state = as_tensors(state_dict(config, "diffusers"), "_orig_mod.")
+    write(file, {"state_dict": state, "epoch": 3}, "zip")
+    assert_equal(read_weights(tmp_path, config).variables["params"], random_params(config))
+    write(file, {"state_dict": state, "ema": state}, "zip")
+    with pytest.raises(UserError, match=r"model.bin holds moving averages beside or instead of the weights"):
+        read_weights(tmp_path, config)
 
 
 def test_a_network_of_ddims_code_with_one_channel_a_group(tmp_path):
