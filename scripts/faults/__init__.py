@@ -1,0 +1,1 @@
+"""Faults made on purpose, for ``scripts/torture.py``."""
