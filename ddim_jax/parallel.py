@@ -277,16 +277,23 @@ def training_devices(batch_size: int, parts: int = 1) -> Devices:
     return [device for devices in by_process for device in devices[:per_process]]
 
 
+# A whole number travels between processes as floats that hold each of its digits exactly, times the processes.
+_DIGIT = 4096
+_DIGITS = 3
+
+
 def value_of_main_process(value: int) -> int:
-    """Process 0's value, a small whole number, on all processes."""
+    """Process 0's value, a whole number of 35 bits or fewer, on all processes."""
     if process_count() == 1:
         return value
+    digits = [value // _DIGIT**place % _DIGIT for place in range(_DIGITS - 1)]
+    digits.append(value // _DIGIT ** (_DIGITS - 1))  # has the sign
     # One device of each process: process 0's share of the mean is all of it.
     devices = training_devices(process_count())
     run = step_over_batch(lambda nothing, x: (nothing, mean_over_devices(x)), devices)
-    mine = value * process_count() if is_main_process() else 0
-    _, found = run(replicate(np.float32(0), devices), split_batch(np.full(1, mine, np.float32), 1))
-    return round(float(np.ravel(host_copy(found))[0]))
+    mine = np.array([digits], np.float32) * (process_count() if is_main_process() else 0)
+    _, found = run(replicate(np.float32(0), devices), split_batch(mine, 1))
+    return sum(round(float(digit)) * _DIGIT**place for place, digit in enumerate(np.ravel(host_copy(found))))
 
 
 def local_devices() -> Devices:

@@ -22,7 +22,7 @@ from ddim_jax.training.loop import TrainingLoop
 from ddim_jax.training.pictures import TrainingPictures
 from ddim_jax.training.program import compile_ahead, make_program
 from ddim_jax.training.sigterm import catch_sigterm
-from ddim_jax.training.state import init_state, make_optimizer
+from ddim_jax.training.state import abstract_state, init_state, make_optimizer
 from ddim_jax.training.validation import Validation
 from ddim_jax.workdir import checkpoint_dir, config_path, is_resumed, prepare_for_training
 from ddim_jax.writers import MetricWriter, SilentWriter, say
@@ -86,12 +86,14 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
             compiling = compiler.submit(compile_ahead, program, config, model, optimizer, total_steps, len(source))
         if main_process and config.train.measure_every:
             best = stack.enter_context(contextlib.closing(BestCheckpoint(config, model, workdir)))
-        state = init_state(config, model, optimizer)
         if saved is not None:
-            state = checkpoints.restore(saved, state)
-        elif initial is not None:
-            state = initial.begin(state, optimizer)
-            checkpoints.save(0, state)  # from here on nobody needs the source any more
+            # An earlier step where the newest is damaged.
+            start, state = checkpoints.restore_newest(abstract_state(config, model, optimizer), together=True)
+        else:
+            state = init_state(config, model, optimizer)
+            if initial is not None:
+                state = initial.begin(state, optimizer)
+                checkpoints.save(0, state)  # from here on nobody needs the source any more
         announce(config, state, len(source), start, total_steps, devices)
         writer: MetricWriter = SilentWriter()
         if main_process:
