@@ -52,6 +52,11 @@ def end_at_once_on_interrupt() -> None:
         signal.signal(signal.SIGINT, _end)
 
 
+def ends_at_once() -> bool:
+    """Whether Ctrl-C would end the program here, so that no KeyboardInterrupt can be its doing."""
+    return signal.getsignal(signal.SIGINT) is _end
+
+
 @contextlib.contextmanager
 def interrupts_raised() -> Iterator[None]:
     """Meanwhile Ctrl-C is a KeyboardInterrupt, so that files and bars are closed on its way; then again as before.
