@@ -43,7 +43,7 @@ from ddim_jax.names import Mode, choices
 # ``import`` cannot be the name of a module or function.
 _JOBS = {"import": "import_weights"}
 
-_PROCESS_FLAGS = ("coordinator", "num_processes", "process_id", "distributed")
+_PROCESS_FLAGS = ("coordinator", "num_processes", "process_id", "distributed", "wait_seconds")
 
 # A job on a trained model, unless it measures images of others: the model is what the workdir says.
 _ON_A_RUN: tuple[Mode, ...] = (
@@ -66,7 +66,7 @@ def _run_job(mode: str, config: Config, workdir: str | None) -> bool:
     """Runs ``jobs/MODE.py``'s function MODE. It is imported here, so that a mistake in a flag is reported at once.
 
     Returns:
-        Whether the job is complete; training is not where SIGTERM stopped it.
+        Whether the job is complete; training is not where a signal stopped it.
     """
     name = _JOBS.get(mode, mode)
     job = getattr(importlib.import_module(f"ddim_jax.jobs.{name}"), name)
@@ -96,9 +96,18 @@ def _define_flags(argv: Sequence[str], tree: ConfigTree | None = None) -> flags.
         "distributed", None, ["auto"], "auto: find the other processes (TPU pod, Slurm, MPI)", flag_values=own
     )
     flags.DEFINE_integer(
+        "wait_seconds",
+        300,
+        "How long all processes may take to come",
+        lower_bound=1,
+        upper_bound=86400,
+        flag_values=own,
+    )
+    flags.DEFINE_integer(
         "stopped_status",
         0,
-        "Exit status of training that SIGTERM stopped, all saved, before its last step; for scripts that start it anew",
+        "Exit status of training that SIGTERM or SIGHUP stopped, all saved, before its last step; for scripts that "
+        "start it anew",
         lower_bound=0,
         upper_bound=255,
         flag_values=own,
@@ -336,8 +345,9 @@ def run(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 for success, 1 when another process of the run was lost, 2 for a user's mistake, 130 after
-        Ctrl-C, 141 when whoever read the output has closed it (``| head``), and what ``--stopped_status`` says, else 0,
-        where SIGTERM stopped training. Other errors propagate.
+        Ctrl-C, also where training has saved its step because of it, 141 when whoever read the output has closed it
+        (``| head``), and what ``--stopped_status`` says, else 0, where SIGTERM or SIGHUP stopped training. Other errors
+        propagate.
     """
     logging.basicConfig(level=logging.WARNING)
     argv = sys.argv if argv is None else argv
@@ -363,6 +373,7 @@ def run(argv: Sequence[str] | None = None) -> int:
             automatic=own.distributed == "auto",
             deterministic=config.train.deterministic,
             stop_together=own.mode == "train",
+            wait_seconds=own.wait_seconds,
         )
         if parallel.is_main_process():
             for key, (of_preset, ours) in beside_preset(config, _given_keys(own)).items():
@@ -381,7 +392,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         if not process.is_interrupted():
             raise
         return _report(error)
-    return 0 if complete else own.stopped_status
+    if complete:
+        return 0
+    return process.INTERRUPTED_STATUS if process.was_asked_to_stop() else own.stopped_status
 
 
 def command() -> int:
