@@ -36,7 +36,7 @@ from ddim_jax.config import (
     shipped_configs,
     to_config_dict,
 )
-from ddim_jax.errors import ConfigError, UserError
+from ddim_jax.errors import ConfigError, UserError, on_one_line
 from ddim_jax.huge_pages import restart_with_huge_pages
 from ddim_jax.names import Mode, choices
 
@@ -226,8 +226,11 @@ def _tree_of_json(path: str) -> ConfigTree:
     """The config that a run has written."""
     from etils import epath
 
+    from ddim_jax.files import check_kind
+
     if not epath.Path(path).exists():
         raise UserError(f"--config={path} is not a file; name the config.json of a run")
+    check_kind(path)
     try:
         return to_config_dict(from_json(epath.Path(path).read_text()))
     except ConfigError as error:
@@ -316,7 +319,7 @@ def _report(error: BaseException) -> int:
         print(process.INTERRUPTED, file=sys.stderr)
         return process.INTERRUPTED_STATUS
     if isinstance(error, UserError):
-        print(f"ddim_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"ddim_jax: error: {on_one_line(' '.join(str(error).split()))}", file=sys.stderr)
         return error.status
     traceback.print_exception(error)
     return 1
@@ -337,6 +340,14 @@ def _output_is_closed() -> bool:
     return closed
 
 
+class _LogLines(logging.Formatter):
+    """Lines of the log: names of files that stand in ours cannot break them, or steer the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        line = super().formatMessage(record)
+        return on_one_line(line) if record.name.startswith("ddim_jax") else line
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     """Parses flags, runs the job, and turns a user's mistake into one line.
 
@@ -349,7 +360,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         (``| head``), and what ``--stopped_status`` says, else 0, where SIGTERM or SIGHUP stopped training. Other errors
         propagate.
     """
-    logging.basicConfig(level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LogLines(logging.BASIC_FORMAT))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     argv = sys.argv if argv is None else argv
     try:
         if {"-h", "--help"} & set(argv[1:]):
