@@ -1,5 +1,6 @@
 """The exceptions that end a run with one line instead of a stack trace."""
 
+import unicodedata
 from typing import Any
 
 # Of a value in a message: what a line has room for.
@@ -24,6 +25,20 @@ class PeerLostError(UserError):
     """Another process of the run ended: nobody's mistake here, and starting all of them again goes on with the run."""
 
     status = 1
+
+
+# Categories of Unicode: control characters, those that turn the direction of writing, lone halves of pairs (bytes of a
+# file's name that are no text), ends of lines and paragraphs.
+_NOT_SHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def on_one_line(text: str) -> str:
+    r"""A text without characters that break lines or steer a terminal: these stand as Python writes them.
+
+    >>> on_one_line("a\tname\nwith \x1b[2J")
+    'a\\tname\\nwith \\x1b[2J'
+    """
+    return "".join(repr(letter)[1:-1] if unicodedata.category(letter) in _NOT_SHOWN else letter for letter in text)
 
 
 def shown(value: Any) -> str:

@@ -38,7 +38,7 @@ from ddim_jax.config import (
     shipped_configs,
     to_config_dict,
 )
-from ddim_jax.errors import ConfigError, UserError, shown
+from ddim_jax.errors import ConfigError, UserError, on_one_line, shown
 from ddim_jax.huge_pages import restart_with_huge_pages
 from ddim_jax.names import Mode, choices
 
@@ -51,7 +51,7 @@ _MOST_PROCESSES = 2**20
 # Characters of a value that a line has room for.
 _SHOWN = 100
 
-_PROCESS_FLAGS = ("coordinator", "num_processes", "process_id", "distributed")
+_PROCESS_FLAGS = ("coordinator", "num_processes", "process_id", "distributed", "wait_seconds")
 
 # A job on a trained model, unless it measures images of others: the model is what the workdir says.
 _ON_A_RUN: tuple[Mode, ...] = (
@@ -74,7 +74,7 @@ def _run_job(mode: str, config: Config, workdir: str | None) -> bool:
     """Runs ``jobs/MODE.py``'s function MODE. It is imported here, so that a mistake in a flag is reported at once.
 
     Returns:
-        Whether the job is complete; training is not where SIGTERM stopped it.
+        Whether the job is complete; training is not where a signal stopped it.
     """
     name = _JOBS.get(mode, mode)
     job = getattr(importlib.import_module(f"ddim_jax.jobs.{name}"), name)
@@ -104,9 +104,18 @@ def _define_flags(argv: Sequence[str], tree: ConfigTree | None = None) -> flags.
         "distributed", None, ["auto"], "auto: find the other processes (TPU pod, Slurm, MPI)", flag_values=own
     )
     flags.DEFINE_integer(
+        "wait_seconds",
+        300,
+        "How long all processes may take to come",
+        lower_bound=1,
+        upper_bound=86400,
+        flag_values=own,
+    )
+    flags.DEFINE_integer(
         "stopped_status",
         0,
-        "Exit status of training that SIGTERM stopped, all saved, before its last step; for scripts that start it anew",
+        "Exit status of training that SIGTERM or SIGHUP stopped, all saved, before its last step; for scripts that "
+        "start it anew",
         lower_bound=0,
         upper_bound=255,
         flag_values=own,
@@ -263,8 +272,11 @@ def _tree_of_json(path: str) -> ConfigTree:
     """The config that a run has written."""
     from etils import epath
 
+    from ddim_jax.files import check_kind
+
     if not epath.Path(path).is_file():
         raise UserError(f"--config={path} is not a file; name the config.json of a run")
+    check_kind(path)
     try:
         return to_config_dict(from_json(epath.Path(path).read_text()))
     except (OSError, ValueError) as error:
@@ -366,7 +378,7 @@ def _report(error: BaseException) -> int:
         print(process.INTERRUPTED, file=sys.stderr)
         return process.INTERRUPTED_STATUS
     if isinstance(error, UserError):
-        print(f"ddim_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"ddim_jax: error: {on_one_line(' '.join(str(error).split()))}", file=sys.stderr)
         return error.status
     if isinstance(error, MemoryError):
         reason = str(error) or "there is no more"
@@ -393,6 +405,14 @@ def _output_is_closed() -> bool:
     return closed
 
 
+class _LogLines(logging.Formatter):
+    """Lines of the log: names of files that stand in ours cannot break them, or steer the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        line = super().formatMessage(record)
+        return on_one_line(line) if record.name.startswith("ddim_jax") else line
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     """Parses flags, runs the job, and turns a user's mistake into one line.
 
@@ -401,10 +421,13 @@ def run(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 for success, 1 when another process of the run was lost, 2 for a user's mistake, 130 after
-        Ctrl-C, 141 when whoever read the output has closed it (``| head``), and what ``--stopped_status`` says, else 0,
-        where SIGTERM stopped training. Other errors propagate.
+        Ctrl-C, also where training has saved its step because of it, 141 when whoever read the output has closed it
+        (``| head``), and what ``--stopped_status`` says, else 0, where SIGTERM or SIGHUP stopped training. Other errors
+        propagate.
     """
-    logging.basicConfig(level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LogLines(logging.BASIC_FORMAT))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     argv = sys.argv if argv is None else argv
     try:
         if {"-h", "--help"} & set(argv[1:]):
@@ -428,6 +451,7 @@ def run(argv: Sequence[str] | None = None) -> int:
             automatic=own.distributed == "auto",
             deterministic=config.train.deterministic,
             stop_together=own.mode == "train",
+            wait_seconds=own.wait_seconds,
         )
         if parallel.is_main_process():
             for key, (of_preset, ours) in beside_preset(config, _given_keys(own)).items():
@@ -446,7 +470,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         if not process.is_interrupted():
             raise
         return _report(error)
-    return 0 if complete else own.stopped_status
+    if complete:
+        return 0
+    return process.INTERRUPTED_STATUS if process.was_asked_to_stop() else own.stopped_status
 
 
 def command() -> int:

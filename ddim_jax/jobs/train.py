@@ -21,8 +21,8 @@ from ddim_jax.training.log import announce
 from ddim_jax.training.loop import TrainingLoop
 from ddim_jax.training.pictures import TrainingPictures
 from ddim_jax.training.program import compile_ahead, make_program
-from ddim_jax.training.sigterm import catch_sigterm
 from ddim_jax.training.state import abstract_state, init_state, make_optimizer
+from ddim_jax.training.stop_signals import catch_stop_signals
 from ddim_jax.training.validation import Validation
 from ddim_jax.workdir import checkpoint_dir, config_path, is_resumed, prepare_for_training
 from ddim_jax.writers import MetricWriter, SilentWriter, say
@@ -39,7 +39,7 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
         workdir: where it is written.
 
     Returns:
-        The step at which SIGTERM stopped the run before its end, saved; None when the run is complete.
+        The step at which a signal stopped the run before its end, saved; None when the run is complete.
 
     Raises:
         UserError: the workdir, data or config cannot be used, the run is past its last step already, a batch does not
@@ -134,10 +134,10 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
                 best=best,
                 average=average,
             )
-            with catch_sigterm() as stop, explaining_out_of_memory(config, num_params, len(devices), needed, free):
+            with catch_stop_signals() as stop, explaining_out_of_memory(config, num_params, len(devices), needed, free):
                 state, stopped_at = loop.run(program, state, batches, start, stop)
             if stopped_at is not None:
-                say(f"stopped by SIGTERM after saving step {stopped_at}; start the same command again to go on")
+                say(f"stopped by {stop.by} after saving step {stopped_at}; start the same command again to go on")
                 return stopped_at
         if main_process:
             pictures.draw_final(state, writer)

@@ -16,7 +16,7 @@ from etils import epath
 from flax import traverse_util
 
 from ddim_jax import parallel
-from ddim_jax.cache import cache_dir
+from ddim_jax.cache import cache_dir, is_trusted
 from ddim_jax.config import DataConfig
 from ddim_jax.data.prepared import open_images
 from ddim_jax.data.reading import Images, load_images
@@ -104,7 +104,7 @@ def classifier_for(data: DataConfig, batch_size: int = 64) -> ClassifierExtracto
         **{key: getattr(data, key) for key in ("split", "crop", "resize", "image_size", "channels")},
     }
     kept = epath.Path(cache_dir("classifiers")) / f"{source.name}-{digest_of_facts(about)[:12]}.npz"
-    arrays = load_if_whole(kept)
+    arrays = load_if_whole(kept) if is_trusted(kept.parent) else None
     if arrays is None or "provenance" not in arrays:
         params, accuracy = _train(source, data)
         flat = traverse_util.flatten_dict(params, sep="/")

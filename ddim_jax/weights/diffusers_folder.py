@@ -24,7 +24,7 @@ from flax import traverse_util
 
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
-from ddim_jax.files import whole_folder
+from ddim_jax.files import read_file, whole_folder
 from ddim_jax.weights import diffusers_config
 from ddim_jax.weights.agreement import agreed_config
 from ddim_jax.weights.array_files import ArrayFile, read_safetensors, write_safetensors
@@ -202,7 +202,7 @@ def _read_index(path: pathlib.Path) -> ArrayFile:
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(read_file(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(values, dict):
