@@ -32,11 +32,10 @@ from ddim_jax.config import (
     beside_preset,
     check_key,
     from_config_dict,
-    from_json,
     shipped_configs,
     to_config_dict,
 )
-from ddim_jax.errors import ConfigError, UserError
+from ddim_jax.errors import UserError
 from ddim_jax.huge_pages import restart_with_huge_pages
 from ddim_jax.names import Mode, choices
 
@@ -217,12 +216,14 @@ def _tree_of_json(path: str) -> ConfigTree:
     """The config that a run has written."""
     from etils import epath
 
+    from ddim_jax.workdir import config_of_file
+
     if not epath.Path(path).exists():
         raise UserError(f"--config={path} is not a file; name the config.json of a run")
     try:
-        return to_config_dict(from_json(epath.Path(path).read_text()))
-    except ConfigError as error:
-        raise UserError(f"--config={path} cannot be used: {error}") from error
+        return to_config_dict(config_of_file(epath.Path(path), "name the config.json of a run"))
+    except UserError as error:
+        raise UserError(f"--config: {error}") from error
 
 
 def _find_config_file(named: str) -> tuple[str, str]:

@@ -28,7 +28,7 @@ from ddim_jax.config import (
     Role,
     differences,
     flatten,
-    from_json,
+    from_values,
     keys_with,
     to_json,
     with_values,
@@ -36,6 +36,7 @@ from ddim_jax.config import (
 from ddim_jax.digests import digest_of_facts
 from ddim_jax.errors import UserError
 from ddim_jax.files import write_whole
+from ddim_jax.records import read_if_sound, read_object
 from ddim_jax.version import __version__
 
 # What a run is resumed with, and what the command line of a job must not contradict.
@@ -76,10 +77,24 @@ def read_config(workdir: epath.PathLike) -> Config:
     path = config_path(workdir)
     if not path.exists():
         raise UserError(f"no config.json in workdir {workdir}: train there first, or name another --workdir")
+    return config_of_file(path, "put a copy of it back, or name another --workdir")
+
+
+def config_of_file(path: epath.Path, remedy: str) -> Config:
+    """Reads a config that a run has written.
+
+    Args:
+        path: the file.
+        remedy: what to do where it cannot be used.
+
+    Raises:
+        UserError: it cannot.
+    """
+    values = read_object(path, remedy)
     try:
-        return from_json(path.read_text())
+        return from_values(values)
     except ConfigError as error:
-        raise UserError(f"{path} cannot be used: {error}") from error
+        raise UserError(f"{path} cannot be used: {error}; {remedy}") from error
 
 
 def is_resumed(workdir: epath.PathLike, config: Config) -> bool:
@@ -252,11 +267,7 @@ def write_run_record(folder: epath.Path, config: Config, **facts: Any) -> None:
 
 def read_run_record(folder: epath.PathLike) -> dict[str, Any]:
     """What ``run.json`` of a job's folder says; empty if there is none, or it is damaged or another program's."""
-    try:
-        record = json.loads((epath.Path(folder) / "run.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) and isinstance(record.get("versions"), dict) else {}
+    return read_if_sound(epath.Path(folder) / "run.json", {"versions": dict}) or {}
 
 
 def summary_pictures(folder: epath.PathLike, names: Iterable[str]) -> set[str]:
@@ -268,7 +279,12 @@ def summary_pictures(folder: epath.PathLike, names: Iterable[str]) -> set[str]:
     """
     if "mode" not in read_run_record(folder):
         return set()
-    return {name for name in names if not re.fullmatch(r"\d+\.png", name, re.ASCII)}
+    return {name for name in names if not is_name_of_image(name)}
+
+
+def is_name_of_image(name: str) -> bool:
+    """Whether a job gives an image this name: ``000007.png``, but not its copy ``000007 copy.png`` or ``7.png``."""
+    return bool(re.fullmatch(r"\d{6,}\.png", name, re.ASCII)) and f"{int(name[:-4]):06d}.png" == name
 
 
 def versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ from ddim_jax.measuring.reference import (
     reference_images,
     reference_name,
     reference_provenance,
+    remove_parts,
     same_provenance,
 )
 from ddim_jax.measuring.reference_file import read_reference, write_reference
@@ -54,6 +55,7 @@ def stats(config: Config, workdir: epath.PathLike) -> epath.Path:
         reference = measure_reference(images, extractor, settings, parts, together=True)
         if parallel.is_main_process():
             write_reference(out, reference, settings.format)
+            remove_parts(parts)
             say(f"wrote {out}, statistics of {reference.count:,} images; compare with them by --config.eval.reference")
     parallel.barrier("statistics written")
     if parallel.is_main_process():

@@ -281,10 +281,15 @@ def test_a_damaged_result_is_measured_again(workdir, finished, capsys):
         assert f"{path} is damaged" in capsys.readouterr().err
         (found,) = figures(folder).items()
         assert found in figures(finished).items()
-    # Of a row that nobody asked for now, it is for the user to decide.
+    # Of a row that nobody asked for now, it is for the user to decide; and a copy is no row of its own.
+    text = path.read_text()
     path.write_text("")
-    with pytest.raises(UserError, match=r"cannot be used .* delete it"):
-        evaluate(asked(steps=(3,)), workdir)
+    path.with_stem("copy").write_text(text)
+    evaluate(asked(steps=(3,)), workdir)
+    told = capsys.readouterr().err
+    assert f"{path} cannot be used: it is empty; delete it" in told
+    assert "copy.json cannot be used: it is the result of 'step2-ddim-" in told
+    assert len(lines(folder)) == 1
 
 
 # --- images made elsewhere ----------------------------------------------------------------------
