@@ -35,7 +35,7 @@ from ddim_jax.config import (
 )
 from ddim_jax.digests import digest_of_facts
 from ddim_jax.errors import UserError
-from ddim_jax.files import write_whole
+from ddim_jax.files import remove_left_over, write_whole
 from ddim_jax.records import read_if_sound, read_object
 from ddim_jax.version import __version__
 
@@ -137,6 +137,7 @@ def prepare_for_training(workdir: epath.PathLike, config: Config, write: bool = 
             _set_aside(workdir)
         try:
             (workdir / "samples").mkdir(parents=True, exist_ok=True)
+            remove_left_over(workdir)
             write_whole(config_path(workdir), to_json(config))
         except OSError as error:
             raise UserError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
@@ -252,6 +253,7 @@ def job_dir(workdir: epath.PathLike, mode: str, name: str, decides: Mapping[str,
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+    remove_left_over(folder)
     return folder
 
 

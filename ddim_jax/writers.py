@@ -56,7 +56,7 @@ class MetricWriter:
                     file.write(line + b"\n")
         # The last line was being written when the run was killed.
         if lost := [place for place in damaged if place < number]:
-            others = "" if len(lost) == 1 else f" and {len(lost) - 1:,} more"
+            others = "" if len(lost) == 1 else f" (and {len(lost) - 1:,} more)"
             say(f"warning: {self._path}: line {lost[0]:,}{others} cannot be read, and was left out")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

@@ -27,7 +27,6 @@ import json
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +49,7 @@ from ddim_jax.data.sources import Example, Source, open_source
 from ddim_jax.data.transforms import ImageError
 from ddim_jax.digests import digest_of_facts
 from ddim_jax.errors import UserError
-from ddim_jax.files import whole_folder
+from ddim_jax.files import remove_folder, whole_folder
 from ddim_jax.records import read_lines
 
 # Images that a thread prepares between two writes: about a second's work, ...
@@ -231,14 +230,12 @@ def _find_damage(folder: Path, forms: dict[str, _Form]) -> str:
 
 def _remove(folder: Path) -> None:
     """Removes a damaged folder; programs that have it open keep what they see."""
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     try:
-        folder.rename(aside)
+        remove_folder(folder)
     except FileNotFoundError:
         return  # another program was faster
     except OSError as error:
         raise UserError(f"{folder} is damaged and cannot be removed: {error.strerror}; delete it") from error
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _create(folder: Path, forms: dict[str, _Form], info: dict[str, Any]) -> None:

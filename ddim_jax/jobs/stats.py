@@ -46,6 +46,9 @@ def stats(config: Config, workdir: epath.PathLike) -> epath.Path:
     extractor = make_extractor(config, spatial=adm)
     provenance = reference_provenance(images, extractor, settings)
     out = _out(config, workdir, reference_name(provenance))
+    if parallel.is_main_process() and not settings.out:
+        _remove_damaged(out)
+    parallel.barrier("statistics looked at")
     if out.exists():
         _check_same(out, provenance)
         if parallel.is_main_process():
@@ -80,6 +83,16 @@ def _out(config: Config, workdir: epath.PathLike, name: str) -> epath.Path:
     if out.suffix != ".npz":
         raise UserError(f"eval.out={config.eval.out}: statistics are .npz files; give it that ending")
     return out
+
+
+def _remove_damaged(out: epath.Path) -> None:
+    """Removes statistics in a place of ours that cannot be read, so that they are measured again, and says so."""
+    try:
+        if out.exists():
+            read_reference(out)
+    except UserError as error:
+        say(f"warning: {error}; the statistics are measured again")
+        out.unlink(missing_ok=True)
 
 
 def _check_same(out: epath.Path, provenance: dict[str, object]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from ddim_jax.errors import UserError
-from ddim_jax.files import write_whole
+from ddim_jax.files import remove_left_over, write_whole
 from ddim_jax.images import grid, png_shape, save_png
 from ddim_jax.tables.claims import Claims
 from ddim_jax.tables.lines import Comparison, clipping_note, lines, to_csv, to_json, to_markdown
@@ -51,6 +51,7 @@ class TableFolder:
         self.folder = epath.Path(folder)
         self._rows = self.folder / "rows"
         self._rows.mkdir(exist_ok=True)
+        remove_left_over(self._rows)
         self._title = title
         self._settings = settings
         self._compared = compared

@@ -169,6 +169,37 @@ def test_kept_images_are_those_measured(workdir):
     assert len(list(row.iterdir())) == 24
 
 
+def test_kept_images_are_looked_at_when_a_job_goes_on(workdir, monkeypatch, capsys):
+    """Of a row that is measured, and of one that was killed after its progress was saved."""
+    settings = asked(steps=(2,), keep_images=True)
+    folder = evaluate(settings, workdir)
+    (row,) = (folder / "images").iterdir()
+    before = {path.name: path.read_bytes() for path in row.iterdir()}
+
+    def damage():
+        (row / "000003.png").write_bytes(b"")
+        (row / "000007.png").write_bytes(bytes(len(before["000007.png"])))
+        (row / "000008.png").write_bytes(before["000008.png"][:-1])
+        (row / "000009.png").unlink()
+
+    damage()
+    evaluate(settings, workdir)
+    assert "4 kept images are damaged or gone, and drawn again" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in row.iterdir()} == before
+
+    (result,) = (folder / "rows").glob("*.json")
+    result.unlink()
+    monkeypatch.setattr("ddim_jax.jobs.evaluate._SAVE_EVERY_SECONDS", -1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Measurement, "figures", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            evaluate(settings, workdir)
+    damage()
+    evaluate(settings, workdir)
+    assert "4 kept images are damaged or gone, and drawn again" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in row.iterdir()} == before
+
+
 # --- more rows, killed jobs, several jobs -------------------------------------------------------
 
 
