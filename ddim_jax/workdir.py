@@ -90,7 +90,7 @@ def config_of_file(path: epath.Path, remedy: str) -> Config:
     Raises:
         UserError: it cannot.
     """
-    values = read_object(path, remedy)
+    values = read_object(path, remedy, dict.fromkeys(_DESCRIBING, dict))
     try:
         return from_values(values)
     except ConfigError as error:
@@ -137,7 +137,8 @@ def prepare_for_training(workdir: epath.PathLike, config: Config, write: bool = 
             _set_aside(workdir)
         try:
             (workdir / "samples").mkdir(parents=True, exist_ok=True)
-            remove_left_over(workdir)
+            for folder in (workdir, workdir / "samples"):
+                remove_left_over(folder)
             write_whole(config_path(workdir), to_json(config))
         except OSError as error:
             raise UserError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
@@ -269,7 +270,7 @@ def write_run_record(folder: epath.Path, config: Config, **facts: Any) -> None:
 
 def read_run_record(folder: epath.PathLike) -> dict[str, Any]:
     """What ``run.json`` of a job's folder says; empty if there is none, or it is damaged or another program's."""
-    return read_if_sound(epath.Path(folder) / "run.json", {"versions": dict}) or {}
+    return read_if_sound(epath.Path(folder) / "run.json", {"mode": str, "versions": dict, "config": dict}) or {}
 
 
 def summary_pictures(folder: epath.PathLike, names: Iterable[str]) -> set[str]:
