@@ -9,6 +9,8 @@ result appears whole as well.
 
 import contextlib
 import os
+import re
+import socket
 import stat
 import uuid
 from collections.abc import Iterator
@@ -109,6 +111,7 @@ def whole_folder(path: epath.PathLike) -> Iterator[epath.Path]:
         OSError: it does, or the parent cannot be written.
     """
     path = epath.Path(path)
+    remove_left_over(path.parent)
     partial = _own_name(path)
     partial.mkdir(parents=True)
     try:
@@ -123,9 +126,51 @@ def whole_folder(path: epath.PathLike) -> Iterator[epath.Path]:
             partial.rmtree()
 
 
+def remove_folder(path: epath.PathLike) -> None:
+    """Removes a folder that others may be about to use: it is there whole, or not at all.
+
+    Raises:
+        OSError: it cannot be removed; then it is there.
+    """
+    path = epath.Path(path)
+    aside = _own_name(path)
+    path.rename(aside)
+    with contextlib.suppress(OSError):
+        aside.rmtree()
+
+
+def remove_left_over(folder: epath.PathLike) -> None:
+    """Removes what programs of this machine were writing in a folder when they were killed."""
+    if "://" in os.fspath(folder) or not os.path.isdir(folder):
+        return
+    for entry in os.listdir(folder):
+        found = re.fullmatch(rf"\..+\.{re.escape(_host())}-(\d+)-[0-9a-f]{{32}}\.partial", entry)
+        if found and not _is_running(int(found[1])):
+            path = epath.Path(folder) / entry
+            with contextlib.suppress(OSError):
+                path.rmtree() if path.is_dir() else path.unlink()
+
+
 def _own_name(path: epath.Path) -> epath.Path:
-    """A name that no other program takes, and that no listing of the folder's files takes for one of them."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    """A name that no other program takes, and that no listing of the folder's files takes for one of them.
+
+    It says whose it is, for :func:`remove_left_over`.
+    """
+    return path.with_name(f".{path.name[:100]}.{_host()}-{os.getpid()}-{uuid.uuid4().hex}.partial")
+
+
+def _host() -> str:
+    return socket.gethostname()[:64]
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _make_new(path: epath.Path) -> None:

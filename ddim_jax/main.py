@@ -33,12 +33,11 @@ from ddim_jax.config import (
     check_key,
     check_path,
     from_config_dict,
-    from_json,
     keys_of,
     shipped_configs,
     to_config_dict,
 )
-from ddim_jax.errors import ConfigError, UserError, on_one_line, shown
+from ddim_jax.errors import UserError, on_one_line, shown
 from ddim_jax.huge_pages import restart_with_huge_pages
 from ddim_jax.names import Mode, choices
 
@@ -272,17 +271,14 @@ def _tree_of_json(path: str) -> ConfigTree:
     """The config that a run has written."""
     from etils import epath
 
-    from ddim_jax.files import check_kind
+    from ddim_jax.workdir import config_of_file
 
     if not epath.Path(path).is_file():
         raise UserError(f"--config={path} is not a file; name the config.json of a run")
-    check_kind(path)
     try:
-        return to_config_dict(from_json(epath.Path(path).read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--config={path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except ConfigError as error:
-        raise UserError(f"--config={path} cannot be used: {error}") from error
+        return to_config_dict(config_of_file(epath.Path(path), "name the config.json of a run"))
+    except UserError as error:
+        raise UserError(f"--config: {error}") from error
 
 
 def _find_config_file(named: str) -> tuple[str, str]:

@@ -134,64 +134,103 @@ class NpzInParts:
     """An ``.npz`` of arrays [n, ...], one of them ``index`` [n], that many batches and processes fill.
 
     Each batch is a file in ``parts/`` until all are there; a program that was killed goes on with what is missing. A
-    file that is not whole counts as missing, and files of other names are nothing of ours.
+    file that is not whole counts as missing, and files of other names, or with other arrays than the first whole one,
+    are nothing of ours. An item that is in two files is taken from the first.
     """
 
-    def __init__(self, path: epath.Path, process: int = 0) -> None:
+    def __init__(self, path: epath.Path, process: int = 0, shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
         """Makes nothing yet.
 
         Args:
             path: the file.
             process: number of this process, for names of parts.
+            shapes: of one item of each array but ``index``; None where that is not known beforehand.
         """
         self._path = path
         self._parts = path.parent / "parts"
         self._process = process
+        self._shapes = shapes
 
-    def _paths(self) -> list[epath.Path]:
-        if _is_whole(self._path):
-            return [self._path]
-        parts = sorted(path for path in self._parts.glob("*.npz") if re.fullmatch(r"\d{6,}-\d+", path.stem))
-        return [path for path in parts if _is_whole(path)]
+    def _files(self) -> list[tuple[epath.Path, np.ndarray]]:
+        """The whole files, each with its index."""
+        parts = self._parts.glob("*.npz")
+        named = sorted(path for path in parts if re.fullmatch(r"\d{6,}-\d+", path.stem, re.ASCII))
+        files, shapes = [], self._shapes
+        for path in (self._path, *named):
+            found = _read_shapes(path)
+            if found is not None and (shapes is None or found[1] == shapes):
+                shapes = found[1]
+                files.append((path, found[0]))
+        return files
 
     def indices(self) -> np.ndarray:
-        """The items that are there: int64 [k], in no order."""
-        found = [np.empty(0, np.int64)]
-        for path in self._paths():
-            with path.open("rb") as file, np.load(file) as part:
-                found.append(part["index"])
-        return np.concatenate(found)
+        """The items that are there: int64 [k], ascending."""
+        return np.unique(np.concatenate([np.empty(0, np.int64), *(index for _, index in self._files())]))
 
-    def load(self) -> dict[str, np.ndarray]:
-        """All arrays so far; empty if there are none."""
-        return _joined(self._paths())
+    def load(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """All arrays of these items, in this order.
+
+        Raises:
+            UserError: one is not there.
+        """
+        return _joined(self._path, self._files(), indices)
 
     def add(self, values: Mapping[str, np.ndarray]) -> None:
         """Keeps a batch: arrays by name, ``index`` among them, whose first value is no other batch's."""
         save_arrays(self._parts / f"{values['index'][0]:06d}-{self._process}.npz", values)
 
     def finish(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Joins the parts in the order of ``indices``, and returns all arrays."""
-        paths = self._paths()
-        values = _joined(paths)
-        assert np.array_equal(np.sort(values["index"]), np.sort(indices)), "parts do not add up to what was asked for"
-        order = np.argsort(values["index"])[np.argsort(np.argsort(indices))]
-        values = {name: of_items[order] for name, of_items in values.items()}
-        if paths != [self._path]:
+        """Joins the parts in the order of ``indices``, and returns all arrays.
+
+        Raises:
+            UserError: see :meth:`load`.
+        """
+        files = self._files()
+        values = _joined(self._path, files, indices)
+        if not files or files[0][0] != self._path or not np.array_equal(files[0][1], indices):
             save_arrays(self._path, values)
         self._parts.rmtree(missing_ok=True)
         return values
 
 
-def _joined(paths: Sequence[epath.Path]) -> dict[str, np.ndarray]:
-    parts = [load_arrays(path) for path in paths]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+def _joined(
+    path: epath.Path, files: Sequence[tuple[epath.Path, np.ndarray]], indices: np.ndarray
+) -> dict[str, np.ndarray]:
+    places, first = np.unique(
+        np.concatenate([np.empty(0, np.int64), *(index for _, index in files)]), return_index=True
+    )
+    missing = np.setdiff1d(indices, places)
+    if len(missing):
+        raise UserError(
+            f"{path}: item {missing[0]} is not there any more, perhaps deleted meanwhile; give the same command again"
+        )
+    order = first[np.searchsorted(places, indices)]
+    parts = [load_arrays(part) for part, _ in files]
+    return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]} if parts else {}
 
 
-def _is_whole(path: epath.Path) -> bool:
-    """Whether a file is a whole ``.npz`` with an ``index``: all of it is read, for the checksums."""
+def _read_shapes(path: epath.Path) -> tuple[np.ndarray, dict[str, tuple[int, ...]]] | None:
+    """The index in a file, and the shape of one item of each other array; None where it is no whole part.
+
+    All of it is read, for the checksums, but not kept.
+    """
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            return "index.npy" in archive.namelist() and archive.testzip() is None
+            headers = {name.removesuffix(".npy"): _read_shape(archive, name) for name in archive.namelist()}
+            length = headers.pop("index")
+            if archive.testzip() is not None or any(shape[:1] != length for shape in headers.values()):
+                return None
+            with archive.open("index.npy") as member:
+                index = np.lib.format.read_array(member, allow_pickle=False)
     except Exception:
-        return False
+        # What wrong bytes lead to: no list of exceptions is complete.
+        return None
+    is_index = index.shape == length and index.ndim == 1 and index.dtype.kind in "iu"
+    return (index.astype(np.int64), {name: shape[1:] for name, shape in headers.items()}) if is_index else None
+
+
+def _read_shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
+    with archive.open(name) as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return read(member)[0]

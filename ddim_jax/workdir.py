@@ -28,14 +28,15 @@ from ddim_jax.config import (
     Role,
     differences,
     flatten,
-    from_json,
+    from_values,
     keys_with,
     to_json,
     with_values,
 )
 from ddim_jax.digests import digest_of_facts
 from ddim_jax.errors import UserError
-from ddim_jax.files import write_whole
+from ddim_jax.files import remove_left_over, write_whole
+from ddim_jax.records import read_if_sound, read_object
 from ddim_jax.version import __version__
 
 # What a run is resumed with, and what the command line of a job must not contradict.
@@ -76,10 +77,24 @@ def read_config(workdir: epath.PathLike) -> Config:
     path = config_path(workdir)
     if not path.exists():
         raise UserError(f"no config.json in workdir {workdir}: train there first, or name another --workdir")
+    return config_of_file(path, "put a copy of it back, or name another --workdir")
+
+
+def config_of_file(path: epath.Path, remedy: str) -> Config:
+    """Reads a config that a run has written.
+
+    Args:
+        path: the file.
+        remedy: what to do where it cannot be used.
+
+    Raises:
+        UserError: it cannot.
+    """
+    values = read_object(path, remedy, dict.fromkeys(_DESCRIBING, dict))
     try:
-        return from_json(path.read_text())
+        return from_values(values)
     except ConfigError as error:
-        raise UserError(f"{path} cannot be used: {error}") from error
+        raise UserError(f"{path} cannot be used: {error}; {remedy}") from error
 
 
 def is_resumed(workdir: epath.PathLike, config: Config) -> bool:
@@ -122,6 +137,8 @@ def prepare_for_training(workdir: epath.PathLike, config: Config, write: bool = 
             _set_aside(workdir)
         try:
             (workdir / "samples").mkdir(parents=True, exist_ok=True)
+            for folder in (workdir, workdir / "samples"):
+                remove_left_over(folder)
             write_whole(config_path(workdir), to_json(config))
         except OSError as error:
             raise UserError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
@@ -237,6 +254,7 @@ def job_dir(workdir: epath.PathLike, mode: str, name: str, decides: Mapping[str,
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+    remove_left_over(folder)
     return folder
 
 
@@ -252,11 +270,7 @@ def write_run_record(folder: epath.Path, config: Config, **facts: Any) -> None:
 
 def read_run_record(folder: epath.PathLike) -> dict[str, Any]:
     """What ``run.json`` of a job's folder says; empty if there is none, or it is damaged or another program's."""
-    try:
-        record = json.loads((epath.Path(folder) / "run.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) and isinstance(record.get("versions"), dict) else {}
+    return read_if_sound(epath.Path(folder) / "run.json", {"mode": str, "versions": dict, "config": dict}) or {}
 
 
 def summary_pictures(folder: epath.PathLike, names: Iterable[str]) -> set[str]:
@@ -268,7 +282,12 @@ def summary_pictures(folder: epath.PathLike, names: Iterable[str]) -> set[str]:
     """
     if "mode" not in read_run_record(folder):
         return set()
-    return {name for name in names if not re.fullmatch(r"\d+\.png", name, re.ASCII)}
+    return {name for name in names if not is_name_of_image(name)}
+
+
+def is_name_of_image(name: str) -> bool:
+    """Whether a job gives an image this name: ``000007.png``, but not its copy ``000007 copy.png`` or ``7.png``."""
+    return bool(re.fullmatch(r"\d{6,}\.png", name, re.ASCII)) and f"{int(name[:-4]):06d}.png" == name
 
 
 def versions() -> dict[str, str]:

@@ -4,7 +4,10 @@ import io
 import json
 import logging
 import math
+import os
 import sys
+import time
+import uuid
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -13,16 +16,21 @@ from etils import epath
 from tqdm import tqdm
 
 from ddim_jax.errors import on_one_line
-from ddim_jax.files import write_whole
+from ddim_jax.files import whole_file
+from ddim_jax.records import read_lines
 
 log = logging.getLogger("ddim_jax")
+
+# How old TensorBoard's view of a run may be.
+_FLUSH_SECONDS = 120.0
 
 
 class MetricWriter:
     """Appends metrics to ``metrics.jsonl`` and, if wanted, TensorBoard event files.
 
     A resumed run starts again from its last checkpoint, so lines of later steps, written before it was killed, are
-    dropped first: each step stands in the file once.
+    dropped first: each step stands in the file once. What is before the last checkpoint is written nowhere again:
+    hence :meth:`flush` comes before each.
 
     clu's writers would import TensorFlow; tensorboardX writes the same files without it.
     """
@@ -33,22 +41,24 @@ class MetricWriter:
         self._path = workdir / "metrics.jsonl"
         self._drop_lines_after(resume_step)
         self._file = self._path.open("a")
-        self._board = None
-        if tensorboard:
-            self._board = _summary_writer(str(workdir / "tensorboard"), resume_step + 1)
+        self._board = _EventFile(str(workdir / "tensorboard"), resume_step + 1) if tensorboard else None
 
     def _drop_lines_after(self, step: int) -> None:
         if not self._path.exists():
             return
-        kept = []
-        for line in self._path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the line that was being written when the run was killed
-            if record["step"] <= step:
-                kept.append(line + "\n")
-        write_whole(self._path, "".join(kept))
+        damaged: list[int] = []
+        number = 0
+        with whole_file(self._path) as partial, partial.open("wb") as file:
+            for number, (line, record) in enumerate(read_lines(self._path), start=1):
+                if record is None:
+                    damaged.append(number)
+                # Lines that others have added say of no step that it is too late.
+                elif not _is_after(record.get("step"), step):
+                    file.write(line + b"\n")
+        # The last line was being written when the run was killed.
+        if lost := [place for place in damaged if place < number]:
+            others = "" if len(lost) == 1 else f" (and {len(lost) - 1:,} more)"
+            say(f"warning: {self._path}: line {lost[0]:,}{others} cannot be read, and was left out")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line; a value that is not finite is written as null, since JSON has no NaN."""
@@ -58,18 +68,26 @@ class MetricWriter:
         self._file.flush()
         if self._board is not None:
             for key, value in numbers.items():
-                self._board.add_scalar(key, value, step)
+                self._board.add(step, "scalar", key, value)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Shows uint8 [h, w, c] in TensorBoard."""
         if self._board is not None:
-            self._board.add_image(name, image, step, dataformats="HWC")
+            self._board.add(step, "image", name, image, dataformats="HWC")
 
     def text(self, step: int, name: str, text: str) -> None:
         """Shows text in TensorBoard, as it is."""
         if self._board is not None:
             # TensorBoard takes it for Markdown, where what is indented stays as it is.
-            self._board.add_text(name, "".join(f"    {line}\n" for line in text.splitlines()), step)
+            self._board.add(step, "text", name, "".join(f"    {line}\n" for line in text.splitlines()))
+
+    def flush(self) -> None:
+        """Brings all that was written so far to the disk."""
+        self._file.flush()
+        if "://" not in os.fspath(self._path):
+            os.fsync(self._file.fileno())
+        if self._board is not None:
+            self._board.flush()
 
     def close(self) -> None:
         """Flushes and closes all files."""
@@ -86,20 +104,64 @@ class MetricWriter:
         self.close()
 
 
-def _summary_writer(folder: str, purge_step: int) -> Any:
-    """A tensorboardX writer, made without PyTorch.
+def _is_after(found: Any, step: int) -> bool:
+    return isinstance(found, (int, float)) and found > step
 
-    tensorboardX imports PyTorch where that is installed, only to accept its tensors: seconds and hundreds of MiB.
+
+class _EventFile:
+    """TensorBoard's file of one start of a run, by tensorboardX.
+
+    Its ``SummaryWriter`` hands everything to a thread, and cannot tell when that has written it.
+    """
+
+    def __init__(self, folder: str, purge_step: int) -> None:
+        """Opens a new file, which says that of older ones the steps from ``purge_step`` on do not count."""
+        epath.Path(folder).mkdir(parents=True, exist_ok=True)
+        self._tensorboard = _import_tensorboard()
+        events = self._tensorboard.event_file_writer
+        self._event = events.event_pb2.Event
+        # Two starts within a second must not have the same name.
+        self._file = events.EventsWriter(f"{folder}/events", f".{uuid.uuid4().hex[:8]}")
+        start = self._tensorboard.proto.event_pb2.SessionLog
+        self._write(self._event(step=purge_step, session_log=start(status=start.START)))
+        self._flushed = time.monotonic()
+
+    def add(self, step: int, kind: str, *values: Any, **settings: Any) -> None:
+        """Adds what tensorboardX's ``summary`` has a function of this name for."""
+        summary = getattr(self._tensorboard.summary, kind)(*values, **settings)
+        self._write(self._event(step=step, summary=summary))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Brings it to the disk."""
+        self._file.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._file.write_event(event)
+
+
+def _import_tensorboard() -> Any:
+    """Imports tensorboardX without PyTorch.
+
+    It imports that where it is installed, only to accept its tensors: seconds and hundreds of MiB.
     """
     hide = "torch" not in sys.modules
     if hide:
         sys.modules["torch"] = None  # pyright: ignore[reportArgumentType] - Python's way to make an import fail
     try:
-        from tensorboardX import SummaryWriter
+        import tensorboardX.event_file_writer
+        import tensorboardX.proto.event_pb2
+        import tensorboardX.summary
     finally:
         if hide:
             del sys.modules["torch"]
-    return SummaryWriter(folder, purge_step=purge_step)
+    return tensorboardX
 
 
 class SilentWriter(MetricWriter):
@@ -116,6 +178,9 @@ class SilentWriter(MetricWriter):
 
     def text(self, step: int, name: str, text: str) -> None:
         """Drops the text."""
+
+    def flush(self) -> None:
+        """Has nothing to flush."""
 
     def close(self) -> None:
         """Has nothing to close."""

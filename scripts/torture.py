@@ -24,6 +24,7 @@ from faults.trial import BrokenPromiseError, Trial
 # Modules of faults/, in the order in which they run.
 KINDS = (
     "kills",
+    "kills_of_jobs",
     "bit_flips",
     "damaged_results",
     "small_files",

@@ -1,5 +1,8 @@
 """uint8 ↔ float, grids and PNG files."""
 
+import struct
+import zlib
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -69,6 +72,11 @@ def test_grey_becomes_rgb_by_repetition():
     np.testing.assert_array_equal(images.as_rgb(grey), np.repeat(grey, 3, -1))
 
 
+def chunk(name, data):
+    """A part of a PNG."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
 def test_the_shape_of_a_png_and_of_none(tmp_path):
     path = tmp_path / "image.png"
     for channels in (1, 3):
@@ -79,6 +87,19 @@ def test_the_shape_of_a_png_and_of_none(tmp_path):
     for damaged in (b"", whole[:10], whole[:-1], whole[:-12], whole[:50] + b"\0" + whole[51:], b"\0" * len(whole)):
         path.write_bytes(damaged)
         assert png_shape(path) is None
+    # Parts that are whole each, but not together an image.
+    pixels = zlib.compress(bytes(5 * (1 + 7 * 3)))
+    header = whole[8:33]
+    others = {
+        "no pixels": [],
+        "half the pixels": [zlib.compress(bytes(50))],
+        "a line too many": [zlib.compress(bytes(6 * (1 + 7 * 3)))],
+        "pixels cut off": [pixels[:-4]],
+        "pixels overwritten": [bytes(len(pixels))],
+    }
+    for name, packed in {"whole": [pixels], "in two": [pixels[:5], pixels[5:]], **others}.items():
+        path.write_bytes(whole[:8] + header + b"".join(chunk(b"IDAT", part) for part in packed) + chunk(b"IEND", b""))
+        assert png_shape(path) == (None if name in others else (5, 7, 3)), name
     Image.new("RGBA", (7, 5)).save(path)
     assert png_shape(path) is None
 

@@ -242,7 +242,7 @@ def test_a_config_json_is_a_config(run_of_digits):
     with pytest.raises(UserError, match=r"'train.stepz' does not exist; did you mean 'train.steps'"):
         parsed(f"--config={path}", "--workdir=other", "--config.train.stepz=3")
     pathlib.Path(path).write_text("{")
-    with pytest.raises(UserError, match=r"config.json cannot be used: not a JSON config"):
+    with pytest.raises(UserError, match=r"config.json cannot be used: no JSON"):
         parsed(f"--config={path}", "--workdir=other")
 
 

@@ -35,6 +35,51 @@ def test_a_damaged_part_counts_as_missing(store, tmp_path, damage):
     assert not (tmp_path / "parts").exists()
 
 
+def test_an_item_in_two_parts_counts_once_and_others_than_asked_for_are_left_out(store, tmp_path):
+    save_arrays(tmp_path / "parts" / "000001-1.npz", {"index": np.array([3, 1, -7]), "value": np.array([3.5, 1.5, 0])})
+    save_arrays(tmp_path / "parts" / "000009-0.npz", batch(9))
+    assert store.indices().tolist() == [-7, 0, 1, 2, 3, 4, 9]
+    found = store.finish(np.array([4, 3, 1]))
+    assert found["index"].tolist() == [4, 3, 1]
+    assert found["value"].tolist() == [40, 3.5, 10]  # of the file whose name comes first
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        {"value": np.zeros(1)},
+        {"index": np.array([4])},
+        {"index": np.array([4]), "value": np.zeros((1, 2))},
+        {"index": np.array([4]), "value": np.zeros(2)},
+        {"index": np.array([4]), "value": np.array(0.0)},
+        {"index": np.array([[4]]), "value": np.zeros(1)},
+        {"index": np.array([4.0]), "value": np.zeros(1)},
+        {"index": np.array(["4"]), "value": np.zeros(1)},
+        {"index": np.array([4]), "value": np.zeros(1), "more": np.zeros(1)},
+    ],
+)
+def test_parts_of_another_form_are_nothing_of_ours(store, tmp_path, stranger):
+    save_arrays(tmp_path / "parts" / "000004-0.npz", stranger)
+    assert store.indices().tolist() == [0, 1, 2, 3]
+    save_arrays(tmp_path / "parts" / "000000-0.npz", stranger)
+    whole = NpzInParts(epath.Path(tmp_path) / "all.npz", shapes={"value": ()})
+    assert whole.indices().tolist() == [2, 3]
+
+
+def test_an_item_that_vanishes_is_named(store, tmp_path):
+    (tmp_path / "parts" / "000004-0.npz").unlink()
+    with pytest.raises(UserError, match=r"all.npz: item 4 is not there any more"):
+        store.finish(np.arange(5))
+
+
+def test_a_whole_file_that_lacks_items_is_added_to(store, tmp_path):
+    store.finish(np.arange(4))
+    assert store.indices().tolist() == [0, 1, 2, 3]
+    store.add(batch(4))
+    assert store.finish(np.arange(5))["value"].tolist() == [0, 10, 20, 30, 40]
+    assert store.indices().tolist() == [0, 1, 2, 3, 4]
+
+
 def test_files_of_other_names_are_left_out(store, tmp_path):
     part = tmp_path / "parts" / "000002-0.npz"
     (tmp_path / "parts" / "000002-0 copy.npz").write_bytes(part.read_bytes())

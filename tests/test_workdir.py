@@ -83,7 +83,7 @@ def test_a_job_without_a_trained_workdir(tmp_path):
     with pytest.raises(UserError, match=r"no config.json in workdir"):
         config_for_job(tmp_path, Config())
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config.json cannot be used: not a JSON config"):
+    with pytest.raises(UserError, match=r"config.json cannot be used: no JSON"):
         config_for_job(tmp_path, Config())
 
 

@@ -1,6 +1,9 @@
 """metrics.jsonl: one line a step, whatever happened before."""
 
 import json
+import struct
+
+from tensorboardX.proto import event_pb2
 
 from ddim_jax.writers import MetricWriter, progress
 
@@ -18,6 +21,48 @@ def test_a_resumed_run_replaces_the_lines_after_its_checkpoint(tmp_path):
     with MetricWriter(tmp_path, resume_step=20, tensorboard=False) as writer:
         writer.scalars(30, {"loss": 7.0})
     assert records(tmp_path) == [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 2.0}, {"step": 30, "loss": 7.0}]
+
+
+def test_lines_that_are_no_records_are_left_out_and_told(tmp_path, capsys):
+    long, deep = b'{"step": ' + b"9" * 5000 + b"}\n", b"[" * 50_000 + b"\n"
+    odd = (b"\xff\xfe\n", b"hello\n", deep, b"[1]\n", bytes(9) + b"\n", long)
+    kept = (b'{"note": "by hand"}\n', b'{"step": "first"}\n', b'{"step": 1, "loss": 0.5}\n')
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(odd) + b"".join(kept) + b'{"step": 2}\n{"step": 3, "lo')
+    with MetricWriter(tmp_path, resume_step=1, tensorboard=False) as writer:
+        writer.scalars(2, {"loss": 0.25})
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(kept) + b'{"step": 2, "loss": 0.25}\n'
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("metrics.jsonl: line 1 (and 5 more) cannot be read, and was left out")
+
+
+def test_a_line_cut_by_a_kill_is_no_damage(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2, "lo')
+    MetricWriter(tmp_path, resume_step=1, tensorboard=False).close()
+    assert capsys.readouterr().err == ""
+
+
+def events(workdir):
+    """(step, tag, value) of all scalars in TensorBoard's files."""
+    found = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack_from("<Q", data)
+            event = event_pb2.Event.FromString(data[12 : 12 + length])
+            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            data = data[12 + length + 4 :]
+    return found
+
+
+def test_what_is_flushed_is_in_tensorboard_s_files(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        for step in range(1, 40):
+            writer.scalars(step, {"loss": step / 4, "rate": 0.5})
+        writer.flush()
+        # As a killed run leaves it: the file is not closed.
+        assert events(tmp_path) == [
+            (step, tag, value) for step in range(1, 40) for tag, value in (("loss", step / 4), ("rate", 0.5))
+        ]
 
 
 def test_values_that_json_cannot_hold_are_null(tmp_path):

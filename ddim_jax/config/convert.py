@@ -10,6 +10,7 @@ import typing
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from ddim_jax import records
 from ddim_jax.config.checks import check
 from ddim_jax.config.keys import check_name, flatten, keys_of
 from ddim_jax.config.presets import preset, table_for
@@ -47,11 +48,11 @@ def from_values(values: Any) -> Config:
     return _finish(_with_preset(built, [f"sample.{name}" for name in values.get("sample", ())]))
 
 
-def from_json(text: str) -> Config:
+def from_json(text: str | bytes) -> Config:
     """Reads what :func:`to_json` wrote; same errors as :func:`from_config_dict`."""
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
+        values = records.parse(text)
+    except records.RecordError as error:
         raise ConfigError(f"not a JSON config: {error}") from error
     return from_values(values)
 

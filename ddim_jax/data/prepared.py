@@ -17,8 +17,8 @@ one stays until you delete it, which is safe at any time when no run uses it.
 
 Images are prepared in chunks by several threads. A chunk's pixels reach the disk before its states
 say so, hence whatever stops the program, at whatever moment, what is marked done is there, and the
-next run goes on with the rest. Two programs that prepare the same folder at once write the same
-bytes to the same places, so they need no lock.
+next run goes on with the rest. A damaged folder is made again. Two programs that prepare the same
+folder at once write the same bytes to the same places, so they need no lock.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -49,7 +49,8 @@ from ddim_jax.data.sources import Example, Source, open_source
 from ddim_jax.data.transforms import ImageError
 from ddim_jax.digests import digest_of_facts
 from ddim_jax.errors import UserError
-from ddim_jax.files import whole_folder
+from ddim_jax.files import remove_folder, whole_folder
+from ddim_jax.records import read_lines
 
 # Images that a thread prepares between two writes: about a second's work, ...
 _CHUNK = 256
@@ -155,16 +156,20 @@ def prepare_on_disk(source: Source, config: DataConfig) -> PreparedSource:
             ``on_error=skip`` unusable images are left out with a warning, as everywhere.
 
     Raises:
-        UserError: the folder cannot be written, or is damaged.
+        UserError: the folder cannot be written.
         ImageError: an image cannot be used and ``data.on_error`` is fail, or none can. The images
             prepared so far are kept.
     """
     info = _info(source, config)
     folder = _prepared_dir(source, config, info)
+    forms = _forms(len(source), config)
+    # All are looked at before anything is written: to what is cut off nothing can be added.
+    if folder.exists() and (damage := _find_damage(folder, forms)):
+        writers.say(f"warning: {damage}; the images are prepared again")
+        _remove(folder)
     if not folder.exists():
-        _create(folder, len(source), config, info)
-    # All are opened before anything is written: to what is cut off nothing can be added.
-    _, _, states = (_open_array(folder / f"{name}.npy") for name in ("images", "labels", "states"))
+        _create(folder, forms, info)
+    states = _open_array(folder / "states.npy")
     unusable = np.flatnonzero(states == _UNUSABLE)
     if len(unusable) and config.on_error == "fail":
         raise _image_error(source, int(unusable[0]), _read_reasons(folder))
@@ -195,17 +200,52 @@ def _prepared_dir(source: Source, config: DataConfig, info: dict[str, Any]) -> P
     return root / f"{name}-{digest_of_facts(info)[:12]}"
 
 
-def _create(folder: Path, num: int, config: DataConfig, info: dict[str, Any]) -> None:
-    """Makes a folder in which all is still to do: whole under its final name, or not at all."""
-    arrays = {
-        "images": (np.uint8, (num, *config.image_shape)),
-        "labels": (np.int32, (num,)),
-        "states": (np.uint8, (num,)),
+class _Form(NamedTuple):
+    """What an array of the folder must be."""
+
+    dtype: Any
+    shape: tuple[int, ...]
+
+
+def _forms(num: int, config: DataConfig) -> dict[str, _Form]:
+    return {
+        "images": _Form(np.uint8, (num, *config.image_shape)),
+        "labels": _Form(np.int32, (num,)),
+        "states": _Form(np.uint8, (num,)),
     }
+
+
+def _find_damage(folder: Path, forms: dict[str, _Form]) -> str:
+    """Says what keeps a folder from being used or completed; empty if nothing."""
+    for name, form in forms.items():
+        path = folder / f"{name}.npy"
+        try:
+            array = _open_array(path)
+        except UserError as error:
+            return str(error)
+        if (array.dtype, array.shape) != form:
+            return f"{path} holds {array.dtype} {list(array.shape)} and not {np.dtype(form.dtype)} {list(form.shape)}"
+        if name == "states" and array.max(initial=0) > _UNUSABLE:
+            return f"{path} holds states that there are not"
+    return ""
+
+
+def _remove(folder: Path) -> None:
+    """Removes a damaged folder; programs that have it open keep what they see."""
+    try:
+        remove_folder(folder)
+    except FileNotFoundError:
+        return  # another program was faster
+    except OSError as error:
+        raise UserError(f"{folder} is damaged and cannot be removed: {error.strerror}; delete it") from error
+
+
+def _create(folder: Path, forms: dict[str, _Form], info: dict[str, Any]) -> None:
+    """Makes a folder in which all is still to do: whole under its final name, or not at all."""
     with _one_line_for_write_errors(folder):
         try:
             with whole_folder(folder) as partial:
-                for name, (dtype, shape) in arrays.items():
+                for name, (dtype, shape) in forms.items():
                     # A file of zeros, which take no space before they are overwritten.
                     np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, shape).flush()
                 (partial / "info.json").write_text(json.dumps(info, indent=2) + "\n")
@@ -284,13 +324,11 @@ def _to_disk(file: Any) -> None:
 
 def _read_reasons(folder: Path) -> dict[int, str]:
     """Reads the reason of each unusable image; lines that were cut off, and blank ones, are passed over."""
-    reasons = {}
-    with contextlib.suppress(FileNotFoundError):
-        for line in (folder / "unusable.jsonl").read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                record = json.loads(line)
-                reasons[record["index"]] = record["reason"]
-    return reasons
+    path = folder / "unusable.jsonl"
+    records = [record for _, record in read_lines(path) if record] if path.exists() else []
+    kinds = {"index": int, "reason": str}
+    sound = [each for each in records if all(isinstance(each.get(key), kind) for key, kind in kinds.items())]
+    return {record["index"]: record["reason"] for record in sound}
 
 
 def _image_error(source: Source, index: int, reasons: dict[int, str]) -> ImageError:
@@ -301,9 +339,7 @@ def _open_array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{path} cannot be read: {' '.join(str(error).split())}; delete the folder, it will be made again"
-        ) from error
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 @contextlib.contextmanager

@@ -89,6 +89,12 @@ def evaluate(config: Config, workdir: epath.PathLike) -> epath.Path:
     # From here on files appear: all processes must have looked before.
     parallel.barrier("evaluate folder")
 
+    if settings.keep_images:
+        share = np.arange(parallel.process_index(), source.num, parallel.process_count())
+        for row in source.rows:
+            # Of rows that were measured without keeping images there is no folder.
+            if table.has(row) and (table.folder / "images" / row.name).exists():
+                _complete_images(row, source, _image_store(row, source, table), share)
     measured = 0
     with contextlib.closing(_turns(source.rows, table)) as turns:
         while (place := parallel.value_of_main_process(next(turns, -1))) >= 0:
@@ -120,7 +126,9 @@ def _measure(
     state = RowProgress.resume(partial, extractor, settings, source.num)
     mine = np.arange(process, source.num, process_count)
     todo = np.intersect1d(mine, state.measurement.missing)
-    store = PngStore(table.folder / "images" / row.name, source.num) if settings.keep_images else None
+    store = _image_store(row, source, table) if settings.keep_images else None
+    if store is not None:
+        _complete_images(row, source, store, np.setdiff1d(mine, todo))
     before, started = state.seconds, time.perf_counter()
     saved = time.monotonic()
     bar = progress(len(mine), row.name, "image", len(mine) - len(todo), parallel.is_main_process())
@@ -168,6 +176,21 @@ def _measure(
         table.remove_partials(row)
     parallel.barrier("row written")
     return result
+
+
+def _image_store(row: Row, source: RowImages, table: TableFolder) -> PngStore:
+    return PngStore(table.folder / "images" / row.name, source.num)
+
+
+def _complete_images(row: Row, source: RowImages, store: PngStore, indices: np.ndarray) -> None:
+    """Draws kept images again that are measured, but are not there any more or not whole."""
+    lost = np.setdiff1d(indices, store.present(source.shape))
+    if not len(lost):
+        return
+    say(f"{row.name}: {len(lost):,} kept images are damaged or gone, and drawn again")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for batch in source.batches(row, lost):
+            _finish(store.write(pool, batch.index, batch.image))
 
 
 def _finish(writing: list[concurrent.futures.Future[None]]) -> None:

@@ -94,7 +94,10 @@ def _out(config: Config, workdir: epath.PathLike, step: int) -> epath.Path:
 
 def _check_same(out: epath.Path, description: Description) -> None:
     if read_description(out) != description:
-        raise UserError(f"{out} exists and is another model's, or something else: name another place by weights.out")
+        raise UserError(
+            f"{out} exists and is another model's, or something else, or damaged: delete it, or name another place by "
+            "weights.out"
+        )
 
 
 def _write(

@@ -9,11 +9,18 @@ from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
 from ddim_jax.models import parameter_count
-from ddim_jax.training.checkpoint import Checkpoints
+from ddim_jax.training.checkpoint import Checkpoints, newest_step
 from ddim_jax.training.state import TrainState, fresh_optimizer_state, make_optimizer
 from ddim_jax.weights.download import sha256_of_file
 from ddim_jax.weights.forms import Weights, read_weights
-from ddim_jax.workdir import checkpoint_dir, config_path, prepare_for_training, write_run_record
+from ddim_jax.workdir import (
+    checkpoint_dir,
+    config_path,
+    is_resumed,
+    prepare_for_training,
+    read_run_record,
+    write_run_record,
+)
 from ddim_jax.writers import say
 
 
@@ -21,11 +28,12 @@ def import_weights(config: Config, workdir: epath.PathLike) -> None:
     """Reads ``weights.path`` and writes a workdir as training does, on which every job runs.
 
     The optimiser's state is not taken over: training that goes on from here starts with a fresh one, at the learning
-    rate that its schedule has at the step imported. What was imported is recorded in ``WORKDIR/import/run.json``.
+    rate that its schedule has at the step imported. What was imported is recorded in ``WORKDIR/import/run.json``. An
+    import that was killed begins anew; one that is done is left as it is.
 
     Args:
         config: the command line's config. It must agree with what the file states of its network.
-        workdir: a folder without a run.
+        workdir: a folder without a run, or with this import.
 
     Raises:
         UserError: the workdir holds a run, several processes were started, or the file cannot be read, holds another
@@ -39,23 +47,30 @@ def import_weights(config: Config, workdir: epath.PathLike) -> None:
         raise UserError("weights.path is empty: name the file or folder to import")
     _check_free(workdir)
     weights = read_weights(config.weights.path, config, config.weights.ema)
+    if config_path(workdir).exists():
+        _finish(workdir, weights, started)
+        say(f"workdir {workdir} holds {weights.file} already, as step {weights.step:,}")
+        return
     state = _state(weights)
 
-    # The config last: a folder with one is a run.
+    # The record first: it says whose the checkpoints are, should this be killed. The config last: a folder with one is
+    # a run.
     checkpoints = checkpoint_dir(workdir)
     try:
+        _record(workdir, weights)
+        checkpoints.rmtree(missing_ok=True)  # of an import that was killed
         checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
     try:
         with Checkpoints(checkpoints) as manager:
             manager.save(weights.step, state)
-        _record(workdir, weights, started)
         prepare_for_training(workdir, weights.config)
     except BaseException:
-        for folder in (checkpoints, workdir / "import"):
+        for folder in (checkpoints, _record_dir(workdir)):
             folder.rmtree(missing_ok=True)
         raise
+    _record(workdir, weights, seconds=_seconds_since(started))
     say(
         f"workdir {workdir} holds {config.model.name} with {parameter_count(state.params):,} parameters as step "
         f"{weights.step:,}: go on with --mode=sample, or any other"
@@ -63,13 +78,37 @@ def import_weights(config: Config, workdir: epath.PathLike) -> None:
 
 
 def _check_free(workdir: epath.Path) -> None:
+    """Refuses a workdir with anything but an import: one that may be this one, or that was killed."""
+    record = read_run_record(_record_dir(workdir))
+    is_import = record.get("mode") == "import"
     if config_path(workdir).exists():
-        raise UserError(f"workdir {workdir} holds a run already: choose another --workdir")
-    if checkpoint_dir(workdir).exists():
+        if not is_import:
+            raise _refused(workdir)
+    elif checkpoint_dir(workdir).exists() and not (is_import and "seconds" not in record):
         raise UserError(
-            f"workdir {workdir} has checkpoints without config.json, perhaps of an import that was killed: delete "
-            f"{checkpoint_dir(workdir)}, or choose another --workdir"
+            f"workdir {workdir} has checkpoints without config.json: put that back, delete {checkpoint_dir(workdir)}, "
+            "or choose another --workdir"
         )
+
+
+def _finish(workdir: epath.Path, weights: Weights, started: float) -> None:
+    """Completes the record of an import that was killed at its very end; refuses a workdir that holds anything else."""
+    record = read_run_record(_record_dir(workdir))
+    is_untouched = newest_step(checkpoint_dir(workdir)) == weights.step
+    if record.get("sha256") != sha256_of_file(weights.file) or not is_untouched:
+        raise _refused(workdir)
+    if not is_resumed(workdir, weights.config):
+        raise _refused(workdir)
+    if "seconds" not in record:
+        _record(workdir, weights, seconds=_seconds_since(started))
+
+
+def _refused(workdir: epath.Path) -> UserError:
+    return UserError(f"workdir {workdir} holds a run already: choose another --workdir")
+
+
+def _seconds_since(started: float) -> float:
+    return round(time.perf_counter() - started, 3)
 
 
 def _state(weights: Weights) -> TrainState:
@@ -86,8 +125,13 @@ def _state(weights: Weights) -> TrainState:
     )
 
 
-def _record(workdir: epath.Path, weights: Weights, started: float) -> None:
-    folder = workdir / "import"
+def _record_dir(workdir: epath.Path) -> epath.Path:
+    return workdir / "import"
+
+
+def _record(workdir: epath.Path, weights: Weights, **facts: float) -> None:
+    """Writes ``run.json``; the ``seconds`` that it took say that all is done."""
+    folder = _record_dir(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     write_run_record(
         folder,
@@ -97,5 +141,5 @@ def _record(workdir: epath.Path, weights: Weights, started: float) -> None:
         sha256=sha256_of_file(weights.file),
         averaged=weights.averaged,
         checkpoint_step=weights.step,
-        seconds=round(time.perf_counter() - started, 3),
+        **facts,
     )

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import re
 import time
 from typing import Any
 
@@ -17,6 +16,7 @@ from ddim_jax.model_job import ModelJob, sampler_name
 from ddim_jax.npz import NpzInParts
 from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for, image_indices, image_items
 from ddim_jax.sharded_map import BatchSize
+from ddim_jax.workdir import is_name_of_image
 from ddim_jax.writers import progress, say
 
 _GRID_IMAGES = 64
@@ -47,8 +47,9 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
     folder = job.folder("sample", f"{sampler_name(settings)}-n{len(indices)}")
     recorded = job.recorded(folder)
     sampler = ImageSampler(config, pipe.model, _batch_size(config, len(indices), recorded))
-    store = PngStore(folder, len(indices)) if settings.format == "png" else _NpzStore(folder)
-    present = store.present(config.data.image_shape)
+    shape = config.data.image_shape
+    store = PngStore(folder, len(indices)) if settings.format == "png" else _NpzStore(folder, shape)
+    present = store.present(shape)
     # From here on files appear: all processes must have looked before.
     parallel.barrier("sample folder")
 
@@ -102,8 +103,9 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
 def _batch_size(config: Config, num: int, recorded: dict[str, Any]) -> BatchSize:
     """Images per device: from what the whole job needs, and as it began, so that a resumed job uses the same shape."""
     batch_size = batch_size_for(config, -(-num // parallel.process_count()))
-    if batch_size.may_shrink and "images_per_device" in recorded:
-        return dataclasses.replace(batch_size, size=recorded["images_per_device"])
+    began = recorded.get("images_per_device")
+    if batch_size.may_shrink and type(began) is int and 0 < began <= num:
+        return dataclasses.replace(batch_size, size=began)
     return batch_size
 
 
@@ -156,8 +158,7 @@ class PngStore:
     def present(self, shape: tuple[int, int, int]) -> np.ndarray:
         """Indices of the images [h, w, c] that are there, whole, ascending; other files are passed over."""
         pattern = "*/[0-9]*.png" if self._nested else "[0-9]*.png"
-        names = [path.stem for path in self._folder.glob(pattern)]
-        indices = sorted({int(name) for name in names if re.fullmatch(r"\d{6,}", name, re.ASCII)})
+        indices = sorted(int(path.stem) for path in self._folder.glob(pattern) if is_name_of_image(path.name))
         with concurrent.futures.ThreadPoolExecutor() as pool:
             shapes = pool.map(lambda index: png_shape(self._path(index)), indices)
             return np.array([i for i, found in zip(indices, shapes, strict=True) if found == shape], np.int64)
@@ -181,8 +182,8 @@ class PngStore:
 class _NpzStore:
     """One ``samples.npz`` with ``arr_0`` uint8 [n, h, w, c] and ``index`` [n]."""
 
-    def __init__(self, folder: epath.Path) -> None:
-        self._file = NpzInParts(folder / "samples.npz", parallel.process_index())
+    def __init__(self, folder: epath.Path, shape: tuple[int, int, int]) -> None:
+        self._file = NpzInParts(folder / "samples.npz", parallel.process_index(), {"arr_0": shape})
 
     def present(self, shape: tuple[int, int, int]) -> np.ndarray:
         del shape
@@ -197,4 +198,4 @@ class _NpzStore:
         self._file.finish(indices)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        return self._file.load()["arr_0"][: len(indices)]
+        return self._file.load(indices)["arr_0"]

@@ -16,6 +16,7 @@ from ddim_jax.measuring.reference import (
     reference_images,
     reference_name,
     reference_provenance,
+    remove_parts,
     same_provenance,
 )
 from ddim_jax.measuring.reference_file import read_reference, write_reference
@@ -45,6 +46,9 @@ def stats(config: Config, workdir: epath.PathLike) -> epath.Path:
     extractor = make_extractor(config, spatial=adm)
     provenance = reference_provenance(images, extractor, settings)
     out = _out(config, workdir, reference_name(provenance))
+    if parallel.is_main_process() and not settings.out:
+        _remove_damaged(out)
+    parallel.barrier("statistics looked at")
     if out.exists():
         _check_same(out, provenance)
         if parallel.is_main_process():
@@ -54,6 +58,7 @@ def stats(config: Config, workdir: epath.PathLike) -> epath.Path:
         reference = measure_reference(images, extractor, settings, parts, together=True)
         if parallel.is_main_process():
             write_reference(out, reference, settings.format)
+            remove_parts(parts)
             say(f"wrote {out}, statistics of {reference.count:,} images; compare with them by --config.eval.reference")
     parallel.barrier("statistics written")
     if parallel.is_main_process():
@@ -78,6 +83,16 @@ def _out(config: Config, workdir: epath.PathLike, name: str) -> epath.Path:
     if out.suffix != ".npz":
         raise UserError(f"eval.out={config.eval.out}: statistics are .npz files; give it that ending")
     return out
+
+
+def _remove_damaged(out: epath.Path) -> None:
+    """Removes statistics in a place of ours that cannot be read, so that they are measured again, and says so."""
+    try:
+        if out.exists():
+            read_reference(out)
+    except UserError as error:
+        say(f"warning: {error}; the statistics are measured again")
+        out.unlink(missing_ok=True)
 
 
 def _check_same(out: epath.Path, provenance: dict[str, object]) -> None:

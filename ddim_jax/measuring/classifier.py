@@ -6,6 +6,7 @@ provenance. Training depends on the images alone (its seed is fixed), and the re
 
 import functools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from ddim_jax.measuring.image_sets import spread_indices
 from ddim_jax.models.classifier import NUM_FEATURES, Classifier
 from ddim_jax.npz import load_arrays, load_if_whole, save_arrays
 from ddim_jax.random_streams import PRNG_IMPL
+from ddim_jax.records import RecordError, parse_object
 from ddim_jax.writers import progress, say
 
 _SEED = 2020
@@ -105,15 +107,25 @@ def classifier_for(data: DataConfig, batch_size: int = 64) -> ClassifierExtracto
     }
     kept = epath.Path(cache_dir("classifiers")) / f"{source.name}-{digest_of_facts(about)[:12]}.npz"
     arrays = load_if_whole(kept) if is_trusted(kept.parent) else None
-    if arrays is None or "provenance" not in arrays:
+    provenance = None if arrays is None else _provenance(arrays)
+    if arrays is None or provenance is None:
         params, accuracy = _train(source, data)
         flat = traverse_util.flatten_dict(params, sep="/")
-        save_arrays(kept, {"provenance": json.dumps({**about, "held_out_accuracy": accuracy}), **flat})
+        provenance = {**about, "held_out_accuracy": accuracy}
+        save_arrays(kept, {"provenance": json.dumps(provenance), **flat})
         arrays = load_arrays(kept)
-    provenance = json.loads(str(arrays.pop("provenance")))
+    del arrays["provenance"]
     provenance["weights_sha256"] = digest_of_arrays(arrays, separator="")
     params = traverse_util.unflatten_dict(arrays, sep="/")
     return classifier_extractor(params, provenance, source.num_classes, data.image_shape, batch_size)
+
+
+def _provenance(arrays: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
+    """What a kept classifier says of itself; None where it does not, or is no classifier at all."""
+    try:
+        return parse_object(str(arrays["provenance"]), {"held_out_accuracy": float}) if len(arrays) > 1 else None
+    except (KeyError, RecordError):
+        return None
 
 
 def labelled_images(source: Source, data: DataConfig) -> tuple[Images, Images]:

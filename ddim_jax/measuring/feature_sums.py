@@ -142,6 +142,21 @@ class FeatureSums:
             waiting=of_prefix("waiting", arrays),
         )
 
+    def fit(self, arrays: Mapping[str, np.ndarray]) -> bool:
+        """Returns whether arrays are what :meth:`to_arrays` returns of sums of the same images and extractor as these.
+
+        What a file of ours holds that another program, or another version, has written is nothing to go on with.
+        """
+        ours = {name: np.asarray(value) for name, value in self.to_arrays().items()}
+        if ours.keys() != arrays.keys():
+            return False
+        num_waiting = len(np.atleast_1d(arrays["waiting_index"]))
+        for name, like in ours.items():
+            shape = (num_waiting, *like.shape[1:]) if name.split(".")[0] in ("waiting", "waiting_index") else like.shape
+            if arrays[name].shape != shape or arrays[name].dtype.kind != like.dtype.kind:
+                return False
+        return True
+
     def _sum_up(self, count: int) -> None:
         """Moves the first waiting features into the sums."""
         if not count:

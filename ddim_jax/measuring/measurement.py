@@ -70,6 +70,10 @@ class Measurement:
         """Returns all sums so far as arrays by name, for ``numpy.savez``."""
         return self._sums.to_arrays()
 
+    def fits(self, arrays: Mapping[str, np.ndarray]) -> bool:
+        """Returns whether arrays are what :meth:`to_arrays` returns of a measurement like this one."""
+        return self._sums.fit(arrays)
+
     @classmethod
     def from_arrays(cls, extractor: Extractor, settings: EvalConfig, arrays: Mapping[str, np.ndarray]) -> Self:
         """Reads what :meth:`to_arrays` returned, to the bit, with the same extractor and settings."""

@@ -56,8 +56,10 @@ def reference_for(config: Config, extractor: Extractor) -> Reference:
         reference = _kept_reference(kept)
         if reference is not None and ("left_out" not in reference.provenance or config.data.on_error == "skip"):
             return reference
-        reference = measure_reference(images, extractor, settings, kept.with_suffix(".parts"))
+        parts = kept.with_suffix(".parts")
+        reference = measure_reference(images, extractor, settings, parts)
         write_reference(kept, reference)
+        remove_parts(parts)
     left_out = [word for metric in chosen_metrics(settings) if metric.needs_single_images for word in metric.words]
     if reference.features is None and left_out:
         *others, last = left_out
@@ -154,7 +156,8 @@ def measure_reference(
         images: the images; ``eval.reference_num`` of them, evenly spread.
         extractor: whose features.
         settings: ``reference_num`` and ``features_kept``.
-        parts: folder for the sums so far; removed at the end. Its name must stand for all that decides the result.
+        parts: folder for the sums so far; to be removed by :func:`remove_parts` once the result is kept. Its name must
+            stand for all that decides the result.
         together: each process takes its share of the images, and ``parts`` is a folder that all of them see. Otherwise
             each process computes everything.
 
@@ -164,11 +167,10 @@ def measure_reference(
     process, count = (parallel.process_index(), parallel.process_count()) if together else (0, 1)
     chosen = spread_indices(len(images), settings.reference_num or len(images))
     own = parts / f"{process}-of-{count}.npz"
+    sums = FeatureSums.empty(extractor, len(chosen), settings, ("moments", "spatial"))
     saved_sums = load_if_whole(own)
-    if saved_sums is not None:
+    if saved_sums is not None and sums.fit(saved_sums):
         sums = FeatureSums.from_arrays(saved_sums)
-    else:
-        sums = FeatureSums.empty(extractor, len(chosen), settings, ("moments", "spatial"))
     share = np.arange(process, len(chosen), count)
     todo = share[~sums.seen[share]]
     bar = progress(len(share), f"measuring {images.name}", "image", len(share) - len(todo), parallel.is_main_process())
@@ -182,10 +184,6 @@ def measure_reference(
                 saved = time.monotonic()
     if count > 1:
         sums = _merged(sums, parts, process, count)
-    if process == 0:
-        # Another program may be measuring the same images: what it puts there is its own to remove.
-        with contextlib.suppress(OSError):
-            parts.rmtree(missing_ok=True)
     sums.finish()
     provenance = reference_provenance(images, extractor, settings)
     if len(sums.missing):
@@ -193,6 +191,13 @@ def measure_reference(
     spatial = sums.sums["spatial"].gaussian() if "spatial" in sums.sums else None
     moments = sums.sums["moments"]
     return Reference(moments.mean, moments.covariance, moments.count, sums.kept_features, provenance, spatial)
+
+
+def remove_parts(parts: epath.Path) -> None:
+    """Removes what :func:`measure_reference` has put there."""
+    # Another program may be measuring the same images: what it puts there is its own to remove.
+    with contextlib.suppress(OSError):
+        parts.rmtree(missing_ok=True)
 
 
 def _merged(sums: FeatureSums, parts: epath.Path, process: int, count: int) -> FeatureSums:

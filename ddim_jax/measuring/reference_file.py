@@ -10,6 +10,7 @@ from ddim_jax.errors import UserError
 from ddim_jax.metrics.moments import Gaussian
 from ddim_jax.names import StatisticsFormat
 from ddim_jax.npz import array_names, load_arrays, save_arrays
+from ddim_jax.records import RecordError, parse_object
 
 
 class Reference(NamedTuple):
@@ -89,14 +90,21 @@ def read_reference(path: epath.PathLike) -> Reference:
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise UserError(f"{path}: mu {list(mean.shape)} and sigma {list(covariance.shape)} are not [d] and [d, d]")
     for name in ("mu", "sigma", "mu_s", "sigma_s", "features"):
+        if name in arrays and arrays[name].dtype.kind not in "fiu":
+            raise UserError(f"{path}: {name} holds no numbers; make the file anew (--mode=stats), or use another")
         if name in arrays and not np.isfinite(arrays[name]).all():
             raise UserError(f"{path}: {name} holds NaN or infinity; make the file anew (--mode=stats), or use another")
     try:
-        provenance = json.loads(str(arrays["provenance"])) if "provenance" in arrays else {}
-    except ValueError as error:
+        provenance = parse_object(str(arrays["provenance"])) if "provenance" in arrays else {}
+        if not isinstance(provenance.get("extractor", {}), dict):
+            raise RecordError("its 'extractor' is of another type")
+    except RecordError as error:
         raise UserError(f"{path}: its provenance cannot be read: {error}; make it anew with --mode=stats") from error
     spatial = Gaussian(arrays["mu_s"], arrays["sigma_s"]) if {"mu_s", "sigma_s"} <= arrays.keys() else None
-    count = int(arrays["count"]) if "count" in arrays else None
-    return Reference(
-        mean.astype(np.float64), covariance.astype(np.float64), count, arrays.get("features"), provenance, spatial
-    )
+    if "count" in arrays and (arrays["count"].size != 1 or arrays["count"].dtype.kind not in "fiu"):
+        raise UserError(f"{path}: count is no number; make the file anew (--mode=stats), or use another")
+    count = int(arrays["count"].item()) if "count" in arrays else None
+    features = arrays.get("features")
+    if features is not None and features.shape[1:] != mean.shape:
+        raise UserError(f"{path}: features {list(features.shape)} are not [m, {len(mean)}]; make the file anew")
+    return Reference(mean.astype(np.float64), covariance.astype(np.float64), count, features, provenance, spatial)

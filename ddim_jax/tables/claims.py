@@ -21,6 +21,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import socket
 import threading
 import time
@@ -30,6 +31,8 @@ from types import TracebackType
 from typing import IO, Any, Literal, Self
 
 from etils import epath
+
+from ddim_jax.records import read_if_sound
 
 # Of a living job's claim. Network file systems show a change after up to a minute.
 _TOUCH_SECONDS = 15.0
@@ -97,7 +100,7 @@ class Claims:
 
     def _state(self, newest: pathlib.Path) -> State:
         holder = _read(newest)
-        if holder.get("host") == socket.gethostname() and not _is_running(int(holder["pid"])):
+        if holder.get("host") == socket.gethostname() and not _is_running(holder["pid"]):
             return "free"
         try:
             touched = newest.stat().st_mtime_ns
@@ -136,7 +139,8 @@ class Claims:
 
     def _all(self, name: str) -> list[pathlib.Path]:
         prefix = f"{name}.claim-"
-        return [self._folder / entry for entry in os.listdir(self._folder) if entry.startswith(prefix)]
+        entries = [entry for entry in os.listdir(self._folder) if entry.startswith(prefix)]
+        return [self._folder / entry for entry in entries if re.fullmatch(r"\d+", entry[len(prefix) :], re.ASCII)]
 
 
 class Claim:
@@ -202,17 +206,14 @@ def _number(path: pathlib.Path) -> int:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-    """Reads who made a claim; empty where it is gone, or was made a moment ago and not written yet."""
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
+    """Reads who made a claim; empty where it is gone, damaged, or was made a moment ago and not written yet."""
+    return read_if_sound(path, {"host": str, "pid": int, "token": str}) or {}
 
 
 def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from ddim_jax.errors import UserError
-from ddim_jax.files import write_whole
+from ddim_jax.files import remove_left_over, write_whole
 from ddim_jax.images import grid, png_shape, save_png
 from ddim_jax.tables.claims import Claims
 from ddim_jax.tables.lines import Comparison, clipping_note, lines, to_csv, to_json, to_markdown
@@ -51,10 +51,12 @@ class TableFolder:
         self.folder = epath.Path(folder)
         self._rows = self.folder / "rows"
         self._rows.mkdir(exist_ok=True)
+        remove_left_over(self._rows)
         self._title = title
         self._settings = settings
         self._compared = compared
         self.claims = Claims(self._rows)
+        self._left_out: set[epath.Path] = set()
 
     def has(self, row: Row) -> bool:
         """Returns whether the row is measured."""
@@ -70,23 +72,28 @@ class TableFolder:
             if not path.exists():
                 continue
             try:
-                Result.from_json(path.read_text())
-            except (ValueError, TypeError) as error:
-                say(f"{path} is damaged ({error}); the row is measured again")
+                Result.read(path)
+            except UserError:
+                say(f"{path} is damaged; the row is measured again")
                 path.unlink(missing_ok=True)
 
     def results(self) -> list[Result]:
         """Reads all results there are, of this job and others.
 
+        A file that is no result, or a copy of one, is left out with a warning.
+
         Raises:
-            UserError: a file that is no result, or of another number of images.
+            UserError: one is of another number of images.
         """
         found = []
         for path in sorted(self._rows.glob("*.json")):
             try:
-                result = Result.from_json(path.read_text())
-            except (ValueError, TypeError) as error:
-                raise UserError(f"{path} cannot be used ({error}); delete it to measure that row again") from error
+                result = Result.read(path)
+            except UserError as error:
+                if path not in self._left_out:
+                    self._left_out.add(path)
+                    say(f"warning: {error}; the table is written without it")
+                continue
             if result.num != self._settings["num"]:
                 raise UserError(
                     f"{path} is of {result.num:,} images, this table of {self._settings['num']:,}: figures of "

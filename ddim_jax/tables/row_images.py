@@ -45,11 +45,13 @@ class RowImages(Protocol):
         name: of the model or the set.
         rows: all rows asked for.
         num: images of each row.
+        shape: of an image, [h, w, c].
     """
 
     name: str
     rows: list[Row]
     num: int
+    shape: tuple[int, int, int]
 
     def batches(self, row: Row, indices: np.ndarray) -> Iterator[RowBatch]:
         """Yields the images of these indices, in this order."""
@@ -74,6 +76,7 @@ class _ModelImages:
     def __init__(self, config: Config, workdir: epath.PathLike) -> None:
         self.name = epath.Path(workdir).absolute().name
         self.num = config.eval.num
+        self.shape = config.data.image_shape
         self._config = config
         self._model = build_model(config)
         self._like = abstract_state(config, self._model, make_optimizer(config.train, 1))
@@ -191,6 +194,8 @@ class _FoundImages:
         if self.num < 2:
             raise UserError(f"eval.images={images.name} holds {len(images)} image; 2 are needed at least")
         self.rows = [images_row(images.name, images.identity)]
+        height, width, channels = images.load(np.zeros(1, np.int64)).image.shape[1:]
+        self.shape = (height, width, channels)
         self._images = images
         self._chosen = spread_indices(len(images), self.num)
 

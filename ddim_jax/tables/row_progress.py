@@ -93,8 +93,19 @@ class RowProgress:
     @classmethod
     def resume(cls, path: epath.Path, extractor: Extractor, settings: EvalConfig, num: int) -> Self:
         """Goes on with what a killed job saved, or starts with no images where that is not there or not whole."""
-        arrays = load_if_whole(path)
-        return cls.start(extractor, settings, num) if arrays is None else cls._of_arrays(arrays, extractor, settings)
+        start, arrays = cls.start(extractor, settings, num), load_if_whole(path)
+        return cls._of_arrays(arrays, extractor, settings) if arrays and start._fits(arrays) else start
+
+    def _fits(self, arrays: dict[str, np.ndarray]) -> bool:
+        own = {field.name for field in dataclasses.fields(self) if field.name != "measurement"}
+        given = {name for name in arrays if "." not in name}
+        if given | {"shown"} != own or not self.measurement.fits(of_prefix("measurement", arrays)):
+            return False
+        numbers = own - {"shown", "shown_index"}
+        shown = arrays.get("shown", np.empty((0, 0, 0, 0)))
+        return all(arrays[name].shape == () and arrays[name].dtype.kind in "if" for name in numbers) and (
+            arrays["shown_index"].shape == shown.shape[:1] and shown.ndim == 4
+        )
 
     @classmethod
     def _of_arrays(cls, arrays: dict[str, np.ndarray], extractor: Extractor, settings: EvalConfig) -> Self:

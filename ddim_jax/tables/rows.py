@@ -9,11 +9,14 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
+from etils import epath
+
 from ddim_jax.config import Config, Role, SampleConfig, keys_with, with_sample
 from ddim_jax.diffusion.samplers import takes_eta
 from ddim_jax.digests import digest_of_facts
-from ddim_jax.errors import UserError
+from ddim_jax.errors import UserError, shown
 from ddim_jax.names import SamplerName, Spacing, choices
+from ddim_jax.records import Kinds, read_object
 from ddim_jax.tables.published_figures import PUBLISHED
 
 _IN_COLUMNS = ("sampler", "eta", "spacing", "clip", "steps", "seed")
@@ -94,16 +97,58 @@ class Result:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def read(cls, path: epath.Path) -> Self:
         """Reads what :meth:`to_json` wrote.
 
         Raises:
-            ValueError: it is something else.
+            UserError: it is something else, or the result of a row of another name than the file.
         """
-        values = json.loads(text)
-        if not isinstance(values, dict) or values.keys() != {field.name for field in dataclasses.fields(cls)}:
-            raise ValueError("not the result of a row")
+        remedy = "delete it to measure that row again"
+        values = read_object(path, remedy, _KINDS_OF_RESULT)
+        if values.keys() != _KINDS_OF_RESULT.keys() or not _are_columns(values["columns"]):
+            raise UserError(f"{path} cannot be used: not the result of a row; {remedy}")
+        if any(type(value) not in (int, float) for value in values["figures"].values()):
+            raise UserError(f"{path} cannot be used: a figure is no number; {remedy}")
+        if values["name"] != path.stem:
+            raise UserError(f"{path} cannot be used: it is the result of {shown(values['name'])}; {remedy}")
         return cls(**values)
+
+
+_NUMBER = (int, float)
+_NONE = type(None)
+_KINDS_OF_RESULT: Kinds = {
+    "name": str,
+    "columns": dict,
+    "seed": (int, _NONE),
+    "num": int,
+    "figures": dict,
+    "evaluations": (int, _NONE),
+    "sampling_seconds": (*_NUMBER, _NONE),
+    "seconds": _NUMBER,
+    "device": str,
+    "versions": dict,
+}
+_KINDS_OF_COLUMNS: Kinds = {
+    "checkpoint": int,
+    "sampler": str,
+    "eta": (*_NUMBER, _NONE),
+    "spacing": str,
+    "clip": str,
+    "steps": int,
+    "other": str,
+}
+
+
+def _are_columns(columns: dict[str, Any]) -> bool:
+    """Whether a table can show a row of these columns: of images made elsewhere, or of a model's."""
+    if columns.keys() == {"images"}:
+        return isinstance(columns["images"], str)
+    return (
+        columns.keys() >= _KINDS_OF_COLUMNS.keys()
+        and all(isinstance(columns[name], kind) for name, kind in _KINDS_OF_COLUMNS.items())
+        and columns["sampler"] in choices(SamplerName)
+        and columns["spacing"] in choices(Spacing)
+    )
 
 
 def model_rows(config: Config, checkpoints: Iterable[int]) -> list[Row]:

@@ -18,6 +18,7 @@ from ddim_jax.measuring.measurement import Measurement
 from ddim_jax.measuring.reference import reference_for
 from ddim_jax.measuring.reference_file import Reference
 from ddim_jax.models import Model
+from ddim_jax.records import read_if_sound
 from ddim_jax.sampling.image_sampler import sampler_for
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
 from ddim_jax.training.state import TrainState
@@ -61,18 +62,17 @@ class BestCheckpoint:
         path = best_record_path(self._workdir)
         if not path.exists():
             return {}
-        try:
-            record = json.loads(path.read_text())
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
+        record = read_if_sound(path, {"best_step": int, "measured": dict})
+        if record is None or not _are_figures(record["measured"]):
             say(f"{path} is damaged; the best checkpoint is looked for anew")
             return {}
         ours = json.loads(json.dumps(self._settings_record()))
         if any(record.get(key) != value for key, value in ours.items()):
             say(f"{path} holds figures of other settings; the best checkpoint is looked for anew")
             return {}
-        return record["measured"] if record.get("best_step") in self._checkpoints.steps() else {}
+        measured = record["measured"]
+        is_whole = str(record["best_step"]) in measured and record["best_step"] in self._checkpoints.steps()
+        return measured if is_whole else {}
 
     def _settings_record(self) -> dict[str, Any]:
         """Returns what figures must share to be compared."""
@@ -121,6 +121,7 @@ class BestCheckpoint:
         self._measured[str(step)] = value
         best_step = next(int(step) for step, found in self._measured.items() if found == self._best_value())
         record = {"best_step": best_step, "measured": self._measured, **self._settings_record()}
+        writer.flush()  # what the record counts as measured is written nowhere again
         write_whole(best_record_path(self._workdir), json.dumps(record, indent=2) + "\n")
 
     def close(self) -> None:
@@ -134,6 +135,11 @@ class BestCheckpoint:
 
     def _better(self, value: float, other: float) -> bool:
         return value > other if self._higher_is_better else value < other
+
+
+def _are_figures(measured: dict[str, Any]) -> bool:
+    numbers = all(type(value) in (int, float) and np.isfinite(value) for value in measured.values())
+    return numbers and all(step.isascii() and step.isdigit() for step in measured)
 
 
 def check_metric(config: Config) -> None:

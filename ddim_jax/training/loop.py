@@ -121,6 +121,8 @@ class TrainingLoop:
             if validate and self.validation is not None:
                 self.writer.scalars(step, self.validation.measure(whole))
             if save:
+                # A resumed run writes the figures of later steps alone.
+                self.writer.flush()
                 self.checkpoints.save(step, whole)
             if measure and self.best is not None:
                 self.best.measure(step, whole, self.writer)

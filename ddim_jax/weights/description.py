@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ddim_jax.config import TRAINED_GROUPS, Config, flatten, from_values, keys_of, with_values
 from ddim_jax.errors import ConfigError, UserError
 from ddim_jax.names import StoredDtype
+from ddim_jax.records import parse_object
 
 # The name under which files keep it.
 KEY = "ddim_jax"
@@ -43,7 +44,7 @@ class Description(NamedTuple):
             UserError: it is something else, or a newer version wrote it.
         """
         try:
-            values = json.loads(text)
+            values = parse_object(text)
             if values.pop("version") != _VERSION:
                 raise UserError(f"{source} was written by a newer ddim_jax: update this one")
             values["config"] = from_values(values["config"])

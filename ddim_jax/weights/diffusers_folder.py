@@ -24,7 +24,8 @@ from flax import traverse_util
 
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
-from ddim_jax.files import read_file, whole_folder
+from ddim_jax.files import whole_folder
+from ddim_jax.records import read_object
 from ddim_jax.weights import diffusers_config
 from ddim_jax.weights.agreement import agreed_config
 from ddim_jax.weights.array_files import ArrayFile, read_safetensors, write_safetensors
@@ -201,13 +202,7 @@ def _read_index(path: pathlib.Path) -> ArrayFile:
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        values = json.loads(read_file(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no settings by name")
-    return values
+    return read_object(path, "download or copy it again")
 
 
 def write_folder(folder: epath.PathLike, arrays: Mapping[str, np.ndarray], description: Description) -> None:

@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -409,21 +410,31 @@ def test_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["images", "labels", "states"])
-@pytest.mark.parametrize("damage", ["cut", "emptied", "gone"])
-def test_a_damaged_folder(tmp_path: Path, damage: str, name: str) -> None:
+@pytest.mark.parametrize("damage", ["cut", "emptied", "gone", "nothing but NUL", "another array", "objects"])
+def test_a_damaged_folder_is_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str, name: str
+) -> None:
     config = config_of(save_mixed(tmp_path / "images"))
     open_images(config)
-    path = folders(config)[0] / f"{name}.npy"
+    (folder,) = folders(config)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    path = folder / f"{name}.npy"
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-1])
     elif damage == "emptied":
         path.write_bytes(b"")
+    elif damage == "nothing but NUL":
+        path.write_bytes(bytes(path.stat().st_size))
+    elif damage == "another array":
+        np.save(path, np.full(3, 7))
+    elif damage == "objects":
+        np.save(path, np.array([{}] * NUM), allow_pickle=True)
     else:
         path.unlink()
-    with pytest.raises(UserError, match=rf"{name}\.npy cannot be read: .*; delete the folder, it will be made again"):
-        open_images(config)
-    shutil.rmtree(path.parent)
     open_images(config)
+    assert re.search(rf"warning: .*{name}\.npy .*; the images are prepared again", capsys.readouterr().err)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 @pytest.mark.parametrize("name", ["images", "labels"])
@@ -435,12 +446,21 @@ def test_a_damaged_folder_with_images_still_to_do(tmp_path: Path, size: int, nam
     states = np.load(folder / "states.npy", mmap_mode="r+")
     states[2:] = 0
     states.flush()
-    damaged = (folder / f"{name}.npy").read_bytes()[:size]
-    assert len(damaged) == size
-    (folder / f"{name}.npy").write_bytes(damaged)
-    with pytest.raises(UserError, match=rf"{name}\.npy cannot be read"):
-        open_images(config)
-    assert (folder / f"{name}.npy").read_bytes() == damaged
+    whole = (folder / f"{name}.npy").read_bytes()
+    (folder / f"{name}.npy").write_bytes(whole[:size])
+    open_images(config)
+    assert (folder / f"{name}.npy").read_bytes() == whole
+
+
+def test_lines_of_others_among_the_reasons(tmp_path: Path) -> None:
+    config = config_of(save_mixed(tmp_path / "images", bad=(3,)), on_error="skip")
+    source = open_images(config)
+    path = folders(config)[0] / "unusable.jsonl"
+    others = (b"\xff\xfe\n", b"[]\n", b'{"index": [3], "reason": "odd"}\n', b'{"index": 3}\n', b"[" * 10_000 + b"\n")
+    path.write_bytes(b"".join(others) + path.read_bytes() + b"".join(others))
+    with pytest.raises(ImageError, match=r"cannot identify|cut short|empty|not a"):
+        open_images(config)[3]
+    assert len(source) == NUM
 
 
 def test_a_file_that_vanishes_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,6 +169,37 @@ def test_kept_images_are_those_measured(workdir):
     assert len(list(row.iterdir())) == 24
 
 
+def test_kept_images_are_looked_at_when_a_job_goes_on(workdir, monkeypatch, capsys):
+    """Of a row that is measured, and of one that was killed after its progress was saved."""
+    settings = asked(steps=(2,), keep_images=True)
+    folder = evaluate(settings, workdir)
+    (row,) = (folder / "images").iterdir()
+    before = {path.name: path.read_bytes() for path in row.iterdir()}
+
+    def damage():
+        (row / "000003.png").write_bytes(b"")
+        (row / "000007.png").write_bytes(bytes(len(before["000007.png"])))
+        (row / "000008.png").write_bytes(before["000008.png"][:-1])
+        (row / "000009.png").unlink()
+
+    damage()
+    evaluate(settings, workdir)
+    assert "4 kept images are damaged or gone, and drawn again" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in row.iterdir()} == before
+
+    (result,) = (folder / "rows").glob("*.json")
+    result.unlink()
+    monkeypatch.setattr("ddim_jax.jobs.evaluate._SAVE_EVERY_SECONDS", -1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Measurement, "figures", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            evaluate(settings, workdir)
+    damage()
+    evaluate(settings, workdir)
+    assert "4 kept images are damaged or gone, and drawn again" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in row.iterdir()} == before
+
+
 # --- more rows, killed jobs, several jobs -------------------------------------------------------
 
 
@@ -281,10 +312,15 @@ def test_a_damaged_result_is_measured_again(workdir, finished, capsys):
         assert f"{path} is damaged" in capsys.readouterr().err
         (found,) = figures(folder).items()
         assert found in figures(finished).items()
-    # Of a row that nobody asked for now, it is for the user to decide.
+    # Of a row that nobody asked for now, it is for the user to decide; and a copy is no row of its own.
+    text = path.read_text()
     path.write_text("")
-    with pytest.raises(UserError, match=r"cannot be used .* delete it"):
-        evaluate(asked(steps=(3,)), workdir)
+    path.with_stem("copy").write_text(text)
+    evaluate(asked(steps=(3,)), workdir)
+    told = capsys.readouterr().err
+    assert f"{path} cannot be used: it is empty; delete it" in told
+    assert "copy.json cannot be used: it is the result of 'step2-ddim-" in told
+    assert len(lines(folder)) == 1
 
 
 # --- images made elsewhere ----------------------------------------------------------------------

@@ -56,6 +56,19 @@ def test_a_file_that_is_there_is_kept(tmp_path, capsys):
     assert read_reference(out).count == 200
 
 
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:-9], lambda data: bytes(len(data))])
+def test_a_damaged_file_of_ours_is_measured_again_and_a_users_is_named(tmp_path, capsys, damage):
+    expected = read_reference(path := stats(CONFIG, tmp_path))
+    path.write_bytes(damage(path.read_bytes()))
+    stats(CONFIG, tmp_path)
+    assert f"warning: {path} cannot be read" in capsys.readouterr().err
+    assert_same(path, expected)
+    out = tmp_path / "own.npz"
+    out.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=r"own\.npz cannot be read"):
+        stats(with_eval(out=str(out)), tmp_path)
+
+
 def test_a_killed_job_goes_on(tmp_path, monkeypatch):
     expected = read_reference(stats(CONFIG, tmp_path / "whole"))
     monkeypatch.setattr(reference_module, "_SAVE_EVERY_SECONDS", -1)

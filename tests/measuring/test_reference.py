@@ -15,12 +15,14 @@ from ddim_jax.images import save_png
 from ddim_jax.measuring import reference as module
 from ddim_jax.measuring.extractor import SPATIAL_DIMENSION, Extractor, FeatureProgram, Features
 from ddim_jax.measuring.extractors import make_extractor
+from ddim_jax.measuring.feature_sums import FeatureSums
 from ddim_jax.measuring.image_sets import open_image_set
 from ddim_jax.measuring.reference import (
     check_provenance,
     measure_reference,
     reference_for,
     reference_provenance,
+    remove_parts,
     same_provenance,
 )
 from ddim_jax.measuring.reference_file import Reference, is_statistics, read_reference, write_reference
@@ -199,7 +201,27 @@ def test_a_killed_measurement_goes_on_to_the_same_bits(monkeypatch, tmp_path):
     assert sum(asked) - asked[3] == 1797  # each image once, but for those of the batch that failed
     for ours, expected in zip(resumed[:4], whole[:4], strict=True):
         np.testing.assert_array_equal(ours, expected)
+    assert parts.exists()  # until the result is kept
+    remove_parts(parts)
     assert not parts.exists()
+
+
+@pytest.mark.parametrize("change", ["gone", "other images", "other numbers", "another form"])
+def test_sums_of_another_form_are_not_gone_on_with(tmp_path, change):
+    settings = EvalConfig()
+    sums = FeatureSums.empty(EXTRACTOR, 1797, settings, ("moments", "spatial"))
+    arrays = sums.to_arrays()
+    assert sums.fit(arrays)
+    assert FeatureSums.from_arrays(arrays).fit(arrays)
+    if change == "gone":
+        del arrays["moments.mean"]
+    elif change == "other images":
+        arrays["seen"] = np.zeros(1796, bool)
+    elif change == "other numbers":
+        arrays["kept"] = arrays["kept"].astype(str)
+    else:
+        arrays["waiting_index"] = np.zeros((2, 2), np.int64)
+    assert not sums.fit(arrays)
 
 
 def test_spatial_statistics_for_adm(tmp_path):

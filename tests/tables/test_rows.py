@@ -5,6 +5,7 @@ import json
 import random
 
 import pytest
+from etils import epath
 from small import small_digits
 
 from ddim_jax.config import Config, EvalConfig, with_sample
@@ -148,13 +149,21 @@ def test_the_order_of_a_table_does_not_depend_on_who_came_first():
     assert ordered[-1] == (4, "ddpm_large", 10, 1)
 
 
-def test_results_survive_their_file():
+def test_results_survive_their_file(tmp_path):
     (row,) = model_rows(config(steps=(5,)), [2])
     one = result(row, figures={"fid": 1 / 3}, sampling_seconds=None)
-    assert Result.from_json(one.to_json()) == one
-    for wrong in ("[]", "{}", "nonsense", json.dumps({**json.loads(one.to_json()), "more": 1})):
-        with pytest.raises(ValueError):
-            Result.from_json(wrong)
+    path = epath.Path(tmp_path) / f"{row.name}.json"
+    path.write_text(one.to_json())
+    assert Result.read(path) == one
+    whole = json.loads(one.to_json())
+    changes = [
+        *({"more": 1}, {"name": "other"}, {"num": "24"}, {"figures": {"fid": "low"}}, {"seed": True}),
+        *({"columns": {}}, {"columns": {**whole["columns"], "sampler": "dimm"}}, {"columns": {"images": 3}}),
+    ]
+    for wrong in ("[]", "{}", "nonsense", *(json.dumps({**whole, **change}) for change in changes)):
+        path.write_text(wrong)
+        with pytest.raises(UserError, match=r"cannot be used: .*; delete it to measure that row again"):
+            Result.read(path)
 
 
 # --- published ----------------------------------------------------------------------------------

@@ -406,7 +406,7 @@ BAD = {
     "no folder of weights": (lambda tmp: tmp, "holds no weights: a folder of diffusers has config.json or unet/"),
     "not json": (
         lambda tmp: contents(folder_without(tmp) / "unet" / "config.json", b"{'a': 1}").parent.parent,
-        "config.json cannot be read as JSON",
+        "config.json cannot be used: no JSON: ",
     ),
     "odd settings": (
         lambda tmp: write_diffusers(tmp / "odd", small_config(), unet={"block_out_channels": ["a", "b"]}),
@@ -483,8 +483,14 @@ def test_training_goes_on_from_the_imported_weights(tmp_path):
 
 def test_a_workdir_with_a_run_is_refused_and_left_alone(imported):
     before = sorted((path, path.stat().st_mtime_ns) for path in imported.rglob("*"))
+    other = write_ddim_checkpoint(imported.parent / "other.pth", small_config(), raw_seed=5, ema_seed=6)
     with pytest.raises(UserError, match="holds a run already: choose another --workdir"):
-        import_weights(importing(imported.parent / "ckpt.pth"), imported)
+        import_weights(importing(other), imported)
+    changed = dataclasses.replace(small_config(), seed=7)
+    with pytest.raises(UserError, match="holds a run of another config: seed"):
+        import_weights(dataclasses.replace(changed, weights=importing(imported.parent / "ckpt.pth").weights), imported)
+    # The same import is done already.
+    import_weights(importing(imported.parent / "ckpt.pth"), imported)
     assert sorted((path, path.stat().st_mtime_ns) for path in imported.rglob("*")) == before
     with pytest.raises(UserError, match="is a workdir of ddim_jax already: use it as --workdir"):
         read_weights(imported, small_config())
@@ -494,6 +500,28 @@ def test_a_killed_import_is_not_taken_for_a_run(imported, tmp_path):
     shutil.copytree(imported / "checkpoints", tmp_path / "run" / "checkpoints")
     with pytest.raises(UserError, match=r"has checkpoints without config.json"):
         import_weights(importing(imported.parent / "ckpt.pth"), tmp_path / "run")
+
+
+def test_an_import_killed_at_any_moment_goes_on(imported, tmp_path):
+    """Before its record, its checkpoint, its config, and before the record says that it is done."""
+    for number in range(4):
+        workdir = tmp_path / str(number)
+        shutil.copytree(imported, workdir)
+        record = json.loads((workdir / "import" / "run.json").read_text())
+        del record["seconds"]
+        (workdir / "import" / "run.json").write_text(json.dumps(record))
+        if number < 3:
+            (workdir / "config.json").unlink()
+        if number == 1:
+            shutil.rmtree(workdir / "checkpoints")
+            (workdir / "checkpoints").mkdir()
+        if number == 0:
+            shutil.rmtree(workdir / "checkpoints")
+            shutil.rmtree(workdir / "import")
+        import_weights(importing(imported.parent / "ckpt.pth"), workdir)
+        assert_equal(ddim_jax.load(workdir).params, ddim_jax.load(imported).params)
+        assert "seconds" in json.loads((workdir / "import" / "run.json").read_text())
+        assert (workdir / "config.json").read_bytes() == (imported / "config.json").read_bytes()
 
 
 def test_a_failing_import_leaves_nothing(imported, tmp_path, monkeypatch):
