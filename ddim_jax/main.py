@@ -36,7 +36,7 @@ from ddim_jax.config import (
     shipped_configs,
     to_config_dict,
 )
-from ddim_jax.errors import ConfigError, UserError
+from ddim_jax.errors import ConfigError, UserError, failed_write, write_error
 from ddim_jax.huge_pages import restart_with_huge_pages
 from ddim_jax.names import Mode, choices
 
@@ -302,12 +302,15 @@ def cpu_devices(config: Config, cores: int) -> int:
 
 
 def _report(error: BaseException) -> int:
-    """Prints what went wrong, a user's mistake or Ctrl-C as one line; returns the exit status."""
+    """Prints what went wrong, what is not ours or Ctrl-C as one line; returns the exit status."""
     if isinstance(error, KeyboardInterrupt) or process.is_interrupted():
         print(process.INTERRUPTED, file=sys.stderr)
         return process.INTERRUPTED_STATUS
+    if not isinstance(error, UserError) and (failure := failed_write(error)) is not None:
+        error = write_error(failure.filename or "what the run prints, or one of its files,", failure)
     if isinstance(error, UserError):
-        print(f"ddim_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # what is printed may go to the disk that is full
+            print(f"ddim_jax: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return error.status
     traceback.print_exception(error)
     return 1
@@ -335,7 +338,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         argv: program name and arguments; ``sys.argv`` when None.
 
     Returns:
-        The exit status: 0 for success, 1 when another process of the run was lost, 2 for a user's mistake, 130 after
+        The exit status: 0 for success, 1 when another process of the run was lost or a file could not be written, 2
+        for a user's mistake, 130 after
         Ctrl-C, 141 when whoever read the output has closed it (``| head``), and what ``--stopped_status`` says, else 0,
         where SIGTERM stopped training. Other errors propagate.
     """
@@ -378,7 +382,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         return _report(error)
     except Exception as error:
         # C code that is interrupted may raise anything.
-        if not process.is_interrupted():
+        if not process.is_interrupted() and failed_write(error) is None:
             raise
         return _report(error)
     return 0 if complete else own.stopped_status

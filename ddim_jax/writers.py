@@ -1,18 +1,21 @@
 """Where a run's numbers go: ``metrics.jsonl``, TensorBoard, the log, a progress bar."""
 
+import contextlib
 import io
 import json
 import logging
 import math
 import sys
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Literal, Self
 
 import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from ddim_jax.files import write_whole
+from ddim_jax.errors import UserError, write_error
+from ddim_jax.files import write_whole, writing
 
 log = logging.getLogger("ddim_jax")
 
@@ -31,10 +34,13 @@ class MetricWriter:
         workdir = epath.Path(workdir)
         self._path = workdir / "metrics.jsonl"
         self._drop_lines_after(resume_step)
-        self._file = self._path.open("a")
-        self._board = None
+        self._board_path = workdir / "tensorboard"
+        self._board, self._board_failures = None, list[OSError]()
+        with writing(self._path):
+            self._file = self._path.open("a")
         if tensorboard:
-            self._board = _summary_writer(str(workdir / "tensorboard"), resume_step + 1)
+            with writing(self._board_path):
+                self._board = _summary_writer(str(self._board_path), resume_step + 1, self._board_failures)
 
     def _drop_lines_after(self, step: int) -> None:
         if not self._path.exists():
@@ -53,8 +59,10 @@ class MetricWriter:
         """Writes one line; a value that is not finite is written as null, since JSON has no NaN."""
         numbers = {key: float(value) for key, value in values.items()}
         record = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
-        self._file.write(json.dumps({"step": step, **record}) + "\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(json.dumps({"step": step, **record}) + "\n")
+            self._file.flush()
+        self._check_board()
         if self._board is not None:
             for key, value in numbers.items():
                 self._board.add_scalar(key, value, step)
@@ -72,33 +80,81 @@ class MetricWriter:
 
     def close(self) -> None:
         """Flushes and closes all files."""
-        self._file.close()
+        with writing(self._path):
+            self._file.close()
         if self._board is not None:
             self._board.close()
+            self._check_board()
+
+    def _check_board(self) -> None:
+        """Tells what tensorboardX's thread has met."""
+        if self._board_failures:
+            raise write_error(self._board_path, self._board_failures[0])
 
     def __enter__(self) -> Self:
         """Returns itself."""
         return self
 
-    def __exit__(self, *unused: Any) -> None:
-        """Closes the files, also when the run fails."""
-        self.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the files, also when the run fails, whose reason counts then."""
+        with contextlib.suppress(UserError) if error is not None else contextlib.nullcontext():
+            self.close()
 
 
-def _summary_writer(folder: str, purge_step: int) -> Any:
+def _summary_writer(folder: str, purge_step: int, failures: list[OSError]) -> Any:
     """A tensorboardX writer, made without PyTorch.
 
     tensorboardX imports PyTorch where that is installed, only to accept its tensors: seconds and hundreds of MiB.
+
+    Args:
+        folder: of the event files.
+        purge_step: from which on a viewer forgets what earlier files say.
+        failures: where failures to write are put, of whichever thread. Its own would end of one, with a traceback, and
+            the queue to it fill until the run stands still.
     """
     hide = "torch" not in sys.modules
     if hide:
         sys.modules["torch"] = None  # pyright: ignore[reportArgumentType] - Python's way to make an import fail
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter, event_file_writer
     finally:
         if hide:
             del sys.modules["torch"]
-    return SummaryWriter(folder, purge_step=purge_step)
+    original = event_file_writer.EventsWriter
+
+    class Events(original):
+        """An event file that keeps its failures."""
+
+        def _write_serialized_event(self, event_str: bytes) -> None:
+            with _kept(failures):
+                super()._write_serialized_event(event_str)
+
+        def flush(self) -> Literal[True]:
+            with _kept(failures):
+                super().flush()
+            return True
+
+        def close(self) -> Literal[True]:
+            with _kept(failures):
+                super().close()
+            return True
+
+    # tensorboardX has no argument for the class of its files.
+    event_file_writer.EventsWriter = Events
+    try:
+        return SummaryWriter(folder, purge_step=purge_step)
+    finally:
+        event_file_writer.EventsWriter = original
+
+
+@contextlib.contextmanager
+def _kept(failures: list[OSError]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        failures.append(error)
 
 
 class SilentWriter(MetricWriter):

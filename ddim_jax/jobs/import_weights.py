@@ -1,5 +1,6 @@
 """``--mode=import``: make a workdir of weights that another project, or this one, published."""
 
+import contextlib
 import time
 
 import numpy as np
@@ -8,12 +9,14 @@ from etils import epath
 from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
+from ddim_jax.files import make_folder
 from ddim_jax.models import parameter_count
+from ddim_jax.one_writer import check_no_other_writer, one_writer
 from ddim_jax.training.checkpoint import Checkpoints
 from ddim_jax.training.state import TrainState, fresh_optimizer_state, make_optimizer
 from ddim_jax.weights.download import sha256_of_file
 from ddim_jax.weights.forms import Weights, read_weights
-from ddim_jax.workdir import checkpoint_dir, config_path, prepare_for_training, write_run_record
+from ddim_jax.workdir import checkpoint_dir, config_path, prepare_for_training, run_in, write_run_record
 from ddim_jax.writers import say
 
 
@@ -28,8 +31,8 @@ def import_weights(config: Config, workdir: epath.PathLike) -> None:
         workdir: a folder without a run.
 
     Raises:
-        UserError: the workdir holds a run, several processes were started, or the file cannot be read, holds another
-            network or contradicts the config. Nothing is written then.
+        UserError: the workdir holds a run or another job is at work there, several processes were started, or the file
+            cannot be read, holds another network or contradicts the config. Nothing is written then.
     """
     started = time.perf_counter()
     workdir = epath.Path(workdir)
@@ -37,25 +40,27 @@ def import_weights(config: Config, workdir: epath.PathLike) -> None:
         raise UserError("--mode=import is one process's work: start it without --num_processes and --distributed")
     if not config.weights.path:
         raise UserError("weights.path is empty: name the file or folder to import")
+    check_no_other_writer(*run_in(workdir))
     _check_free(workdir)
     weights = read_weights(config.weights.path, config, config.weights.ema)
     state = _state(weights)
 
-    # The config last: a folder with one is a run.
     checkpoints = checkpoint_dir(workdir)
-    try:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
-    try:
-        with Checkpoints(checkpoints) as manager:
-            manager.save(weights.step, state)
-        _record(workdir, weights, started)
-        prepare_for_training(workdir, weights.config)
-    except BaseException:
-        for folder in (checkpoints, workdir / "import"):
-            folder.rmtree(missing_ok=True)
-        raise
+    with one_writer(*run_in(workdir)) as writing:
+        _check_free(workdir)  # another job may have been here meanwhile
+        # The config last: a folder with one is a run.
+        make_folder(checkpoints)
+        try:
+            with Checkpoints(checkpoints) as manager:
+                manager.save(weights.step, state)
+            writing.check()
+            _record(workdir, weights, started)
+            prepare_for_training(workdir, weights.config)
+        except BaseException:
+            for folder in (checkpoints, workdir / "import"):
+                with contextlib.suppress(OSError):  # what fails now has failed above
+                    folder.rmtree(missing_ok=True)
+            raise
     say(
         f"workdir {workdir} holds {config.model.name} with {parameter_count(state.params):,} parameters as step "
         f"{weights.step:,}: go on with --mode=sample, or any other"
@@ -88,7 +93,7 @@ def _state(weights: Weights) -> TrainState:
 
 def _record(workdir: epath.Path, weights: Weights, started: float) -> None:
     folder = workdir / "import"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_run_record(
         folder,
         weights.config,

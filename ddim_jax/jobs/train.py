@@ -11,6 +11,7 @@ from ddim_jax.configured import build_sampler
 from ddim_jax.data.sources import check_labels
 from ddim_jax.errors import UserError
 from ddim_jax.models import build_model, parameter_count
+from ddim_jax.one_writer import check_no_other_writer, one_writer
 from ddim_jax.training.best import BestCheckpoint, check_metric
 from ddim_jax.training.checkpoint import Checkpoints, newest_step
 from ddim_jax.training.data import batches_for, count_steps, live_on_devices, open_sources, with_statistics
@@ -24,7 +25,7 @@ from ddim_jax.training.program import compile_ahead, make_program
 from ddim_jax.training.sigterm import catch_sigterm
 from ddim_jax.training.state import init_state, make_optimizer
 from ddim_jax.training.validation import Validation
-from ddim_jax.workdir import checkpoint_dir, config_path, is_resumed, prepare_for_training
+from ddim_jax.workdir import checkpoint_dir, config_path, is_resumed, prepare_for_training, run_in
 from ddim_jax.writers import MetricWriter, SilentWriter, say
 
 
@@ -42,10 +43,11 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
         The step at which SIGTERM stopped the run before its end, saved; None when the run is complete.
 
     Raises:
-        UserError: the workdir, data or config cannot be used, the run is past its last step already, a batch does not
-            fit into memory, or the loss stopped being finite.
+        UserError: the workdir, data or config cannot be used, another job trains or imports there, the run is past its
+            last step already, a batch does not fit into memory, or the loss stopped being finite.
     """
     # What can be refused without the data is refused before they are opened, which may mean to prepare them.
+    check_no_other_writer(*run_in(workdir))
     if not config_path(workdir).exists():
         check_new_network(config)
     build_sampler(config)
@@ -65,15 +67,15 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
         validation = Validation(config, model, validation_source)
     if is_resumed(workdir, config):
         _check_not_past(config, workdir, total_steps)
-    # All that a config can get wrong has been tried: only now is anything written.
-    prepare_for_training(workdir, config, write=main_process)
-    parallel.barrier("workdir")
-
     optimizer = make_optimizer(config.train, total_steps)
     on_device = live_on_devices(len(source), config.data, devices, free)
     program = make_program(config, model, optimizer, total_steps, devices, images_on_device=on_device)
 
     with contextlib.ExitStack() as stack:
+        # All that a config can get wrong has been tried: only now is anything written.
+        writing = stack.enter_context(one_writer(*run_in(workdir)))
+        prepare_for_training(workdir, config, write=main_process)
+        parallel.barrier("workdir")
         checkpoints = stack.enter_context(
             Checkpoints(checkpoint_dir(workdir), config.train.keep_last, config.train.keep_every or None)
         )
@@ -85,7 +87,7 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
             compiler = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
             compiling = compiler.submit(compile_ahead, program, config, model, optimizer, total_steps, len(source))
         if main_process and config.train.measure_every:
-            best = stack.enter_context(contextlib.closing(BestCheckpoint(config, model, workdir)))
+            best = stack.enter_context(contextlib.closing(BestCheckpoint(config, model, workdir, writing)))
         state = init_state(config, model, optimizer)
         if saved is not None:
             state = checkpoints.restore(saved, state)
@@ -115,6 +117,7 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
                 config=config,
                 total_steps=total_steps,
                 writer=writer,
+                writing=writing,
                 checkpoints=checkpoints,
                 pictures=pictures,
                 validation=validation,
@@ -127,6 +130,7 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
                 say(f"stopped by SIGTERM after saving step {stopped_at}; start the same command again to go on")
                 return stopped_at
         if main_process:
+            writing.check()
             pictures.draw_final(state, writer)
         parallel.barrier("final pictures")
     return None
