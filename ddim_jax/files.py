@@ -106,12 +106,13 @@ def writing(path: epath.PathLike, remedy: str = "") -> Iterator[None]:
         raise write_error(os.fspath(path), error, remedy) from error
 
 
-def make_folder(path: epath.PathLike, name: str = "") -> None:
+def make_folder(path: epath.PathLike, name: str = "", remedy: str = "") -> None:
     """Makes a folder and those above it, unless they are there.
 
     Args:
         path: the folder.
         name: what messages call it, else its path.
+        remedy: what helps beside what always does.
 
     Raises:
         UserError: it cannot be made, see :func:`~ddim_jax.errors.write_error`.
@@ -122,8 +123,9 @@ def make_folder(path: epath.PathLike, name: str = "") -> None:
     except OSError as error:
         # Missing folders are made: here this is a place where there can be none, such as /proc.
         if error.errno == errno.ENOENT:
-            raise UserError(f"{name} cannot be written: {error.strerror}; name another place") from error
-        raise write_error(name, error) from error
+            remedy = remedy or "name another place"
+            raise UserError(f"{name} cannot be written: {error.strerror}; {remedy}") from error
+        raise write_error(name, error, remedy) from error
 
 
 def _own_name(path: epath.Path) -> epath.Path:

@@ -90,7 +90,7 @@ def one_writer(
         say(f"{folder} is no place where jobs can tell who else writes: see to it that no other job does")
         yield Writing(files, folder, None)
         return
-    make_folder(folder, files)
+    make_folder(folder, files, remedy)
     with _claim(Claims(folder), name, files, remedy, while_waiting) as claim:
         yield Writing(files, folder, claim)
 

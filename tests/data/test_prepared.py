@@ -376,7 +376,7 @@ def test_made_by_another_program_meanwhile(
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     config = config_of(save_mixed(tmp_path / "images"))
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"cannot be written: Not a directory.*") as caught:
+    with pytest.raises(UserError, match=r"cannot be written: Not a directory; .*data\.cache_dir") as caught:
         open_images(dataclasses.replace(config, cache_dir=str(tmp_path / "file" / "cache")))
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"data\.cache_dir='gs://bucket/cache': name a folder of this machine"):
