@@ -5,9 +5,12 @@ the same folder, gets the bytes to the disk, and renames: whoever comes later fi
 the machine too. The name of its own is one that nobody could guess, and is never a link: where ``path`` is a link to a
 file, the link is replaced, and what it led to stays as it is. On object stores (``gs://``) a rename is a copy, whose
 result appears whole as well.
+
+What the system has against it (a full disk, a folder that is gone) is one line with the path and what to do.
 """
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -17,7 +20,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from ddim_jax.errors import UserError, shown
+from ddim_jax.errors import UserError, shown, write_error
 
 # Of files that are read into memory in one piece: larger than any image that is decoded, stored without compression.
 _MOST_BYTES = 2**31
@@ -74,17 +77,22 @@ def whole_file(path: epath.PathLike) -> Iterator[epath.Path]:
 
     Args:
         path: the file; one that is there already is replaced.
+
+    Raises:
+        UserError: it cannot be written, see :func:`~ddim_jax.errors.write_error`.
     """
     path = epath.Path(path)
     partial = _own_name(path)
-    try:
-        _make_new(partial)
-        yield partial
-        _to_disk(partial)
-        partial.replace(path)
-        _to_disk(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            _make_new(partial)
+            yield partial
+            _to_disk(partial)
+            partial.replace(path)
+            _to_disk(path.parent)
+        finally:
+            with contextlib.suppress(OSError):  # as above, or there is nothing to remove
+                partial.unlink(missing_ok=True)
 
 
 def write_whole(path: epath.PathLike, content: str | bytes | memoryview) -> None:
@@ -93,37 +101,84 @@ def write_whole(path: epath.PathLike, content: str | bytes | memoryview) -> None
     Args:
         path: the file, in a folder that exists.
         content: all of it.
+
+    Raises:
+        UserError: it cannot be written, see :func:`~ddim_jax.errors.write_error`.
     """
     with whole_file(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else bytes(content))
 
 
 @contextlib.contextmanager
-def whole_folder(path: epath.PathLike) -> Iterator[epath.Path]:
+def whole_folder(path: epath.PathLike, remedy: str = "") -> Iterator[epath.Path]:
     """Yields a new folder of this program's own; what is in it in the end becomes the folder ``path``.
 
     Nothing remains if the block raises, or if ``path`` is there by then.
 
     Args:
         path: must not exist.
+        remedy: what helps, where it cannot be written, beside what always does.
 
     Raises:
-        OSError: it does, or the parent cannot be written.
+        UserError: it does, or cannot be written, see :func:`~ddim_jax.errors.write_error`.
     """
     path = epath.Path(path)
     remove_left_over(path.parent)
     partial = _own_name(path)
-    partial.mkdir(parents=True)
+    with writing(path, remedy):
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            for folder, _, files in os.walk(partial):
+                for name in (*files, ""):
+                    _to_disk(epath.Path(folder) / name)
+            partial.rename(path)
+            _to_disk(path.parent)
+        finally:
+            with contextlib.suppress(OSError):  # as above, or there is nothing to remove
+                partial.rmtree(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: epath.PathLike, remedy: str = "") -> Iterator[None]:
+    """Meanwhile what the system raises is a failure to write ``path``, told in one line.
+
+    Args:
+        path: a file, or a folder in which files are written.
+        remedy: what helps beside what always does.
+
+    Raises:
+        UserError: see :func:`~ddim_jax.errors.write_error`.
+    """
     try:
-        yield partial
-        for folder, _, files in os.walk(partial):
-            for name in (*files, ""):
-                _to_disk(epath.Path(folder) / name)
-        partial.rename(path)
-        _to_disk(path.parent)
-    finally:
-        if partial.exists():
-            partial.rmtree()
+        yield
+    except OSError as error:
+        # Those without a number are not the system's; and what comes from the network is downloaded.
+        if error.errno is None or isinstance(error, ConnectionError | TimeoutError):
+            raise
+        raise write_error(os.fspath(path), error, remedy) from error
+
+
+def make_folder(path: epath.PathLike, name: str = "", remedy: str = "") -> None:
+    """Makes a folder and those above it, unless they are there.
+
+    Args:
+        path: the folder.
+        name: what messages call it, else its path.
+        remedy: what helps beside what always does.
+
+    Raises:
+        UserError: it cannot be made, see :func:`~ddim_jax.errors.write_error`.
+    """
+    name = name or os.fspath(path)
+    try:
+        epath.Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        # Missing folders are made: here this is a place where there can be none, such as /proc.
+        if error.errno == errno.ENOENT:
+            remedy = remedy or "name another place"
+            raise UserError(f"{name} cannot be written: {error.strerror}; {remedy}") from error
+        raise write_error(name, error, remedy) from error
 
 
 def remove_folder(path: epath.PathLike) -> None:

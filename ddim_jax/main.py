@@ -37,7 +37,7 @@ from ddim_jax.config import (
     shipped_configs,
     to_config_dict,
 )
-from ddim_jax.errors import UserError, on_one_line, shown
+from ddim_jax.errors import UserError, failed_write, on_one_line, shown, write_error
 from ddim_jax.huge_pages import restart_with_huge_pages
 from ddim_jax.names import Mode, choices
 
@@ -369,12 +369,15 @@ def cpu_devices(config: Config, cores: int) -> int:
 
 
 def _report(error: BaseException) -> int:
-    """Prints what went wrong, a user's mistake or Ctrl-C as one line; returns the exit status."""
+    """Prints what went wrong, what is not ours or Ctrl-C as one line; returns the exit status."""
     if isinstance(error, KeyboardInterrupt) or process.is_interrupted():
         print(process.INTERRUPTED, file=sys.stderr)
         return process.INTERRUPTED_STATUS
+    if not isinstance(error, UserError) and (failure := failed_write(error)) is not None:
+        error = write_error(failure.filename or "what the run prints, or one of its files,", failure)
     if isinstance(error, UserError):
-        print(f"ddim_jax: error: {on_one_line(' '.join(str(error).split()))}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # what is printed may go to the disk that is full
+            print(f"ddim_jax: error: {on_one_line(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
         return error.status
     if isinstance(error, MemoryError):
         reason = str(error) or "there is no more"
@@ -416,10 +419,10 @@ def run(argv: Sequence[str] | None = None) -> int:
         argv: program name and arguments; ``sys.argv`` when None.
 
     Returns:
-        The exit status: 0 for success, 1 when another process of the run was lost, 2 for a user's mistake, 130 after
-        Ctrl-C, also where training has saved its step because of it, 141 when whoever read the output has closed it
-        (``| head``), and what ``--stopped_status`` says, else 0, where SIGTERM or SIGHUP stopped training. Other errors
-        propagate.
+        The exit status: 0 for success, 1 when another process of the run was lost or a file could not be written, 2
+        for a user's mistake, 130 after Ctrl-C, also where training has saved its step because of it, 141 when whoever
+        read the output has closed it (``| head``), and what ``--stopped_status`` says, else 0, where SIGTERM or SIGHUP
+        stopped training. Other errors propagate.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(_LogLines(logging.BASIC_FORMAT))
@@ -463,7 +466,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         return _report(error)
     except Exception as error:
         # C code that is interrupted may raise anything.
-        if not process.is_interrupted():
+        if not process.is_interrupted() and failed_write(error) is None:
             raise
         return _report(error)
     if complete:

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from ddim_jax.errors import UserError
-from ddim_jax.files import check_kind, whole_file
+from ddim_jax.files import check_kind, make_folder, whole_file
 
 # Of a packed byte deflate makes no more than this, and a little at the start.
 _MOST_UNPACKED = 1032
@@ -30,19 +30,23 @@ _HEADER_BYTES = 2**16
 _MAX_DIMENSIONS = 32
 
 
-def save_arrays(path: epath.PathLike, arrays: Mapping[str, Any]) -> None:
+def save_arrays(path: epath.PathLike, arrays: Mapping[str, Any], make_parent: bool = True) -> None:
     """Writes ``.npz``; several programs may write the same file at once, and one of them wins.
+
+    Args:
+        path: the file.
+        arrays: by name.
+        make_parent: make its folder if needed. A job does not do that in the midst of its work: a folder that is gone
+            was removed by somebody.
 
     Raises:
         UserError: the file cannot be written.
     """
     path = epath.Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as partial, partial.open("wb") as file:
-            np.savez(file, **arrays)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    if make_parent:
+        make_folder(path.parent)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def load_arrays(path: epath.PathLike) -> dict[str, np.ndarray]:
@@ -150,6 +154,7 @@ class NpzInParts:
         self._parts = path.parent / "parts"
         self._process = process
         self._shapes = shapes
+        self._made = False
 
     def _files(self) -> list[tuple[epath.Path, np.ndarray]]:
         """The whole files, each with its index."""
@@ -177,7 +182,8 @@ class NpzInParts:
 
     def add(self, values: Mapping[str, np.ndarray]) -> None:
         """Keeps a batch: arrays by name, ``index`` among them, whose first value is no other batch's."""
-        save_arrays(self._parts / f"{values['index'][0]:06d}-{self._process}.npz", values)
+        save_arrays(self._parts / f"{values['index'][0]:06d}-{self._process}.npz", values, make_parent=not self._made)
+        self._made = True
 
     def finish(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Joins the parts in the order of ``indices``, and returns all arrays.
@@ -190,6 +196,7 @@ class NpzInParts:
         if not files or files[0][0] != self._path or not np.array_equal(files[0][1], indices):
             save_arrays(self._path, values)
         self._parts.rmtree(missing_ok=True)
+        self._made = False
         return values
 
 

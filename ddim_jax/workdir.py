@@ -8,6 +8,7 @@
     WORKDIR/metrics.jsonl          one JSON object a line, with ``step``
     WORKDIR/tensorboard/           TensorBoard event files
     WORKDIR/samples/step_NNNNNNNN.png   grids drawn while training
+    WORKDIR/run.claim-K            while a job trains or imports there, see ``one_writer.py``
     WORKDIR/MODE/NAME-HASH/        what each later job wrote, with ``run.json``
 """
 
@@ -15,12 +16,14 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
 
+from ddim_jax.claims import is_claim
 from ddim_jax.config import (
     TRAINED_GROUPS,
     Config,
@@ -35,7 +38,7 @@ from ddim_jax.config import (
 )
 from ddim_jax.digests import digest_of_facts
 from ddim_jax.errors import UserError
-from ddim_jax.files import remove_left_over, write_whole
+from ddim_jax.files import make_folder, remove_left_over, write_whole, writing
 from ddim_jax.records import read_if_sound, read_object
 from ddim_jax.version import __version__
 
@@ -61,6 +64,11 @@ def best_dir(workdir: epath.PathLike) -> epath.Path:
 def best_record_path(workdir: epath.PathLike) -> epath.Path:
     """``WORKDIR/best.json``."""
     return epath.Path(workdir) / "best.json"
+
+
+def run_in(workdir: epath.PathLike) -> tuple[epath.PathLike, str, str, str]:
+    """What :func:`~ddim_jax.one_writer.one_writer` is told of the run in a workdir, which one job writes at a time."""
+    return workdir, "run", f"workdir {os.fspath(workdir)}", "name another --workdir"
 
 
 def sample_grid_path(workdir: epath.PathLike, step: int, suffix: str = "") -> epath.Path:
@@ -133,15 +141,14 @@ def prepare_for_training(workdir: epath.PathLike, config: Config, write: bool = 
     workdir = epath.Path(workdir)
     replaces = not is_resumed(workdir, config) and config_path(workdir).exists()
     if write:
-        if replaces:
-            _set_aside(workdir)
-        try:
-            (workdir / "samples").mkdir(parents=True, exist_ok=True)
-            for folder in (workdir, workdir / "samples"):
-                remove_left_over(folder)
-            write_whole(config_path(workdir), to_json(config))
-        except OSError as error:
-            raise UserError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
+        make_folder(workdir, f"workdir {workdir}")
+        with writing(f"workdir {workdir}"):
+            if replaces:
+                _set_aside(workdir)
+            (workdir / "samples").mkdir(exist_ok=True)
+        for folder in (workdir, workdir / "samples"):
+            remove_left_over(folder)
+        write_whole(config_path(workdir), to_json(config))
 
 
 def changes_to_run(workdir: epath.PathLike, config: Config) -> dict[str, tuple[Any, Any]]:
@@ -229,7 +236,8 @@ def _set_aside(workdir: epath.Path) -> None:
     target = workdir / f"replaced-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}"
     target.mkdir()
     for entry in list(workdir.iterdir()):
-        if not entry.name.startswith("replaced-"):
+        # What says that this job has the workdir stays where other jobs look for it.
+        if not entry.name.startswith("replaced-") and not is_claim(entry.name):
             entry.rename(target / entry.name)
 
 
@@ -250,10 +258,7 @@ def job_dir(workdir: epath.PathLike, mode: str, name: str, decides: Mapping[str,
         UserError: the folder cannot be made.
     """
     folder = epath.Path(workdir) / mode / f"{name}-{digest_of_facts(decides)[:8]}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+    make_folder(folder)
     remove_left_over(folder)
     return folder
 

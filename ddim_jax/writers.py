@@ -1,5 +1,6 @@
 """Where a run's numbers go: ``metrics.jsonl``, TensorBoard, the log, a progress bar."""
 
+import contextlib
 import io
 import json
 import logging
@@ -9,14 +10,15 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping
+from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from ddim_jax.errors import on_one_line
-from ddim_jax.files import whole_file
+from ddim_jax.errors import UserError, on_one_line
+from ddim_jax.files import make_folder, whole_file, writing
 from ddim_jax.records import read_lines
 
 log = logging.getLogger("ddim_jax")
@@ -40,8 +42,9 @@ class MetricWriter:
         workdir = epath.Path(workdir)
         self._path = workdir / "metrics.jsonl"
         self._drop_lines_after(resume_step)
-        self._file = self._path.open("a")
-        self._board = _EventFile(str(workdir / "tensorboard"), resume_step + 1) if tensorboard else None
+        with writing(self._path):
+            self._file = self._path.open("a")
+        self._board = _EventFile(workdir / "tensorboard", resume_step + 1) if tensorboard else None
 
     def _drop_lines_after(self, step: int) -> None:
         if not self._path.exists():
@@ -64,8 +67,9 @@ class MetricWriter:
         """Writes one line; a value that is not finite is written as null, since JSON has no NaN."""
         numbers = {key: float(value) for key, value in values.items()}
         record = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
-        self._file.write(json.dumps({"step": step, **record}) + "\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(json.dumps({"step": step, **record}) + "\n")
+            self._file.flush()
         if self._board is not None:
             for key, value in numbers.items():
                 self._board.add(step, "scalar", key, value)
@@ -83,15 +87,17 @@ class MetricWriter:
 
     def flush(self) -> None:
         """Brings all that was written so far to the disk."""
-        self._file.flush()
-        if "://" not in os.fspath(self._path):
-            os.fsync(self._file.fileno())
+        with writing(self._path):
+            self._file.flush()
+            if "://" not in os.fspath(self._path):
+                os.fsync(self._file.fileno())
         if self._board is not None:
             self._board.flush()
 
     def close(self) -> None:
         """Flushes and closes all files."""
-        self._file.close()
+        with writing(self._path):
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
@@ -99,9 +105,12 @@ class MetricWriter:
         """Returns itself."""
         return self
 
-    def __exit__(self, *unused: Any) -> None:
-        """Closes the files, also when the run fails."""
-        self.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the files, also when the run fails, whose reason counts then."""
+        with contextlib.suppress(UserError) if error is not None else contextlib.nullcontext():
+            self.close()
 
 
 def _is_after(found: Any, step: int) -> bool:
@@ -114,14 +123,16 @@ class _EventFile:
     Its ``SummaryWriter`` hands everything to a thread, and cannot tell when that has written it.
     """
 
-    def __init__(self, folder: str, purge_step: int) -> None:
+    def __init__(self, folder: epath.Path, purge_step: int) -> None:
         """Opens a new file, which says that of older ones the steps from ``purge_step`` on do not count."""
-        epath.Path(folder).mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
+        self._folder = folder
         self._tensorboard = _import_tensorboard()
         events = self._tensorboard.event_file_writer
         self._event = events.event_pb2.Event
         # Two starts within a second must not have the same name.
-        self._file = events.EventsWriter(f"{folder}/events", f".{uuid.uuid4().hex[:8]}")
+        with writing(folder):
+            self._file = events.EventsWriter(f"{folder}/events", f".{uuid.uuid4().hex[:8]}")
         start = self._tensorboard.proto.event_pb2.SessionLog
         self._write(self._event(step=purge_step, session_log=start(status=start.START)))
         self._flushed = time.monotonic()
@@ -135,15 +146,18 @@ class _EventFile:
 
     def flush(self) -> None:
         """Brings it to the disk."""
-        self._file.flush()
+        with writing(self._folder):
+            self._file.flush()
         self._flushed = time.monotonic()
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self._folder):
+            self._file.close()
 
     def _write(self, event: Any) -> None:
         event.wall_time = time.time()
-        self._file.write_event(event)
+        with writing(self._folder):
+            self._file.write_event(event)
 
 
 def _import_tensorboard() -> Any:

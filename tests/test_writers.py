@@ -1,10 +1,14 @@
 """metrics.jsonl: one line a step, whatever happened before."""
 
+import errno
 import json
+import os
 import struct
 
+import pytest
 from tensorboardX.proto import event_pb2
 
+from ddim_jax.errors import WriteError
 from ddim_jax.writers import MetricWriter, progress
 
 
@@ -96,3 +100,26 @@ def test_a_log_gets_lines(capsys):
     assert lines[-2].startswith("training: 100% 3/3 [")
     assert lines[-2].endswith(", loss 0.5]")
     assert not any("\r" in line for line in lines)
+
+
+def test_a_full_disk_is_one_error_also_in_the_thread_of_tensorboard(tmp_path, monkeypatch, capsys):
+    """Without it that thread ends with a traceback, and the queue to it fills until the run stands still."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    writer = MetricWriter(tmp_path)
+    monkeypatch.setattr("tensorboardX.record_writer.RecordWriter.write", full)
+    with pytest.raises(WriteError, match="tensorboard cannot be written: No space left"), writer:
+        for step in range(1000):
+            writer.scalars(step, {"loss": 1.0})
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_who_fails_for_another_reason_says_that_one(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tensorboardX.record_writer.RecordWriter.flush", full)
+    with pytest.raises(RuntimeError, match="the first"), MetricWriter(tmp_path):
+        raise RuntimeError("the first")

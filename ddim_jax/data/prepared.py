@@ -17,17 +17,17 @@ one stays until you delete it, which is safe at any time when no run uses it.
 
 Images are prepared in chunks by several threads. A chunk's pixels reach the disk before its states
 say so, hence whatever stops the program, at whatever moment, what is marked done is there, and the
-next run goes on with the rest. A damaged folder is made again. Two programs that prepare the same
-folder at once write the same bytes to the same places, so they need no lock.
+next run goes on with the rest. A damaged folder is made again. Of several programs that need the
+same folder one prepares it, and the others wait (``one_writer.py``).
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,13 +49,19 @@ from ddim_jax.data.sources import Example, Source, open_source
 from ddim_jax.data.transforms import ImageError
 from ddim_jax.digests import digest_of_facts
 from ddim_jax.errors import UserError
-from ddim_jax.files import remove_folder, whole_folder
+from ddim_jax.files import remove_folder, whole_folder, writing
+from ddim_jax.one_writer import one_writer
 from ddim_jax.records import read_lines
 
 # Images that a thread prepares between two writes: about a second's work, ...
 _CHUNK = 256
 # ... but no more than this many bytes, which each thread holds in memory.
 _CHUNK_BYTES = 2**24
+
+# To who waits for another job.
+_SAY_EVERY_SECONDS = 10.0
+
+_REMEDY = "set data.cache_dir to a folder elsewhere"
 
 # Values of states.npy.
 _TO_DO, _DONE, _UNUSABLE = range(3)
@@ -164,6 +170,25 @@ def prepare_on_disk(source: Source, config: DataConfig) -> PreparedSource:
     folder = _prepared_dir(source, config, info)
     forms = _forms(len(source), config)
     # All are looked at before anything is written: to what is cut off nothing can be added.
+    is_damaged = folder.exists() and bool(_find_damage(folder, forms))
+    if is_damaged or not folder.exists() or np.any(_open_array(folder / "states.npy") == _TO_DO):
+        with one_writer(
+            folder.parent, folder.name, str(folder), _REMEDY, of_each_process=True, while_waiting=_progress_of(folder)
+        ):
+            _prepare(folder, source, config, info)
+    states = _open_array(folder / "states.npy")
+    unusable = np.flatnonzero(states == _UNUSABLE)
+    if len(unusable):
+        error = _image_error(source, int(unusable[0]), _read_reasons(folder))
+        if config.on_error == "fail":
+            raise error
+        report_left_out(len(unusable), len(source), error)
+    return PreparedSource(source, folder)
+
+
+def _prepare(folder: Path, source: Source, config: DataConfig, info: dict[str, Any]) -> None:
+    """Prepares what is still to do, perhaps all."""
+    forms = _forms(len(source), config)
     if folder.exists() and (damage := _find_damage(folder, forms)):
         writers.say(f"warning: {damage}; the images are prepared again")
         _remove(folder)
@@ -175,11 +200,20 @@ def prepare_on_disk(source: Source, config: DataConfig) -> PreparedSource:
         raise _image_error(source, int(unusable[0]), _read_reasons(folder))
     if np.any(states == _TO_DO):
         _fill(folder, source, config, states)
-        unusable = np.flatnonzero(states == _UNUSABLE)
-    if len(unusable):
-        first = _image_error(source, int(unusable[0]), _read_reasons(folder))
-        report_left_out(len(unusable), len(source), first)
-    return PreparedSource(source, folder)
+
+
+def _progress_of(folder: Path) -> Callable[[], None]:
+    """Makes what says now and then how far another job is that prepares the folder."""
+    said_at = time.monotonic()
+
+    def tell() -> None:
+        nonlocal said_at
+        if time.monotonic() - said_at >= _SAY_EVERY_SECONDS and folder.exists():
+            states = _open_array(folder / "states.npy")
+            writers.say(f"{folder}: {np.count_nonzero(states):,} of {len(states):,} images are prepared")
+            said_at = time.monotonic()
+
+    return tell
 
 
 def _info(source: Source, config: DataConfig) -> dict[str, Any]:
@@ -242,17 +276,11 @@ def _remove(folder: Path) -> None:
 
 def _create(folder: Path, forms: dict[str, _Form], info: dict[str, Any]) -> None:
     """Makes a folder in which all is still to do: whole under its final name, or not at all."""
-    with _one_line_for_write_errors(folder):
-        try:
-            with whole_folder(folder) as partial:
-                for name, (dtype, shape) in forms.items():
-                    # A file of zeros, which take no space before they are overwritten.
-                    np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, shape).flush()
-                (partial / "info.json").write_text(json.dumps(info, indent=2) + "\n")
-        except OSError:
-            # Another program may have made the folder meanwhile: then that one is used.
-            if not folder.exists():
-                raise
+    with whole_folder(folder, _REMEDY) as partial:
+        for name, (dtype, shape) in forms.items():
+            # A file of zeros, which take no space before they are overwritten.
+            np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, shape).flush()
+        (partial / "info.json").write_text(json.dumps(info, indent=2) + "\n")
 
 
 def _fill(folder: Path, source: Source, config: DataConfig, states: np.ndarray) -> None:
@@ -277,7 +305,7 @@ def _fill(folder: Path, source: Source, config: DataConfig, states: np.ndarray) 
         for row, example in chunk:
             images[row - start], labels[row - start] = example
             marks[row - start] = _DONE
-        with _one_line_for_write_errors(folder):
+        with writing(folder, _REMEDY):
             _write_rows(folder / "images.npy", start, images)
             _write_rows(folder / "labels.npy", start, labels)
             _add_reasons(folder, source, {row: error.reason for row, error in chunk.errors.items()})
@@ -340,14 +368,3 @@ def _open_array(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-
-
-@contextlib.contextmanager
-def _one_line_for_write_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"prepared images cannot be written to {folder}: {error.strerror or error}; mend that, or set "
-            "data.cache_dir to a folder elsewhere (what is prepared is kept)"
-        ) from error

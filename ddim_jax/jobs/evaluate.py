@@ -20,7 +20,7 @@ from etils import epath
 from ddim_jax import parallel
 from ddim_jax.config import Config, EvalConfig
 from ddim_jax.errors import UserError
-from ddim_jax.jobs.sample import PngStore
+from ddim_jax.jobs.sample import PngStore, still_written
 from ddim_jax.measuring.extractor import Extractor
 from ddim_jax.measuring.extractors import make_extractor
 from ddim_jax.measuring.figures import Counts, chosen_metrics, computed_by, heading
@@ -137,7 +137,7 @@ def _measure(
         for batch in source.batches(row, todo):
             state.add(batch)
             if store is not None:
-                writing.extend(store.write(pool, batch.index, batch.image))
+                writing = still_written(writing) + store.write(pool, batch.index, batch.image)
             bar.update(len(batch.index))
             if time.monotonic() - saved > _SAVE_EVERY_SECONDS:
                 # What counts as measured must be on the disk.

@@ -15,8 +15,10 @@ from ddim_jax.config import Config
 from ddim_jax.configured import build_schedule
 from ddim_jax.digests import digest_of_arrays
 from ddim_jax.errors import UserError
+from ddim_jax.files import writing
 from ddim_jax.model_job import ModelJob
 from ddim_jax.names import StoredDtype, WeightsFormat
+from ddim_jax.one_writer import one_writer
 from ddim_jax.pipeline import Pipeline
 from ddim_jax.weights.description import Description, shared_config
 from ddim_jax.weights.diffusers_config import not_in_scheduler
@@ -49,7 +51,7 @@ def export(config: Config, workdir: epath.PathLike) -> epath.Path:
 
     Raises:
         UserError: no checkpoint, weights that are not finite, a network or schedule that diffusers cannot express,
-            values that the dtype cannot hold, or another export in the way.
+            values that the dtype cannot hold, another export in the way, or another job that writes it.
     """
     settings = config.weights
     loading = dataclasses.replace(config, sample=dataclasses.replace(config.sample, ema=settings.ema))
@@ -63,13 +65,7 @@ def export(config: Config, workdir: epath.PathLike) -> epath.Path:
     description = Description(shared_config(job.config), pipe.step, settings.ema, settings.dtype, sha256)
     out = _out(job.config, workdir, pipe.step)
     if parallel.is_main_process():
-        if out.exists():
-            _check_same(out, description)
-            say(f"{out} is there already")
-        else:
-            _write(out, settings.format, stored, description)
-            megabytes = sum(value.nbytes for value in stored.values()) / 1e6
-            say(f"wrote {out}: {len(stored):,} arrays, {megabytes:,.1f} MB, step {pipe.step:,}")
+        _write_once(out, settings.format, stored, description)
         if settings.format == "diffusers":
             for difference in not_in_scheduler(job.config):
                 say(f"warning: {difference}")
@@ -92,22 +88,31 @@ def _out(config: Config, workdir: epath.PathLike, step: int) -> epath.Path:
     return out
 
 
-def _check_same(out: epath.Path, description: Description) -> None:
+def _write_once(
+    out: epath.Path, weights_format: WeightsFormat, stored: Mapping[str, np.ndarray], description: Description
+) -> None:
+    """Writes the file or folder, unless it is there."""
+    if _is_there(out, description):
+        return
+    with one_writer(out.parent, out.name, str(out), "name another place by weights.out"):
+        if _is_there(out, description):  # another job has written it meanwhile
+            return
+        with writing(out):
+            EXPORT_FORMATS[weights_format].write(out, stored, description)
+    megabytes = sum(value.nbytes for value in stored.values()) / 1e6
+    say(f"wrote {out}: {len(stored):,} arrays, {megabytes:,.1f} MB, step {description.step:,}")
+
+
+def _is_there(out: epath.Path, description: Description) -> bool:
+    if not out.exists():
+        return False
     if read_description(out) != description:
         raise UserError(
             f"{out} exists and is another model's, or something else, or damaged: delete it, or name another place by "
             "weights.out"
         )
-
-
-def _write(
-    out: epath.Path, weights_format: WeightsFormat, stored: Mapping[str, np.ndarray], description: Description
-) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        EXPORT_FORMATS[weights_format].write(out, stored, description)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
+    say(f"{out} is there already")
+    return True
 
 
 # --- rounding -----------------------------------------------------------------------------------

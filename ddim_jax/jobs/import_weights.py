@@ -1,5 +1,6 @@
 """``--mode=import``: make a workdir of weights that another project, or this one, published."""
 
+import contextlib
 import time
 
 import numpy as np
@@ -8,7 +9,9 @@ from etils import epath
 from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
+from ddim_jax.files import make_folder
 from ddim_jax.models import parameter_count
+from ddim_jax.one_writer import check_no_other_writer, one_writer
 from ddim_jax.training.checkpoint import Checkpoints, newest_step
 from ddim_jax.training.state import TrainState, fresh_optimizer_state, make_optimizer
 from ddim_jax.weights.download import sha256_of_file
@@ -19,6 +22,7 @@ from ddim_jax.workdir import (
     is_resumed,
     prepare_for_training,
     read_run_record,
+    run_in,
     write_run_record,
 )
 from ddim_jax.writers import say
@@ -36,8 +40,8 @@ def import_weights(config: Config, workdir: epath.PathLike) -> None:
         workdir: a folder without a run, or with this import.
 
     Raises:
-        UserError: the workdir holds a run, several processes were started, or the file cannot be read, holds another
-            network or contradicts the config. Nothing is written then.
+        UserError: the workdir holds a run or another job is at work there, several processes were started, or the file
+            cannot be read, holds another network or contradicts the config. Nothing is written then.
     """
     started = time.perf_counter()
     workdir = epath.Path(workdir)
@@ -45,6 +49,7 @@ def import_weights(config: Config, workdir: epath.PathLike) -> None:
         raise UserError("--mode=import is one process's work: start it without --num_processes and --distributed")
     if not config.weights.path:
         raise UserError("weights.path is empty: name the file or folder to import")
+    check_no_other_writer(*run_in(workdir))
     _check_free(workdir)
     weights = read_weights(config.weights.path, config, config.weights.ema)
     if config_path(workdir).exists():
@@ -53,24 +58,25 @@ def import_weights(config: Config, workdir: epath.PathLike) -> None:
         return
     state = _state(weights)
 
-    # The record first: it says whose the checkpoints are, should this be killed. The config last: a folder with one is
-    # a run.
     checkpoints = checkpoint_dir(workdir)
-    try:
+    with one_writer(*run_in(workdir)) as writing:
+        _check_free(workdir)  # another job may have been here meanwhile
+        # The record first: it says whose the checkpoints are, should this be killed. The config last: a folder with one
+        # is a run.
         _record(workdir, weights)
         checkpoints.rmtree(missing_ok=True)  # of an import that was killed
-        checkpoints.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
-    try:
-        with Checkpoints(checkpoints) as manager:
-            manager.save(weights.step, state)
-        prepare_for_training(workdir, weights.config)
-    except BaseException:
-        for folder in (checkpoints, _record_dir(workdir)):
-            folder.rmtree(missing_ok=True)
-        raise
-    _record(workdir, weights, seconds=_seconds_since(started))
+        make_folder(checkpoints)
+        try:
+            with Checkpoints(checkpoints) as manager:
+                manager.save(weights.step, state)
+            writing.check()
+            prepare_for_training(workdir, weights.config)
+        except BaseException:
+            for folder in (checkpoints, _record_dir(workdir)):
+                with contextlib.suppress(OSError):  # what fails now has failed above
+                    folder.rmtree(missing_ok=True)
+            raise
+        _record(workdir, weights, seconds=_seconds_since(started))
     say(
         f"workdir {workdir} holds {config.model.name} with {parameter_count(state.params):,} parameters as step "
         f"{weights.step:,}: go on with --mode=sample, or any other"
@@ -132,7 +138,7 @@ def _record_dir(workdir: epath.Path) -> epath.Path:
 def _record(workdir: epath.Path, weights: Weights, **facts: float) -> None:
     """Writes ``run.json``; the ``seconds`` that it took say that all is done."""
     folder = _record_dir(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_run_record(
         folder,
         weights.config,

@@ -18,6 +18,7 @@ from ddim_jax.files import write_whole
 from ddim_jax.memory import check_room
 from ddim_jax.model_job import ModelJob
 from ddim_jax.npz import NpzInParts
+from ddim_jax.one_writer import one_writer
 from ddim_jax.sampling.image_sampler import batch_size_for
 from ddim_jax.sampling.likelihood_programs import likelihood_program, network_evaluations
 from ddim_jax.sampling.programs import Items
@@ -42,7 +43,8 @@ def likelihood(config: Config, workdir: epath.PathLike) -> epath.Path:
 
     Raises:
         UserError: images that cannot be read or have not the network's classes, settings that the schedule has no
-            levels for, values that are not finite, or see :class:`~ddim_jax.model_job.ModelJob`.
+            levels for, values that are not finite, another job that measures the same, or see
+            :class:`~ddim_jax.model_job.ModelJob`.
     """
     job = ModelJob.load(config, workdir)
     config, pipe, settings = job.config, job.pipe, job.config.likelihood
@@ -56,45 +58,48 @@ def likelihood(config: Config, workdir: epath.PathLike) -> epath.Path:
     _check_classes(real, config.model.num_classes)
     num = len(real.image)
     folder = job.folder("likelihood", f"{_method_name(settings)}-n{num}", settings)
-    store = NpzInParts(folder / "likelihood.npz", parallel.process_index())
-    present = store.indices()
-    # From here on files appear: all processes must have looked before.
-    parallel.barrier("likelihood folder")
+    with one_writer(folder, "likelihood", str(folder), "measure with other settings") as writing:
+        store = NpzInParts(folder / "likelihood.npz", parallel.process_index())
+        present = store.indices()
+        # From here on files appear: all processes must have looked before.
+        parallel.barrier("likelihood folder")
 
-    mine = np.arange(parallel.process_index(), num, parallel.process_count())
-    missing = mine[~np.isin(real.index[mine], present)]
-    computed = int(np.count_nonzero(~np.isin(real.index, present)))  # by all processes together
-    run = ShardedMap(program, batch_size_for(config, -(-num // parallel.process_count())))
-    seeds = np.full(len(missing), config.sample.seed, np.int32)
-    items = Items(seeds, real.index[missing].astype(np.int32), real.label[missing])
-    started = time.perf_counter()
-    with progress(len(mine), "measuring", "image", len(mine) - len(missing), parallel.is_main_process()) as bar:
-        for where, values in run.chunks(pipe.variables, (real.image[missing], items)):
-            indices = real.index[missing[where]]
-            _check_finite(indices, values["bits_per_dim"])
-            store.add({"index": indices, **values})
-            bar.update(len(indices))
-    seconds = time.perf_counter() - started
-    parallel.barrier("measured")
+        mine = np.arange(parallel.process_index(), num, parallel.process_count())
+        missing = mine[~np.isin(real.index[mine], present)]
+        computed = int(np.count_nonzero(~np.isin(real.index, present)))  # by all processes together
+        run = ShardedMap(program, batch_size_for(config, -(-num // parallel.process_count())))
+        seeds = np.full(len(missing), config.sample.seed, np.int32)
+        items = Items(seeds, real.index[missing].astype(np.int32), real.label[missing])
+        started = time.perf_counter()
+        with progress(len(mine), "measuring", "image", len(mine) - len(missing), parallel.is_main_process()) as bar:
+            for where, values in run.chunks(pipe.variables, (real.image[missing], items)):
+                writing.check()
+                indices = real.index[missing[where]]
+                _check_finite(indices, values["bits_per_dim"])
+                store.add({"index": indices, **values})
+                bar.update(len(indices))
+        seconds = time.perf_counter() - started
+        parallel.barrier("measured")
 
-    if parallel.is_main_process():
-        values = store.finish(real.index)
-        result = {"method": settings.method, "images": num, **summary(values)}
-        told = json.dumps(result, indent=2) + "\n"
-        path = folder / "likelihood.json"
-        if not path.exists() or path.read_bytes() != told.encode():
-            write_whole(path, told)
-        if computed or not job.recorded(folder):
-            job.record(
-                folder,
-                "likelihood",
-                measuring_seconds=round(seconds, 3),
-                images=num,
-                images_computed=computed,
-                network_evaluations_per_image=network_evaluations(config),
-            )
-        say(f"{_in_words(result)}; wrote {folder}")
-    parallel.barrier("likelihood written")
+        if parallel.is_main_process():
+            writing.check()
+            values = store.finish(real.index)
+            result = {"method": settings.method, "images": num, **summary(values)}
+            told = json.dumps(result, indent=2) + "\n"
+            path = folder / "likelihood.json"
+            if not path.exists() or path.read_bytes() != told.encode():
+                write_whole(path, told)
+            if computed or not job.recorded(folder):
+                job.record(
+                    folder,
+                    "likelihood",
+                    measuring_seconds=round(seconds, 3),
+                    images=num,
+                    images_computed=computed,
+                    network_evaluations_per_image=network_evaluations(config),
+                )
+            say(f"{_in_words(result)}; wrote {folder}")
+        parallel.barrier("likelihood written")
     return folder
 
 

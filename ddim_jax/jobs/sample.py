@@ -1,6 +1,7 @@
 """``--mode=sample``: draw N images into ``WORKDIR/sample/NAME-HASH/``, resuming by missing index."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import time
 from typing import Any
@@ -8,12 +9,13 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from ddim_jax import parallel
+from ddim_jax import files, parallel
 from ddim_jax.config import Config
 from ddim_jax.configured import build_sampler
 from ddim_jax.images import grid, labelled_lines, load_png, png_shape, save_png
 from ddim_jax.model_job import ModelJob, sampler_name
 from ddim_jax.npz import NpzInParts
+from ddim_jax.one_writer import Writing, one_writer
 from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for, image_indices, image_items
 from ddim_jax.sharded_map import BatchSize
 from ddim_jax.workdir import is_name_of_image
@@ -36,15 +38,34 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
         The folder written: images, ``grid.png``, ``run.json``.
 
     Raises:
-        UserError: no checkpoint, settings that do not fit it, a folder that cannot be written, or a batch that does
-            not fit in memory.
+        UserError: no checkpoint, settings that do not fit it, a folder that cannot be written or another job fills with
+            an ``.npz``, or a batch that does not fit in memory.
     """
     job = ModelJob.load(config, workdir)
-    config, pipe, settings = job.config, job.pipe, job.config.sample
+    config, settings = job.config, job.config.sample
     indices = image_indices(config)
     # Settings that cannot be used are refused before anything is written.
     build_sampler(config)
     folder = job.folder("sample", f"{sampler_name(settings)}-n{len(indices)}")
+    with contextlib.ExitStack() as stack:
+        writing = None
+        # Jobs that write a file for each image may share the work, or do it twice.
+        if settings.format == "npz":
+            writing = stack.enter_context(one_writer(folder, "samples", str(folder), "draw with other settings"))
+        _draw(job, folder, indices, writing)
+    return folder
+
+
+def _draw(job: ModelJob, folder: epath.Path, indices: np.ndarray, writing: Writing | None) -> None:
+    """Draws the images that are missing in the folder, and writes the rest of what it holds.
+
+    Args:
+        job: the model, and the config.
+        folder: the job's.
+        indices: of all images that there shall be.
+        writing: what this job has that alone may write there; None where others may too.
+    """
+    config, pipe, settings = job.config, job.pipe, job.config.sample
     recorded = job.recorded(folder)
     sampler = ImageSampler(config, pipe.model, _batch_size(config, len(indices), recorded))
     shape = config.data.image_shape
@@ -68,15 +89,19 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
     bar = progress(len(mine), "sampling", "image", len(mine) - len(missing), parallel.is_main_process())
     with bar, concurrent.futures.ThreadPoolExecutor() as pool:
         # Files are written by the pool while the next batch is computed.
-        writing: list[concurrent.futures.Future[None]] = []
+        unfinished: list[concurrent.futures.Future[None]] = []
         for batch_indices, images in sampler.batches(variables, missing):
-            writing.extend(store.write(pool, batch_indices, images))
+            if writing is not None:
+                writing.check()
+            unfinished = still_written(unfinished) + store.write(pool, batch_indices, images)
             bar.update(len(batch_indices))
-        for future in writing:
+        for future in unfinished:
             future.result()
     seconds = time.perf_counter() - started
     parallel.barrier("sampled")
 
+    if writing is not None:
+        writing.check()
     if parallel.is_main_process():
         store.finish(indices)
     is_new = computed > 0 or "images" not in recorded
@@ -97,7 +122,18 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
     if parallel.is_main_process():
         say(f"{len(indices):,} images are in {folder}, the first of them in {folder / 'grid.png'}")
     parallel.barrier("sample written")
-    return folder
+
+
+def still_written(started: list[concurrent.futures.Future[None]]) -> list[concurrent.futures.Future[None]]:
+    """The files that are still being written.
+
+    Raises:
+        UserError: one cannot be written: no more need to be drawn.
+    """
+    for future in started:
+        if future.done():
+            future.result()
+    return [future for future in started if not future.done()]
 
 
 def _batch_size(config: Config, num: int, recorded: dict[str, Any]) -> BatchSize:
@@ -150,6 +186,7 @@ class PngStore:
         """Makes nothing yet; ``num`` is the number of images that there will be."""
         self._folder = folder
         self._nested = num > 10_000
+        self._made = False
 
     def _path(self, index: int) -> epath.Path:
         parent = self._folder / f"{index // 1000:03d}" if self._nested else self._folder
@@ -167,8 +204,13 @@ class PngStore:
         self, pool: concurrent.futures.Executor, indices: np.ndarray, images: np.ndarray
     ) -> list[concurrent.futures.Future[None]]:
         """Starts writing images uint8 [n, h, w, c]; the futures tell when each is there."""
-        for parent in {self._path(int(i)).parent for i in indices}:
-            parent.mkdir(parents=True, exist_ok=True)
+        # Once only: a folder that is gone in the midst of the work was removed by somebody.
+        if not self._made:
+            files.make_folder(self._folder)
+            self._made = True
+        for parent in {self._path(int(i)).parent for i in indices} - {self._folder}:
+            with files.writing(parent):
+                parent.mkdir(exist_ok=True)
         return [pool.submit(save_png, self._path(int(i)), image) for i, image in zip(indices, images, strict=True)]
 
     def finish(self, indices: np.ndarray) -> None:

@@ -20,6 +20,7 @@ from ddim_jax.measuring.reference import (
     same_provenance,
 )
 from ddim_jax.measuring.reference_file import read_reference, write_reference
+from ddim_jax.one_writer import one_writer
 from ddim_jax.writers import say
 
 
@@ -36,7 +37,8 @@ def stats(config: Config, workdir: epath.PathLike) -> epath.Path:
         The file.
 
     Raises:
-        UserError: images that cannot be read, or a file in the way that holds other statistics.
+        UserError: images that cannot be read, a file in the way that holds other statistics, or another job that writes
+            it.
     """
     settings = config.eval
     adm = settings.format == "adm"
@@ -55,11 +57,16 @@ def stats(config: Config, workdir: epath.PathLike) -> epath.Path:
             say(f"{out} is there already")
     else:
         parts = out.with_name(f"{out.name}.{provenance_digest(provenance)[:8]}.parts")
-        reference = measure_reference(images, extractor, settings, parts, together=True)
-        if parallel.is_main_process():
-            write_reference(out, reference, settings.format)
-            remove_parts(parts)
-            say(f"wrote {out}, statistics of {reference.count:,} images; compare with them by --config.eval.reference")
+        with one_writer(out.parent, out.name, str(out), "name another file by eval.out") as writing:
+            reference = measure_reference(images, extractor, settings, parts, together=True)
+            if parallel.is_main_process():
+                writing.check()
+                write_reference(out, reference, settings.format)
+                remove_parts(parts)
+                say(
+                    f"wrote {out}, statistics of {reference.count:,} images; compare with them by "
+                    "--config.eval.reference"
+                )
     parallel.barrier("statistics written")
     if parallel.is_main_process():
         print(json.dumps(read_reference(out).provenance, indent=2))

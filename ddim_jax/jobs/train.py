@@ -11,6 +11,7 @@ from ddim_jax.configured import build_sampler
 from ddim_jax.data.sources import check_labels
 from ddim_jax.errors import UserError
 from ddim_jax.models import build_model, parameter_count
+from ddim_jax.one_writer import check_no_other_writer, one_writer
 from ddim_jax.training.best import BestCheckpoint, check_metric
 from ddim_jax.training.checkpoint import Checkpoints, newest_step
 from ddim_jax.training.data import batches_for, count_steps, live_on_devices, open_sources, with_statistics
@@ -24,7 +25,7 @@ from ddim_jax.training.program import compile_ahead, make_program
 from ddim_jax.training.state import abstract_state, init_state, make_optimizer
 from ddim_jax.training.stop_signals import catch_stop_signals
 from ddim_jax.training.validation import Validation
-from ddim_jax.workdir import checkpoint_dir, config_path, is_resumed, prepare_for_training
+from ddim_jax.workdir import checkpoint_dir, config_path, is_resumed, prepare_for_training, run_in
 from ddim_jax.writers import MetricWriter, SilentWriter, say
 
 
@@ -42,10 +43,11 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
         The step at which a signal stopped the run before its end, saved; None when the run is complete.
 
     Raises:
-        UserError: the workdir, data or config cannot be used, the run is past its last step already, a batch does not
-            fit into memory, or the loss stopped being finite.
+        UserError: the workdir, data or config cannot be used, another job trains or imports there, the run is past its
+            last step already, a batch does not fit into memory, or the loss stopped being finite.
     """
     # What can be refused without the data is refused before they are opened, which may mean to prepare them.
+    check_no_other_writer(*run_in(workdir))
     if not config_path(workdir).exists():
         check_new_network(config)
     build_sampler(config)
@@ -80,13 +82,16 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
 
         ahead = parallel.process_count() == 1
         compiling = compile_beside() if ahead and not resumed else None
-        state = init_state(config, model, optimizer)
-        num_params = parameter_count(state.params)
+        like = abstract_state(config, model, optimizer)
+        num_params = parameter_count(like.params)
+        # Beside the compiling: both take seconds.
+        state = None if resumed else init_state(config, model, optimizer)
         batches = None
         if not resumed:
             batches = stack.enter_context(contextlib.closing(batches_for(program, config, source, 0)))
         needed = _memory_of(compiling, config, num_params, len(devices), free)
         # All that a config can get wrong has been tried: only now is anything written.
+        writing = stack.enter_context(one_writer(*run_in(workdir)))
         prepare_for_training(workdir, config, write=main_process)
         parallel.barrier("workdir")
         checkpoints = stack.enter_context(
@@ -97,12 +102,12 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
         if compiling is None and ahead and start < total_steps:
             compiling = compile_beside()
         if main_process and config.train.measure_every:
-            best = stack.enter_context(contextlib.closing(BestCheckpoint(config, model, workdir)))
+            best = stack.enter_context(contextlib.closing(BestCheckpoint(config, model, workdir, writing)))
         if saved is not None:
             # An earlier step where the newest is damaged.
-            start, state = checkpoints.restore_newest(abstract_state(config, model, optimizer), together=True)
+            start, state = checkpoints.restore_newest(like, together=True)
         else:
-            state = init_state(config, model, optimizer)
+            state = init_state(config, model, optimizer) if state is None else state
             if initial is not None:
                 state = initial.begin(state, optimizer)
                 checkpoints.save(0, state)  # from here on nobody needs the source any more
@@ -128,6 +133,7 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
                 config=config,
                 total_steps=total_steps,
                 writer=writer,
+                writing=writing,
                 checkpoints=checkpoints,
                 pictures=pictures,
                 validation=validation,
@@ -140,6 +146,7 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
                 say(f"stopped by {stop.by} after saving step {stopped_at}; start the same command again to go on")
                 return stopped_at
         if main_process:
+            writing.check()
             pictures.draw_final(state, writer)
         parallel.barrier("final pictures")
     return None

@@ -4,7 +4,7 @@
 
     rows/NAME.json          result of a row
     rows/NAME.png           its first images
-    rows/NAME.claim-K       while a job works on it, see ``claims.py``
+    rows/NAME.claim-K       while a job works on it, see ``ddim_jax/claims.py``
     rows/NAME.partial-*     what a killed job had measured
     table.md, table.csv, table.json, quality.png, report.html
 """
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from ddim_jax.claims import Claims
 from ddim_jax.errors import UserError
-from ddim_jax.files import remove_left_over, write_whole
+from ddim_jax.files import make_folder, remove_left_over, write_whole
 from ddim_jax.images import grid, png_shape, save_png
-from ddim_jax.tables.claims import Claims
 from ddim_jax.tables.lines import Comparison, clipping_note, lines, to_csv, to_json, to_markdown
 from ddim_jax.tables.report import quality_picture, to_html
 from ddim_jax.tables.rows import Result, Row
@@ -50,7 +50,7 @@ class TableFolder:
         """
         self.folder = epath.Path(folder)
         self._rows = self.folder / "rows"
-        self._rows.mkdir(exist_ok=True)
+        make_folder(self._rows)
         remove_left_over(self._rows)
         self._title = title
         self._settings = settings

@@ -83,7 +83,7 @@ class RowProgress:
             for field in dataclasses.fields(self)
             if field.name != "measurement" and getattr(self, field.name) is not None
         }
-        save_arrays(path, {**own, **with_prefix("measurement", self.measurement.to_arrays())})
+        save_arrays(path, {**own, **with_prefix("measurement", self.measurement.to_arrays())}, make_parent=False)
 
     @classmethod
     def load(cls, path: epath.Path, extractor: Extractor, settings: EvalConfig) -> Self:

@@ -18,6 +18,7 @@ from ddim_jax.measuring.measurement import Measurement
 from ddim_jax.measuring.reference import reference_for
 from ddim_jax.measuring.reference_file import Reference
 from ddim_jax.models import Model
+from ddim_jax.one_writer import Writing
 from ddim_jax.records import read_if_sound
 from ddim_jax.sampling.image_sampler import sampler_for
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
@@ -35,8 +36,14 @@ class BestCheckpoint:
     The state goes to ``WORKDIR/best/STEP/``, what was measured to ``WORKDIR/best.json``.
     """
 
-    def __init__(self, config: Config, model: Model, workdir: epath.PathLike) -> None:
+    def __init__(self, config: Config, model: Model, workdir: epath.PathLike, writing: Writing) -> None:
         """Gets extractor, reference and sampler ready, which may take a while.
+
+        Args:
+            config: the run.
+            model: the network.
+            workdir: where it is written.
+            writing: what this job has that alone may write there.
 
         Raises:
             UserError: a setting of ``sample`` or ``eval`` that cannot be used, or weights that cannot be had.
@@ -52,6 +59,7 @@ class BestCheckpoint:
         self._figure = figure.name_with(self._extractor.prefix)
         self._higher_is_better = bool(figure.higher_is_better)
         self._workdir = workdir
+        self._writing = writing
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
         self._pending: tuple[int, TrainState, concurrent.futures.Future[dict[str, float]]] | None = None
         self._checkpoints = Checkpoints(best_dir(workdir), keep_last=1)
@@ -109,6 +117,7 @@ class BestCheckpoint:
             return
         (step, state, future), self._pending = self._pending, None
         figures = future.result()
+        self._writing.check()
         writer.scalars(step, {f"sample_{name}": value for name, value in figures.items()})
         value = figures[self._figure]
         if not np.isfinite(value):

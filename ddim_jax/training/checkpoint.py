@@ -4,9 +4,15 @@ With the arrays their checksums are written, and compared when they are read (``
 named; who asked for no step in particular gets the newest checkpoint that is whole.
 """
 
+import contextlib
 import dataclasses
+import errno
 import logging
+import os
+import sys
 import textwrap
+import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
@@ -16,10 +22,10 @@ from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals, Futur
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
-from ddim_jax.errors import UserError
+from ddim_jax.errors import UserError, WriteError, failed_write, write_error
 from ddim_jax.memory import return_unused_memory
 from ddim_jax.models import build_model
-from ddim_jax.parallel import host_copy, is_lost_peer
+from ddim_jax.parallel import host_copy, is_lost_peer, is_main_process
 from ddim_jax.training import checksums
 from ddim_jax.training.state import TrainState, abstract_state, make_optimizer
 from ddim_jax.weights.shapes import different_shapes, name_first
@@ -72,6 +78,11 @@ class _CheckedRestore(ocp.args.StandardRestore):
     """What is read: a tree of the same form."""
 
 
+# How often, and how many seconds apart, it is tried to remove what is still being written.
+_REMOVALS = 20
+_REMOVAL_SECONDS = 0.1
+
+
 def newest_step(directory: epath.PathLike) -> int | None:
     """The newest complete checkpoint's step in a folder, which is looked at alone; None when there is none."""
     directory = epath.Path(directory)
@@ -102,19 +113,23 @@ class Checkpoints:
                 created if needed, and what a killed run left half-written is deleted.
         """
         logging.getLogger("absl").addFilter(_not_orbax_chatter)
+        if sys.excepthook is sys.__excepthook__:
+            sys.excepthook = _not_of_ended_saves
         # Orbax refuses relative paths.
         path = epath.Path(directory)
         self._directory = path if path.is_absolute() else path.absolute()
         self._read_only = read_only
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep_last,
-                keep_period=keep_every,
-                create=not read_only,
-                cleanup_tmp_directories=not read_only,
-            ),
-        )
+        self._failed = False
+        with contextlib.nullcontext() if read_only else self._writing():
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep_last,
+                    keep_period=keep_every,
+                    create=not read_only,
+                    cleanup_tmp_directories=not read_only,
+                ),
+            )
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first."""
@@ -128,11 +143,15 @@ class Checkpoints:
         """Starts writing ``state``; returns once it is copied and may be donated.
 
         With several processes all call it; the replicated values are written by process 0.
+
+        Raises:
+            WriteError: it, or the one before, cannot be written.
         """
         # Copies of the whole state come and go here: what they took is returned before and after.
         self.wait()
         return_unused_memory()
-        self._manager.save(step, args=_CheckedSave(host_copy(state)))  # pyright: ignore[reportCallIssue]
+        with self._writing():
+            self._manager.save(step, args=_CheckedSave(host_copy(state)))  # pyright: ignore[reportCallIssue]
         return_unused_memory()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -258,12 +277,40 @@ class Checkpoints:
         return next(path for path in (self._directory / name for name in names) if not path.exists())
 
     def wait(self) -> None:
-        """Waits until the checkpoint being written is whole."""
-        self._manager.wait_until_finished()
+        """Waits until the checkpoint being written is whole.
+
+        Raises:
+            WriteError: it cannot be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the checkpoint being written and releases the folder."""
-        self._manager.close()
+        """Waits for the checkpoint being written and releases the folder; nothing half-written stays.
+
+        Raises:
+            WriteError: it cannot be written.
+        """
+        try:
+            with self._writing():
+                self._manager.close()
+        finally:
+            if self._failed and is_main_process():
+                _remove_half_written(self._directory)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Meanwhile what Orbax raises of a disk that cannot be written, from its threads too, is told in one line."""
+        try:
+            yield
+        except Exception as error:
+            self._failed = True
+            failure = failed_write(error, was_writing=True)
+            if failure is None and not self._directory.exists():
+                failure = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            if failure is None:
+                raise
+            raise write_error(self._directory, failure) from error
 
     def __enter__(self) -> Self:
         """Returns itself."""
@@ -272,9 +319,13 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes the folder, also when the run fails, unless the save under way would wait for a lost process."""
+        """Closes the folder, also when the run fails, unless the save under way would wait for a lost process.
+
+        Of a run that fails, the first reason counts.
+        """
         if not is_lost_peer(error):
-            self.close()
+            with contextlib.nullcontext() if error is None else contextlib.suppress(WriteError):
+                self.close()
 
 
 def _check_network(folder: epath.Path, shapes: dict[str, tuple[int, ...]], like: TrainState) -> None:
@@ -294,7 +345,28 @@ def _check_network(folder: epath.Path, shapes: dict[str, tuple[int, ...]], like:
 def _not_orbax_chatter(record: logging.LogRecord) -> bool:
     if "orbax" not in record.pathname:
         return True
+    # What its threads fail with comes to this one too, when it waits for them.
+    if record.levelno >= logging.ERROR and record.exc_info:
+        return False
     return record.levelno >= logging.WARNING and "Reached preemption sync point" not in record.getMessage()
+
+
+def _not_of_ended_saves(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints an uncaught exception, but not those of TensorStore's threads whose save has failed and ended."""
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _remove_half_written(directory: epath.Path) -> None:
+    """Removes what a failed save has left; threads of it may go on for a moment."""
+    for _ in range(_REMOVALS):
+        left = list(directory.glob("*.orbax-checkpoint-tmp*")) if directory.exists() else []
+        if not left:
+            return
+        for folder in left:
+            with contextlib.suppress(OSError):
+                folder.rmtree(missing_ok=True)
+        time.sleep(_REMOVAL_SECONDS)
 
 
 class Trained(NamedTuple):

@@ -11,6 +11,7 @@ import numpy as np
 from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
+from ddim_jax.one_writer import Writing
 from ddim_jax.training.best import BestCheckpoint
 from ddim_jax.training.checkpoint import Checkpoints
 from ddim_jax.training.groups import is_due, step_groups
@@ -48,6 +49,7 @@ class TrainingLoop:
         config: the run.
         total_steps: number of steps when it is done.
         writer: where figures and pictures go.
+        writing: what this job has that alone may write the workdir.
         checkpoints: where states are saved.
         pictures: draws samples.
         validation: measures the losses on other images; None does without.
@@ -58,6 +60,7 @@ class TrainingLoop:
     config: Config
     total_steps: int
     writer: MetricWriter
+    writing: Writing
     checkpoints: Checkpoints
     pictures: TrainingPictures
     validation: Validation | None
@@ -117,6 +120,7 @@ class TrainingLoop:
         picture = self.pictures.due_after(steps)
         if validate or save or measure or picture is not None:
             self._take(self._in_flight.drain())
+            self.writing.check()
             whole = self._whole(state)
             if validate and self.validation is not None:
                 self.writer.scalars(step, self.validation.measure(whole))

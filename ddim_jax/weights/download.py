@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ddim_jax.cache import cache_dir
 from ddim_jax.errors import UserError
-from ddim_jax.files import whole_file
+from ddim_jax.files import make_folder, whole_file
 
 _TIMEOUT_SECONDS = 60
 _CHUNK_BYTES = 2**20
@@ -59,7 +59,7 @@ def fetch(published: PublishedFile) -> pathlib.Path:
     try:
         if path.is_file() and sha256_of_file(path) == published.sha256:
             return path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with whole_file(path) as partial:
             with partial.open("wb") as file:
                 found = _download(published, file)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ddim_jax.claims import Claims
 from ddim_jax.config import DataConfig
 from ddim_jax.data.prepared import open_images
 from ddim_jax.data.transforms import ImageError
 from ddim_jax.npz import load_arrays, save_arrays
-from ddim_jax.tables.claims import Claims
 from ddim_jax.writers import MetricWriter
 from faults.in_process import call, contents, expect_same, in_process, train_again, trained
 from faults.trial import Result, Trial, expect, expect_one_line, expect_success

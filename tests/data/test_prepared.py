@@ -29,7 +29,7 @@ from ddim_jax.data.prepared import PreparedSource, open_images, prepare_on_disk
 from ddim_jax.data.reading import load_images, read_example
 from ddim_jax.data.sources import Example, FolderSource, Source, open_source
 from ddim_jax.data.transforms import ImageError, prepare_image
-from ddim_jax.errors import UserError
+from ddim_jax.errors import UserError, WriteError
 
 NUM = 26
 BAD = (0, 7, 8, 25)
@@ -356,16 +356,16 @@ def test_two_programs_at_once(mixed: tuple[DataConfig, dict[str, bytes]]) -> Non
 def test_made_by_another_program_meanwhile(
     mixed: tuple[DataConfig, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another one makes and fills the folder between our look for it and our making it."""
+    """Another one makes and fills the folder between our look for it and our turn."""
     config, expected = mixed
-    create = prepared._create
+    turn = prepared.one_writer
 
-    def late(*arguments: Any) -> None:
-        monkeypatch.setattr(prepared, "_create", create)
+    def late(*arguments: Any, **more: Any) -> Any:
+        monkeypatch.setattr(prepared, "one_writer", turn)
         open_images(config)
-        create(*arguments)
+        return turn(*arguments, **more)
 
-    monkeypatch.setattr(prepared, "_create", late)
+    monkeypatch.setattr(prepared, "one_writer", late)
     open_images(config)
     assert contents(config) == expected
     assert list(Path(config.cache_dir).iterdir()) == folders(config)
@@ -377,7 +377,7 @@ def test_made_by_another_program_meanwhile(
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     config = config_of(save_mixed(tmp_path / "images"))
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"cannot be written to .*: Not a directory; .*data\.cache_dir") as caught:
+    with pytest.raises(UserError, match=r"cannot be written: Not a directory; .*data\.cache_dir") as caught:
         open_images(dataclasses.replace(config, cache_dir=str(tmp_path / "file" / "cache")))
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"data\.cache_dir='gs://bucket/cache': name a folder of this machine"):
@@ -403,7 +403,7 @@ def test_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(prepared, "_to_disk", full)
         patch.setattr(prepared, "_CHUNK", 3)
-        with pytest.raises(UserError, match=r"No space left on device; .* \(what is prepared is kept\)") as caught:
+        with pytest.raises(WriteError, match=r"No space left on device; .* set data\.cache_dir .* is kept") as caught:
             open_images(config)
     assert "\n" not in str(caught.value)
     np.testing.assert_array_equal(load_images(open_images(config), config, range(NUM)).index, range(NUM))

@@ -16,6 +16,7 @@ import pytest
 from runs import Run, arguments, completed, linked_run
 from small import small_digits
 
+from ddim_jax.claims import Claims
 from ddim_jax.config import EvalConfig, with_sample
 from ddim_jax.errors import ConfigError, UserError
 from ddim_jax.images import load_png, save_png
@@ -27,7 +28,6 @@ from ddim_jax.measuring.measurement import Measurement
 from ddim_jax.measuring.reference import reference_for
 from ddim_jax.measuring.reference_file import Reference, write_reference
 from ddim_jax.pipeline import load
-from ddim_jax.tables.claims import Claims
 from ddim_jax.tables.row_images import checkpoint_steps
 from ddim_jax.tables.row_progress import RowProgress
 

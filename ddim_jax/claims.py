@@ -6,10 +6,16 @@ another one makes ``NAME.claim-1``, again granted to one alone; whoever has the 
 ever renamed or overwritten, so no claim is ever two jobs', however unlucky the moment.
 
 A job that was only asleep (suspended, or cut off from the file system) may wake up after that and go on. What it does
-is done twice then, which does no harm: figures are the same from whichever job, and files appear whole
-(``files.py``).
+is done twice then, which does no harm to a table: figures are the same from whichever job, and files appear whole
+(``files.py``). Where it would do harm, the job asks whether its claim is lost before it writes (``one_writer.py``).
 
-Clocks of machines are never compared: a job watches for a change, by its own clock.
+Clocks of machines are never compared: a job watches for a change, by its own clock. Of a process of this machine the
+system says whether it runs; its time of start tells it from a later process of the same number. Containers are machines
+of their own, as is a machine after a restart, whatever name they have.
+
+What shared file systems must give is that of two jobs one makes a file (``O_EXCL``: NFS from version 3 on, Lustre,
+GPFS, CephFS, SMB), and that a change of its time is seen on other machines within a minute or two (attributes kept for
+longer, as with ``actimeo=600``, make the living look dead).
 
 Of the packages for locks, filelock (its ``SoftFileLease``) takes over what is no longer touched too, but it does not
 say whether another holder is known to be alive, nor who it is, without which a job cannot tell when it may leave. It
@@ -18,6 +24,7 @@ renames the files of the dead, and would not see the claims that jobs of other v
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import os
 import pathlib
@@ -32,12 +39,13 @@ from typing import IO, Any, Literal, Self
 
 from etils import epath
 
+from ddim_jax.files import writing
 from ddim_jax.records import read_if_sound
 
 # Of a living job's claim. Network file systems show a change after up to a minute.
 _TOUCH_SECONDS = 15.0
-_DEAD_AFTER_SECONDS = 180.0
-_LOOK_SECONDS = 1.0
+DEAD_AFTER_SECONDS = 180.0
+LOOK_SECONDS = 1.0
 
 State = Literal["free", "alive", "unknown"]
 
@@ -49,7 +57,7 @@ class Claims:
         self,
         folder: epath.PathLike,
         touch_seconds: float = _TOUCH_SECONDS,
-        dead_after_seconds: float = _DEAD_AFTER_SECONDS,
+        dead_after_seconds: float = DEAD_AFTER_SECONDS,
     ) -> None:
         """Starts without any claim.
 
@@ -75,13 +83,28 @@ class Claims:
         if dead is not None and self._state(dead) != "free":
             return None
         path = self._folder / f"{name}.claim-{0 if dead is None else _number(dead) + 1}"
-        try:
-            file = path.open("x")
-        except FileExistsError:
-            return None
-        holder = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
-        json.dump(holder, file)
-        file.flush()
+        holder = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "token": uuid.uuid4().hex,
+            "since": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC",
+            "machine": _machine(),
+            "started": _process(os.getpid()).started,
+        }
+        with writing(path):
+            try:
+                file = path.open("x")
+            except FileExistsError:
+                return None
+            try:
+                json.dump(holder, file)
+                file.flush()
+            except OSError:
+                # Of a claim that says nothing the others could not tell that it is nobody's.
+                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    file.close()
+                raise
         # Since we looked, a third job may have taken the work over and given it back, and a fourth begun anew.
         if dead is not None and _read(dead) != of_dead:
             file.close()
@@ -99,8 +122,7 @@ class Claims:
         return "free" if newest is None else self._state(newest)
 
     def _state(self, newest: pathlib.Path) -> State:
-        holder = _read(newest)
-        if holder.get("host") == socket.gethostname() and not _is_running(holder["pid"]):
+        if self._process_here(newest) == "gone":
             return "free"
         try:
             touched = newest.stat().st_mtime_ns
@@ -114,19 +136,41 @@ class Claims:
             return "free"
         return "alive" if sight.changed else "unknown"
 
+    def runs_here(self, name: str) -> bool:
+        """Whether who has a piece of work is a process of this machine, and at work: neither gone nor stopped."""
+        newest = self.newest(name)
+        return newest is not None and self._process_here(newest) == "at work"
+
+    @staticmethod
+    def _process_here(newest: pathlib.Path) -> Literal["elsewhere", "gone", "stopped", "at work"]:
+        """What this machine knows of the process that made a claim."""
+        holder = _read(newest)
+        # Claims of earlier versions do not say on which machine of that name.
+        if holder.get("host") != socket.gethostname() or holder.get("machine", _machine()) != _machine():
+            return "elsewhere"
+        process = _process(holder["pid"])
+        if not process.exists or holder.get("started", process.started) != process.started:
+            return "gone"
+        return "stopped" if process.is_stopped else "at work"
+
     def wait(self, names: Collection[str]) -> None:
         """Waits until one of these pieces of work is free, or all are known to be done by living jobs."""
         while True:
             states = [self.state(name) for name in names]
             if "free" in states or "unknown" not in states:
                 return
-            time.sleep(min(_LOOK_SECONDS, self._touch_seconds))
+            time.sleep(min(LOOK_SECONDS, self._touch_seconds))
 
     def holder(self, name: str) -> str:
         """Returns who has a piece of work, e.g. ``node3 (process 4711)``."""
         newest = self.newest(name)
         holder = {} if newest is None else _read(newest)
         return f"{holder['host']} (process {holder['pid']})" if holder else "another job"
+
+    def since(self, name: str) -> str:
+        """Returns when a piece of work was claimed, by the clock of who did; empty where that is not known."""
+        newest = self.newest(name)
+        return "" if newest is None else str(_read(newest).get("since", ""))
 
     def newest(self, name: str) -> pathlib.Path | None:
         """Returns the claim that counts; None if there is none."""
@@ -138,9 +182,8 @@ class Claims:
             path.unlink(missing_ok=True)
 
     def _all(self, name: str) -> list[pathlib.Path]:
-        prefix = f"{name}.claim-"
-        entries = [entry for entry in os.listdir(self._folder) if entry.startswith(prefix)]
-        return [self._folder / entry for entry in entries if re.fullmatch(r"\d+", entry[len(prefix) :], re.ASCII)]
+        entries = [entry for entry in os.listdir(self._folder) if is_claim(entry)]
+        return [self._folder / entry for entry in entries if _work(entry) == name]
 
 
 class Claim:
@@ -187,9 +230,11 @@ class Claim:
         """Gives the work back; claims that dead jobs left are removed too, unless the claim was lost."""
         self._given_back.set()
         self._thread.join()
-        self._file.close()
-        if not self.lost:
-            self._claims.remove(self._name)
+        # On a file system that fails the claim stays, and is free as soon as this process is gone.
+        with contextlib.suppress(OSError):
+            self._file.close()
+            if not self.lost:
+                self._claims.remove(self._name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,20 +246,56 @@ class _Sight:
     changed: bool
 
 
+def is_claim(name: str) -> bool:
+    """Whether a file is a claim, by its name."""
+    return re.fullmatch(r".+\.claim-\d{1,9}", name, re.ASCII | re.DOTALL) is not None
+
+
+def _work(name: str) -> str:
+    """The work that a claim's file is about."""
+    return name.rpartition(".claim-")[0]
+
+
 def _number(path: pathlib.Path) -> int:
     return int(path.name.rsplit("-", 1)[1])
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
     """Reads who made a claim; empty where it is gone, damaged, or was made a moment ago and not written yet."""
-    return read_if_sound(path, {"host": str, "pid": int, "token": str}) or {}
+    return read_if_sound(path, {"host": str, "pid": int}) or {}
 
 
-def _is_running(pid: int) -> bool:
+# --- processes of this machine ------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Process:
+    """A process number of this machine: whether there is such a process, since when, and whether it was stopped."""
+
+    exists: bool
+    started: str | None = None
+    is_stopped: bool = False
+
+
+def _process(pid: int) -> _Process:
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
-        return False
+        return _Process(False)
     except PermissionError:
-        return True
-    return True
+        pass
+    try:
+        # What follows the name, which may hold anything: the state, and as the 20th the start in ticks of the machine.
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return _Process(fields[0] not in "ZX", fields[19], fields[0] in "Tt")
+    except (OSError, IndexError):
+        return _Process(True)  # a system without /proc
+
+
+def _machine() -> str | None:
+    """What tells this machine, from its start on, and this container from all others; None where nothing does."""
+    try:
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
+from ddim_jax.claims import Claims
 from ddim_jax.files import write_whole
-from ddim_jax.tables.claims import Claims
 
 TOUCH = 0.02
 DEAD = 0.3
@@ -70,7 +70,7 @@ def test_a_claim_is_seen_to_be_alive(tmp_path):
 
 def test_what_counts_is_the_time_since_the_last_change(tmp_path, monkeypatch):
     now = 0.0
-    monkeypatch.setattr("ddim_jax.tables.claims.time.monotonic", lambda: now)
+    monkeypatch.setattr("ddim_jax.claims.time.monotonic", lambda: now)
     path, two = foreign_claim(tmp_path, "a"), job(tmp_path, 10.0)
     assert two.state("a") == "unknown"
     for _ in range(5):
