@@ -1,6 +1,8 @@
 """Arrays by name in ``.npz`` files that appear whole or not at all."""
 
+import os
 import re
+import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +12,10 @@ from etils import epath
 
 from ddim_jax.errors import UserError
 from ddim_jax.files import whole_file
+
+# The last bytes of a zip archive: signature, two numbers of disks, members on this one and in all, size and place of
+# the directory, length of a comment.
+_END = struct.Struct("<4s4H2LH")
 
 
 def save_arrays(path: epath.PathLike, arrays: Mapping[str, Any]) -> None:
@@ -35,8 +41,11 @@ def load_arrays(path: epath.PathLike) -> dict[str, np.ndarray]:
     """
     path = epath.Path(path)
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            _check_number(archive)
+            return {
+                member.filename.removesuffix(".npy"): _read_member(archive, member) for member in archive.infolist()
+            }
     except MemoryError:
         # How much of it there is, is no property of the file.
         raise
@@ -44,6 +53,36 @@ def load_arrays(path: epath.PathLike) -> dict[str, np.ndarray]:
         # What a wrong byte leads the zip archive's and NumPy's readers to: no list of exceptions is complete.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is no whole .npz of arrays"
         raise UserError(f"{path} cannot be read: {reason}") from error
+
+
+def _check_number(archive: zipfile.ZipFile) -> None:
+    """Compares the number of members found with that at the archive's end: a wrong byte can hide some.
+
+    Raises:
+        ValueError: they differ.
+    """
+    file = archive.fp
+    assert file is not None, "open"
+    file.seek(-_END.size, os.SEEK_END)
+    signature, *_, number, _, _, _ = _END.unpack(file.read())
+    # Elsewhere where a comment follows, which NumPy does not write, and of another form from 2^16 members on.
+    if signature == b"PK\5\6" and number != len(archive.infolist()) & 0xFFFF and number != 0xFFFF:
+        raise ValueError(f"{len(archive.infolist())} of {number} members can be found")
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
+    """Reads an array to its file's end, where the archive compares its checksum; bytes of a file of another kind.
+
+    NumPy's own reader stops where the header says: one that a flipped bit has made smaller would go unnoticed.
+    """
+    with archive.open(member) as file:
+        if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+            return archive.read(member)
+    with archive.open(member) as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        if file.read(1):
+            raise ValueError(f"{member.filename} is longer than its header says")
+    return array
 
 
 def load_if_whole(path: epath.PathLike) -> dict[str, np.ndarray] | None:
