@@ -70,20 +70,21 @@ def read_file(path: epath.PathLike) -> bytes:
 
 
 @contextlib.contextmanager
-def whole_file(path: epath.PathLike) -> Iterator[epath.Path]:
+def whole_file(path: epath.PathLike, remedy: str = "") -> Iterator[epath.Path]:
     """Yields a path of this program's own to write to; what is there in the end becomes ``path``.
 
     Nothing remains if the block raises. The folder must exist.
 
     Args:
         path: the file; one that is there already is replaced.
+        remedy: what helps, where it cannot be written, beside what always does.
 
     Raises:
         UserError: it cannot be written, see :func:`~ddim_jax.errors.write_error`.
     """
     path = epath.Path(path)
     partial = _own_name(path)
-    with writing(path):
+    with writing(path, remedy):
         try:
             _make_new(partial)
             yield partial

@@ -7,6 +7,7 @@ named; who asked for no step in particular gets the newest checkpoint that is wh
 import contextlib
 import dataclasses
 import errno
+import functools
 import logging
 import os
 import sys
@@ -113,8 +114,7 @@ class Checkpoints:
                 created if needed, and what a killed run left half-written is deleted.
         """
         logging.getLogger("absl").addFilter(_not_orbax_chatter)
-        if sys.excepthook is sys.__excepthook__:
-            sys.excepthook = _not_of_ended_saves
+        _ignore_ended_saves()
         # Orbax refuses relative paths.
         path = epath.Path(directory)
         self._directory = path if path.is_absolute() else path.absolute()
@@ -351,10 +351,19 @@ def _not_orbax_chatter(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING and "Reached preemption sync point" not in record.getMessage()
 
 
-def _not_of_ended_saves(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Prints an uncaught exception, but not those of TensorStore's threads whose save has failed and ended."""
-    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
+@functools.cache
+def _ignore_ended_saves() -> None:
+    """From now on nothing is printed of what TensorStore's threads still hear of a save that has failed and ended.
+
+    They tell an event loop that Orbax has closed, each array's with a stack trace.
+    """
+    previous_hook = sys.unraisablehook
+
+    def tell(lost: "sys.UnraisableHookArgs") -> None:
+        if not (isinstance(lost.exc_value, RuntimeError) and str(lost.exc_value) == "Event loop is closed"):
+            previous_hook(lost)
+
+    sys.unraisablehook = tell
 
 
 def _remove_half_written(directory: epath.Path) -> None:

@@ -59,8 +59,8 @@ def fetch(published: PublishedFile) -> pathlib.Path:
     try:
         if path.is_file() and sha256_of_file(path) == published.sha256:
             return path
-        make_folder(path.parent)
-        with whole_file(path) as partial:
+        make_folder(path.parent, remedy=remedy)
+        with whole_file(path, remedy) as partial:
             with partial.open("wb") as file:
                 found = _download(published, file)
             if found != published.sha256:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 
 from faults.jobs import JOBS, command_line, trained_copy, workdir_for
-from faults.trial import TINY, Result, Trial, command, expect, expect_one_line, expect_success
+from faults.trial import Result, Trial, command, expect, expect_one_line, expect_success
 
 _DISK = "12m"
 
@@ -130,7 +130,7 @@ def _read_only(name: str, folder: pathlib.Path) -> None:
 
 # Jobs that do not end before the folder is gone.
 _ENDLESS = {
-    "train": (*TINY, "--config.train.steps=1000000", "--config.train.checkpoint_every=50"),
+    "train": ("--config.train.steps=1000000", "--config.train.checkpoint_every=50"),
     "sample png": ("--config.sample.num=100000",),
     "sample npz": ("--config.sample.num=100000", "--config.sample.batch_size=8"),
     "likelihood": ("--config.likelihood.num=1797", "--config.sample.batch_size=1"),

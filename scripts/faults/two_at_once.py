@@ -118,7 +118,8 @@ def _slept(folder: pathlib.Path) -> None:
     with _started(folder, arguments) as (sleeper,):
         sleeper.wait_until(lambda: max(_saved(workdir)) > 20)
         sleeper.process.send_signal(signal.SIGSTOP)
-        expect_success(command(*TINY, f"--config.train.steps={max(_saved(workdir)) + 30}", f"--workdir={workdir}"))
+        steps = f"--config.train.steps={max(_saved(workdir)) + 30}"
+        expect_success(command(*TINY, steps, f"--workdir={workdir}", limit_seconds=900))
         steps, saved = _steps(workdir), _saved(workdir)
         sleeper.process.send_signal(signal.SIGCONT)
         expect_one_line(sleeper.wait(), "nothing more is written here", statuses=(1,))

@@ -43,5 +43,5 @@ def test_the_message_of_a_failure_is_one_line_with_the_remedy(published, tmp_pat
         fetch(published._replace(url=(tmp_path / "absent.pth").as_uri()))
     assert "\n" not in str(caught.value)
     monkeypatch.setenv("DDIM_JAX_CACHE", str(tmp_path / "there.pth"))
-    with pytest.raises(UserError, match=r"could not be saved as .*Not a directory"):
+    with pytest.raises(UserError, match=r"cannot be written: Not a directory; set eval\.path to a copy"):
         fetch(published)

@@ -1,0 +1,26 @@
+"""The short trials of ``scripts/torture.py`` with two jobs at once and with disks that cannot be written."""
+
+import importlib
+import pathlib
+import sys
+
+import pytest
+
+SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts_on_path():
+    sys.path.insert(0, str(SCRIPTS))
+    yield
+    sys.path.remove(str(SCRIPTS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["two_at_once", "disk_full"])
+def test_promises_hold(kind):
+    torture = importlib.import_module("torture")
+    outcomes = [torture.run_trial(kind, trial) for trial in torture.trials_of(kind, long=False)]
+    assert [outcome for outcome in outcomes if outcome.broken] == []
+    if kind == "disk_full" and len(outcomes) == 1:
+        pytest.skip("no disk can be mounted here: a folder that is removed was tried alone")
