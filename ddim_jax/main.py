@@ -143,7 +143,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
         _check_override_keys(argv)
     try:
         own = _define_flags(argv, tree)
-    except (flags.Error, UnicodeDecodeError) as error:
+    except (flags.Error, ValueError) as error:
         # To find the config's keys it has to open what --flagfile names.
         raise UserError(f"--flagfile cannot be used: {_shortened(str(error).removeprefix('ERROR:: '))}") from error
     try:

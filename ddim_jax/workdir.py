@@ -34,7 +34,7 @@ from ddim_jax.config import (
     with_values,
 )
 from ddim_jax.digests import digest_of_facts
-from ddim_jax.errors import UserError
+from ddim_jax.errors import UserError, shown
 from ddim_jax.files import write_whole
 from ddim_jax.version import __version__
 
@@ -203,9 +203,9 @@ def _binding_differences(trained: Config, config: Config, groups: tuple[str, ...
 
 
 def _list_changes(changed: Mapping[str, tuple[Any, Any]], old_name: str, new_name: str) -> str:
-    shown = [f"{key} ({old_name} {old!r}, {new_name} {new!r})" for key, (old, new) in changed.items()]
-    more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
-    return ", ".join(shown[:6]) + more
+    told = [f"{key} ({old_name} {shown(old)}, {new_name} {shown(new)})" for key, (old, new) in changed.items()]
+    more = f" and {len(told) - 6} more" if len(told) > 6 else ""
+    return ", ".join(told[:6]) + more
 
 
 def _set_aside(workdir: epath.Path) -> None:
@@ -219,8 +219,8 @@ def _set_aside(workdir: epath.Path) -> None:
 # --- later jobs ---------------------------------------------------------------------------------
 
 
-def job_dir(workdir: epath.PathLike, mode: str, name: str, decides: Mapping[str, Any]) -> epath.Path:
-    """The folder of a job, made: ``WORKDIR/MODE/NAME-HASH``.
+def job_dir(workdir: epath.PathLike, mode: str, name: str, decides: Mapping[str, Any], make: bool = True) -> epath.Path:
+    """The folder of a job: ``WORKDIR/MODE/NAME-HASH``.
 
     Args:
         workdir: the trained workdir.
@@ -228,16 +228,27 @@ def job_dir(workdir: epath.PathLike, mode: str, name: str, decides: Mapping[str,
         name: short description for people.
         decides: all that decides the results (checkpoint step, settings, seed). Its hash is part of the name, so that
             a resumed job can never mix results of two settings.
+        make: whether to make it; a job that may still be refused makes it later, by :func:`make_job_dir`.
 
     Raises:
         UserError: the folder cannot be made.
     """
     folder = epath.Path(workdir) / mode / f"{name}-{digest_of_facts(decides)[:8]}"
+    if make:
+        make_job_dir(folder)
+    return folder
+
+
+def make_job_dir(folder: epath.Path) -> None:
+    """Makes the folder of a job, if it is not there.
+
+    Raises:
+        UserError: it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
-    return folder
 
 
 def write_run_record(folder: epath.Path, config: Config, **facts: Any) -> None:

@@ -22,6 +22,7 @@ from ddim_jax.sampling.image_sampler import batch_size_for
 from ddim_jax.sampling.likelihood_programs import likelihood_program, network_evaluations
 from ddim_jax.sampling.programs import Items
 from ddim_jax.sharded_map import ShardedMap
+from ddim_jax.workdir import make_job_dir
 from ddim_jax.writers import progress, say
 
 
@@ -55,7 +56,7 @@ def likelihood(config: Config, workdir: epath.PathLike) -> epath.Path:
     real = read_first_images(config.data, settings.split, settings.path, settings.num or sys.maxsize, "likelihood.path")
     _check_classes(real, config.model.num_classes)
     num = len(real.image)
-    folder = job.folder("likelihood", f"{_method_name(settings)}-n{num}", settings)
+    folder = job.folder("likelihood", f"{_method_name(settings)}-n{num}", settings, make=False)
     store = NpzInParts(folder / "likelihood.npz", parallel.process_index())
     present = store.indices()
     # From here on files appear: all processes must have looked before.
@@ -67,9 +68,13 @@ def likelihood(config: Config, workdir: epath.PathLike) -> epath.Path:
     run = ShardedMap(program, batch_size_for(config, -(-num // parallel.process_count())))
     seeds = np.full(len(missing), config.sample.seed, np.int32)
     items = Items(seeds, real.index[missing].astype(np.int32), real.label[missing])
+    variables = parallel.replicate(pipe.variables, parallel.local_devices())
+    if len(missing):
+        run.compile(variables, (real.image[missing], items))
+        make_job_dir(folder)
     started = time.perf_counter()
     with progress(len(mine), "measuring", "image", len(mine) - len(missing), parallel.is_main_process()) as bar:
-        for where, values in run.chunks(pipe.variables, (real.image[missing], items)):
+        for where, values in run.chunks(variables, (real.image[missing], items)):
             indices = real.index[missing[where]]
             _check_finite(indices, values["bits_per_dim"])
             store.add({"index": indices, **values})

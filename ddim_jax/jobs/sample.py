@@ -17,6 +17,7 @@ from ddim_jax.model_job import ModelJob, sampler_name
 from ddim_jax.npz import NpzInParts
 from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for, image_indices, image_items
 from ddim_jax.sharded_map import BatchSize
+from ddim_jax.workdir import make_job_dir
 from ddim_jax.writers import progress, say
 
 _GRID_IMAGES = 64
@@ -44,7 +45,7 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
     indices = image_indices(config)
     # Settings that cannot be used are refused before anything is written.
     build_sampler(config)
-    folder = job.folder("sample", f"{sampler_name(settings)}-n{len(indices)}")
+    folder = job.folder("sample", f"{sampler_name(settings)}-n{len(indices)}", make=False)
     recorded = job.recorded(folder)
     sampler = ImageSampler(config, pipe.model, _batch_size(config, len(indices), recorded))
     store = PngStore(folder, len(indices)) if settings.format == "png" else _NpzStore(folder)
@@ -61,6 +62,7 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
     if len(missing):
         variables = parallel.replicate(variables, parallel.local_devices())
         sampler.compile(variables)
+        make_job_dir(folder)
         if parallel.is_main_process() and not recorded:
             job.record(folder, "sample", images_per_device=sampler.batch_size)
     started = time.perf_counter()
