@@ -263,7 +263,9 @@ def _tree_of_json(path: str) -> ConfigTree:
     """The config that a run has written."""
     from etils import epath
 
-    if not epath.Path(path).is_file():
+    # To epath a pipe is a file as well, which would wait for whoever writes to it.
+    is_file = epath.Path(path).exists() if "://" in path else pathlib.Path(path).is_file()
+    if not is_file:
         raise UserError(f"--config={path} is not a file; name the config.json of a run")
     try:
         return to_config_dict(from_json(epath.Path(path).read_text()))
