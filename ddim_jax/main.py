@@ -402,9 +402,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         argv: program name and arguments; ``sys.argv`` when None.
 
     Returns:
-        The exit status: 0 for success, 1 when another process of the run was lost, 2 for a user's mistake, 130 after
-        Ctrl-C, 141 when whoever read the output has closed it (``| head``), and what ``--stopped_status`` says, else 0,
-        where SIGTERM stopped training. Other errors propagate.
+        The exit status: 0 for success, 1 when another process of the run was lost or no memory is left, 2 for a user's
+        mistake, 130 after Ctrl-C, 141 when whoever read the output has closed it (``| head``), and what
+        ``--stopped_status`` says, else 0, where SIGTERM stopped training. Other errors propagate.
     """
     logging.basicConfig(level=logging.WARNING)
     argv = sys.argv if argv is None else argv

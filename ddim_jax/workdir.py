@@ -13,8 +13,11 @@
 
 import dataclasses
 import datetime
+import errno
 import importlib.metadata
 import json
+import os
+import pathlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -100,6 +103,21 @@ def is_resumed(workdir: epath.PathLike, config: Config) -> bool:
             "choose another --workdir, or set that run aside and start anew with --config.train.overwrite=true"
         )
     return not changed
+
+
+def check_writable(workdir: epath.PathLike) -> None:
+    """Checks that a folder of this machine can be made and written, as far as can be told without trying.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if "://" in os.fspath(workdir):
+        return
+    path = pathlib.Path(workdir).absolute()
+    there = next(folder for folder in (path, *path.parents) if os.path.exists(folder))
+    number = errno.ENOTDIR if not there.is_dir() else 0 if os.access(there, os.W_OK | os.X_OK) else errno.EACCES
+    if number:
+        raise UserError(f"workdir {workdir} cannot be written: {there}: {os.strerror(number)}")
 
 
 def prepare_for_training(workdir: epath.PathLike, config: Config, write: bool = True) -> None:
