@@ -362,6 +362,18 @@ def cpu_devices(config: Config, cores: int) -> int:
     return config.train.cpu_devices or min(cores, 8 if config.model.channels <= 64 else 2)
 
 
+def _check_environment() -> None:
+    """Refuses a number of CPU devices that JAX would hang or end in a traceback at."""
+    known = dict(keys_of(Config))["train.cpu_devices"].range
+    given = os.environ.get("JAX_NUM_CPU_DEVICES", "-1")  # which JAX takes for none given
+    try:
+        number = int(given)
+    except ValueError:
+        number = None
+    if number is None or not (number == -1 or (known is not None and known.holds(number))):
+        raise UserError(f"JAX_NUM_CPU_DEVICES={shown(given)}: {known}; leave it unset to let train.cpu_devices decide")
+
+
 def _report(error: BaseException) -> int:
     """Prints what went wrong, a user's mistake or Ctrl-C as one line; returns the exit status."""
     if isinstance(error, KeyboardInterrupt) or process.is_interrupted():
@@ -415,6 +427,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         config, own = parse(argv)
         # Some libraries refuse to work as long as absl's own flags are unparsed.
         flags.FLAGS.mark_as_parsed()
+        _check_environment()
         # Imports JAX, which takes a while.
         from ddim_jax import parallel
         from ddim_jax.compilation import keep_compiled_programs

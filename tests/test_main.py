@@ -464,3 +464,13 @@ def test_memory_that_is_not_there_is_one_line(monkeypatch, capsys):
         "ddim_jax: error: out of memory: Unable to allocate 8.00 TiB for an array; ask for less at a time, or end "
         "other programs\n"
     )
+
+
+@pytest.mark.parametrize("given", ["x", "100000", "-2", ""])
+def test_a_number_of_devices_that_jax_cannot_make_is_one_line(monkeypatch, capsys, tmp_path, given):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", given)
+    assert main.run(["main", f"--config={DIGITS}", f"--workdir={tmp_path / 'run'}"]) == 2
+    err = capsys.readouterr().err
+    assert f"JAX_NUM_CPU_DEVICES={given!r}: must lie in 0 ... 256" in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
