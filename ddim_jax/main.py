@@ -151,7 +151,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
         _check_override_keys(argv)
     try:
         own = _define_flags(argv, tree)
-    except (flags.Error, UnicodeDecodeError) as error:
+    except (flags.Error, ValueError) as error:
         # To find the config's keys it has to open what --flagfile names.
         raise UserError(f"--flagfile cannot be used: {_shortened(str(error).removeprefix('ERROR:: '))}") from error
     try:
@@ -273,7 +273,9 @@ def _tree_of_json(path: str) -> ConfigTree:
 
     from ddim_jax.workdir import config_of_file
 
-    if not epath.Path(path).is_file():
+    # To epath a pipe is a file as well, which would wait for whoever writes to it.
+    is_file = epath.Path(path).exists() if "://" in path else pathlib.Path(path).is_file()
+    if not is_file:
         raise UserError(f"--config={path} is not a file; name the config.json of a run")
     try:
         return to_config_dict(config_of_file(epath.Path(path), "name the config.json of a run"))
@@ -368,6 +370,18 @@ def cpu_devices(config: Config, cores: int) -> int:
     return config.train.cpu_devices or min(cores, 8 if config.model.channels <= 64 else 2)
 
 
+def _check_environment() -> None:
+    """Refuses a number of CPU devices that JAX would hang or end in a traceback at."""
+    known = dict(keys_of(Config))["train.cpu_devices"].range
+    given = os.environ.get("JAX_NUM_CPU_DEVICES", "-1")  # which JAX takes for none given
+    try:
+        number = int(given)
+    except ValueError:
+        number = None
+    if number is None or not (number == -1 or (known is not None and known.holds(number))):
+        raise UserError(f"JAX_NUM_CPU_DEVICES={shown(given)}: {known}; leave it unset to let train.cpu_devices decide")
+
+
 def _report(error: BaseException) -> int:
     """Prints what went wrong, what is not ours or Ctrl-C as one line; returns the exit status."""
     if isinstance(error, KeyboardInterrupt) or process.is_interrupted():
@@ -419,10 +433,10 @@ def run(argv: Sequence[str] | None = None) -> int:
         argv: program name and arguments; ``sys.argv`` when None.
 
     Returns:
-        The exit status: 0 for success, 1 when another process of the run was lost or a file could not be written, 2
-        for a user's mistake, 130 after Ctrl-C, also where training has saved its step because of it, 141 when whoever
-        read the output has closed it (``| head``), and what ``--stopped_status`` says, else 0, where SIGTERM or SIGHUP
-        stopped training. Other errors propagate.
+        The exit status: 0 for success, 1 when another process of the run was lost, a file could not be written or no
+        memory is left, 2 for a user's mistake, 130 after Ctrl-C, also where training has saved its step because of it,
+        141 when whoever read the output has closed it (``| head``), and what ``--stopped_status`` says, else 0, where
+        SIGTERM or SIGHUP stopped training. Other errors propagate.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(_LogLines(logging.BASIC_FORMAT))
@@ -435,6 +449,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         config, own = parse(argv)
         # Some libraries refuse to work as long as absl's own flags are unparsed.
         flags.FLAGS.mark_as_parsed()
+        _check_environment()
         # Imports JAX, which takes a while.
         from ddim_jax import parallel
         from ddim_jax.compilation import keep_compiled_programs

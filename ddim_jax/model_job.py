@@ -60,20 +60,21 @@ class ModelJob:
                 pipe = pipeline.load(workdir, chosen, config.sample.ema)
         return cls(workdir, config, dataclasses.replace(pipe, config=config), started)
 
-    def folder(self, mode: str, name: str, settings: Any = None) -> epath.Path:
-        """Makes ``WORKDIR/MODE/stepN-NAME-HASH``.
+    def folder(self, mode: str, name: str, settings: Any = None, make: bool = True) -> epath.Path:
+        """``WORKDIR/MODE/stepN-NAME-HASH``.
 
         Args:
             mode: the job's.
             name: the settings in short.
             settings: the job's own group of the config; with ``config.sample`` and the step it decides the results.
+            make: see :func:`~ddim_jax.workdir.job_dir`.
         """
         decides = {
             "checkpoint_step": self.pipe.step,
             "sample": {key: getattr(self.config.sample, key) for key in _DECIDING},
             "settings": None if settings is None else dataclasses.asdict(settings),
         }
-        return job_dir(self.workdir, mode, f"step{self.pipe.step}-{name}", decides)
+        return job_dir(self.workdir, mode, f"step{self.pipe.step}-{name}", decides, make)
 
     def recorded(self, folder: epath.Path) -> dict[str, Any]:
         """What ``run.json`` says of an earlier start of this job; nothing if there is none."""

@@ -14,9 +14,11 @@
 
 import dataclasses
 import datetime
+import errno
 import importlib.metadata
 import json
 import os
+import pathlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -37,7 +39,7 @@ from ddim_jax.config import (
     with_values,
 )
 from ddim_jax.digests import digest_of_facts
-from ddim_jax.errors import UserError
+from ddim_jax.errors import UserError, shown
 from ddim_jax.files import make_folder, remove_left_over, write_whole, writing
 from ddim_jax.records import read_if_sound, read_object
 from ddim_jax.version import __version__
@@ -123,6 +125,21 @@ def is_resumed(workdir: epath.PathLike, config: Config) -> bool:
             "choose another --workdir, or set that run aside and start anew with --config.train.overwrite=true"
         )
     return not changed
+
+
+def check_writable(workdir: epath.PathLike) -> None:
+    """Checks that a folder of this machine can be made and written, as far as can be told without trying.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if "://" in os.fspath(workdir):
+        return
+    path = pathlib.Path(workdir).absolute()
+    there = next(folder for folder in (path, *path.parents) if os.path.exists(folder))
+    number = errno.ENOTDIR if not there.is_dir() else 0 if os.access(there, os.W_OK | os.X_OK) else errno.EACCES
+    if number:
+        raise UserError(f"workdir {workdir} cannot be written: {there}: {os.strerror(number)}")
 
 
 def prepare_for_training(workdir: epath.PathLike, config: Config, write: bool = True) -> None:
@@ -227,9 +244,9 @@ def _binding_differences(trained: Config, config: Config, groups: tuple[str, ...
 
 
 def _list_changes(changed: Mapping[str, tuple[Any, Any]], old_name: str, new_name: str) -> str:
-    shown = [f"{key} ({old_name} {old!r}, {new_name} {new!r})" for key, (old, new) in changed.items()]
-    more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
-    return ", ".join(shown[:6]) + more
+    told = [f"{key} ({old_name} {shown(old)}, {new_name} {shown(new)})" for key, (old, new) in changed.items()]
+    more = f" and {len(told) - 6} more" if len(told) > 6 else ""
+    return ", ".join(told[:6]) + more
 
 
 def _set_aside(workdir: epath.Path) -> None:
@@ -244,8 +261,8 @@ def _set_aside(workdir: epath.Path) -> None:
 # --- later jobs ---------------------------------------------------------------------------------
 
 
-def job_dir(workdir: epath.PathLike, mode: str, name: str, decides: Mapping[str, Any]) -> epath.Path:
-    """The folder of a job, made: ``WORKDIR/MODE/NAME-HASH``.
+def job_dir(workdir: epath.PathLike, mode: str, name: str, decides: Mapping[str, Any], make: bool = True) -> epath.Path:
+    """The folder of a job: ``WORKDIR/MODE/NAME-HASH``.
 
     Args:
         workdir: the trained workdir.
@@ -253,14 +270,25 @@ def job_dir(workdir: epath.PathLike, mode: str, name: str, decides: Mapping[str,
         name: short description for people.
         decides: all that decides the results (checkpoint step, settings, seed). Its hash is part of the name, so that
             a resumed job can never mix results of two settings.
+        make: whether to make it; a job that may still be refused makes it later, by :func:`make_job_dir`.
 
     Raises:
         UserError: the folder cannot be made.
     """
     folder = epath.Path(workdir) / mode / f"{name}-{digest_of_facts(decides)[:8]}"
+    if make:
+        make_job_dir(folder)
+    return folder
+
+
+def make_job_dir(folder: epath.Path) -> None:
+    """Makes the folder of a job, if it is not there.
+
+    Raises:
+        UserError: it cannot be made.
+    """
     make_folder(folder)
     remove_left_over(folder)
-    return folder
 
 
 def write_run_record(folder: epath.Path, config: Config, **facts: Any) -> None:

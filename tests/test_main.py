@@ -351,3 +351,126 @@ def test_describe_counts_the_published_cifar10_network(tmp_path):
     assert "training:            37.331 GFLOP" in text
     assert "sampling:           622.186 GFLOP, 50 forward passes\n" in text
     assert "batch 128 on 1 x cpu, 128 images each" in text
+
+
+# --- flags and paths ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["--workdir=~nosuchuser/run"],
+            "--workdir='~nosuchuser/run': there is no user 'nosuchuser' with a home folder",
+        ),
+        (["--config=~nosuchuser/x.py", WORKDIR], "--config='~nosuchuser/x.py': there is no user 'nosuchuser'"),
+        ([WORKDIR, "--flagfile=/nonexist"], "--flagfile cannot be used: Unable to open flagfile: [Errno 2]"),
+        ([WORKDIR, "--flagfile=/"], "--flagfile cannot be used: Unable to open flagfile: [Errno 21]"),
+        ([WORKDIR, "--flagfile=a\0b"], "--flagfile cannot be used: embedded null byte"),
+        (["--workdir=foo://bucket/run"], "--workdir=foo://bucket/run: there is no file system for foo://"),
+        (["--workdir=http://host/run"], "--workdir=http://host/run: there is no file system for http://"),
+        (
+            ["--config=http://host/config.json", WORKDIR],
+            "--config=http://host/config.json: there is no file system for",
+        ),
+        ([WORKDIR, "--config.data.path=http://host/images"], "data.path=http://host/images: there is no file system"),
+        (["--workdir=a\0b"], r"--workdir='a\x00b': holds a NUL character"),
+        ([f"--workdir={'x' * 300}"], "a part of it has 300 characters; 255 are the most"),
+        ([f"--config={'x' * 5000}", WORKDIR], "5,000 characters; 4,096 are the most"),
+        (["--config=/", WORKDIR], "--config=/ is not a file"),
+        ([WORKDIR, "--stopped_status=300"], "300 is not an integer in the range [0, 255]"),
+        ([WORKDIR, "--num_processes=-1"], "--num_processes=-1: -1 is not an integer in the range [1, "),
+        ([WORKDIR, "--process_id=1000000000"], "--process_id=1000000000: 1000000000 is not an integer in the range"),
+        ([WORKDIR, f"--config.train.steps={'9' * 5000}"], "train.steps: expected int, got '9999"),
+        ([WORKDIR, f"--config.train.steps={'9' * 4000}"], "must lie in 1 ... 2^31 - 1"),
+    ],
+)
+def test_flags_and_paths_that_nothing_can_be_are_one_line(tmp_path, monkeypatch, capsys, arguments, line):
+    monkeypatch.chdir(tmp_path)
+    config = [] if any(argument.startswith("--config=") for argument in arguments) else [f"--config={DIGITS}"]
+    assert main.run(["main", *config, *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert line in err
+    assert len(err) < 1000
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("scheme", "package"), [("gs", "gcsfs"), ("s3", "s3fs"), ("az", "adlfs")])
+@pytest.mark.parametrize("place", ["--workdir={}/run", "--config={}/config.json"])
+def test_an_object_store_without_its_package_is_one_line(monkeypatch, capsys, tmp_path, scheme, package, place):
+    from etils import epath
+
+    def missing(path):
+        raise ImportError(f"Please install {package}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(type(epath.Path(f"{scheme}://b")), "exists", missing)
+    given = place.format(f"{scheme}://bucket")
+    other = WORKDIR if "config" in given else f"--config={DIGITS}"
+    assert main.run(["main", given, other]) == 2
+    err = capsys.readouterr().err
+    assert f"Please install {package}; or name a folder of this machine" in err
+    assert err.count("\n") == 1
+
+
+def test_a_config_that_cannot_be_opened_is_one_line(tmp_path, monkeypatch, capsys):
+    os.mkfifo(tmp_path / "pipe.py")
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "bytes.json").write_bytes(b"\xff\x00")
+    (tmp_path / "bytes.flags").write_bytes(b"\xff\x00")
+    for name, reason in (
+        *(("pipe.py", "is not a file"), ("pipe.json", "is not a file"), ("folder.json", "is not a file")),
+        ("bytes.json", "cannot be"),
+    ):
+        assert main.run(["main", f"--config={tmp_path / name}", WORKDIR]) == 2
+        assert f"--config={tmp_path / name} {reason}" in capsys.readouterr().err
+    assert main.run(["main", f"--config={DIGITS}", WORKDIR, f"--flagfile={tmp_path / 'bytes.flags'}"]) == 2
+    assert "--flagfile cannot be used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("import sys\nsys.exit(0)\n", "line 2: SystemExit: it ends the program (status 0) instead of returning"),
+        ("def get_config():\n    raise SystemExit(3)\n", "line 2: SystemExit: it ends the program (status 3)"),
+        ("raise KeyboardInterrupt\n", "line 1: KeyboardInterrupt"),
+        ("raise BaseException('x')\n", "line 1: BaseException: x"),
+        ("def get_config():\n    return get_config()\n", "line 2: RecursionError"),
+        ("import mine\nimport no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("", "AttributeError: module 'config_config' has no attribute 'get_config'"),
+        ("\0", "SyntaxError: source code string cannot contain null bytes"),
+    ],
+)
+def test_a_config_file_that_ends_the_program_does_not(tmp_path, text, line):
+    (tmp_path / "mine.py").write_text(text)
+    assert line in one_line(command(tmp_path, "--config=mine.py", WORKDIR))
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["mine.py"]
+
+
+def test_an_interrupt_of_whoever_calls_is_not_the_config_files(tmp_path):
+    (tmp_path / "mine.py").write_text("raise KeyboardInterrupt\n")
+    assert main.run(["main", f"--config={tmp_path / 'mine.py'}", WORKDIR]) == 130
+
+
+def test_memory_that_is_not_there_is_one_line(monkeypatch, capsys):
+    def parse(argv):
+        raise MemoryError("Unable to allocate 8.00 TiB for an array")
+
+    monkeypatch.setattr(main, "parse", parse)
+    assert main.run(["main"]) == 1
+    assert capsys.readouterr().err == (
+        "ddim_jax: error: out of memory: Unable to allocate 8.00 TiB for an array; ask for less at a time, or end "
+        "other programs\n"
+    )
+
+
+@pytest.mark.parametrize("given", ["x", "100000", "-2", ""])
+def test_a_number_of_devices_that_jax_cannot_make_is_one_line(monkeypatch, capsys, tmp_path, given):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", given)
+    assert main.run(["main", f"--config={DIGITS}", f"--workdir={tmp_path / 'run'}"]) == 2
+    err = capsys.readouterr().err
+    assert f"JAX_NUM_CPU_DEVICES={given!r}: must lie in 0 ... 256" in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -117,15 +117,25 @@ def _convert(annotation: Any, value: Any, key: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{key}: expected a list, got {shown(value)}")
         if inner is str:
-            value = [str(e) if isinstance(e, int) and not isinstance(e, bool) else e for e in value]
+            value = [_as_text(e, key) if isinstance(e, int) and not isinstance(e, bool) else e for e in value]
         return tuple(_convert(inner, element, f"{key}[{i}]") for i, element in enumerate(value))
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(f"{key}={shown(value)}: too large for a number") from error
     if not isinstance(value, annotation) or (annotation is not bool and isinstance(value, bool)):
         raise ConfigError(f"{key}: expected {annotation.__name__}, got {shown(value)} ({type(value).__name__})")
     if annotation is float and not math.isfinite(value):
         raise ConfigError(f"{key}: {value} is not a finite number")
     return value
+
+
+def _as_text(number: int, key: str) -> str:
+    try:
+        return str(number)
+    except ValueError as error:  # Python writes no number of thousands of digits
+        raise ConfigError(f"{key}={shown(number)}: too large for a name") from error
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:

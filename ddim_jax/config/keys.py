@@ -205,7 +205,7 @@ def check_name(annotation: Any, value: Any, key: str) -> bool:
         return False
     known = [name for arm in arms for name in choices(arm)]
     if value not in known:
-        close = difflib.get_close_matches(str(value), known, n=1)
+        close = difflib.get_close_matches(value if isinstance(value, str) else shown(value), known, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
         listed = ", ".join(name or "''" for name in known)
         raise ConfigError(f"{key}: {shown(value)} is not one of {listed}{hint}")

@@ -23,6 +23,7 @@ from ddim_jax.sampling.image_sampler import batch_size_for
 from ddim_jax.sampling.likelihood_programs import likelihood_program, network_evaluations
 from ddim_jax.sampling.programs import Items
 from ddim_jax.sharded_map import ShardedMap
+from ddim_jax.workdir import make_job_dir
 from ddim_jax.writers import progress, say
 
 
@@ -57,7 +58,14 @@ def likelihood(config: Config, workdir: epath.PathLike) -> epath.Path:
     real = read_first_images(config.data, settings.split, settings.path, settings.num or sys.maxsize, "likelihood.path")
     _check_classes(real, config.model.num_classes)
     num = len(real.image)
-    folder = job.folder("likelihood", f"{_method_name(settings)}-n{num}", settings)
+    folder = job.folder("likelihood", f"{_method_name(settings)}-n{num}", settings, make=False)
+    run = ShardedMap(program, batch_size_for(config, -(-num // parallel.process_count())))
+    variables = parallel.replicate(pipe.variables, parallel.local_devices())
+    if not folder.exists():
+        # A batch that does not fit is refused before anything is written.
+        first = Items(np.zeros(1, np.int32), real.index[:1].astype(np.int32), real.label[:1])
+        run.compile(variables, (real.image[:1], first))
+    make_job_dir(folder)
     with one_writer(folder, "likelihood", str(folder), "measure with other settings") as writing:
         store = NpzInParts(folder / "likelihood.npz", parallel.process_index())
         present = store.indices()
@@ -67,12 +75,11 @@ def likelihood(config: Config, workdir: epath.PathLike) -> epath.Path:
         mine = np.arange(parallel.process_index(), num, parallel.process_count())
         missing = mine[~np.isin(real.index[mine], present)]
         computed = int(np.count_nonzero(~np.isin(real.index, present)))  # by all processes together
-        run = ShardedMap(program, batch_size_for(config, -(-num // parallel.process_count())))
         seeds = np.full(len(missing), config.sample.seed, np.int32)
         items = Items(seeds, real.index[missing].astype(np.int32), real.label[missing])
         started = time.perf_counter()
         with progress(len(mine), "measuring", "image", len(mine) - len(missing), parallel.is_main_process()) as bar:
-            for where, values in run.chunks(pipe.variables, (real.image[missing], items)):
+            for where, values in run.chunks(variables, (real.image[missing], items)):
                 writing.check()
                 indices = real.index[missing[where]]
                 _check_finite(indices, values["bits_per_dim"])

@@ -7,12 +7,14 @@ import numpy as np
 from etils import epath
 
 from ddim_jax import parallel
-from ddim_jax.config import Config
+from ddim_jax.config import Config, with_sample
+from ddim_jax.configured import build_encoder
 from ddim_jax.data.first_images import read_first_images
 from ddim_jax.errors import UserError
 from ddim_jax.files import write_whole
 from ddim_jax.images import save_png, table
 from ddim_jax.model_job import ModelJob, sampler_name, work_bar
+from ddim_jax.workdir import make_job_dir
 from ddim_jax.writers import say
 
 # Per-dimension mean squared error on CIFAR-10's test images, pixels in [0, 1] (Song et al. 2021, table 2).
@@ -38,13 +40,18 @@ def reconstruct(config: Config, workdir: epath.PathLike) -> None:
         raise UserError(f"reconstruct.steps={settings.steps}: the model has {num_levels} levels; use fewer steps")
     real = read_first_images(job.config.data, settings.split, settings.path, settings.num, "reconstruct.path")
     labels = real.label if job.config.model.num_classes else None
-    folder = job.folder("reconstruct", sampler_name(dataclasses.replace(job.config.sample, steps=tried[-1])), settings)
+    for steps in tried:
+        # Refused before anything is written.
+        build_encoder(with_sample(job.config, steps=steps), settings.iterations)
+    name = sampler_name(dataclasses.replace(job.config.sample, steps=tried[-1]))
+    folder = job.folder("reconstruct", name, settings, make=False)
 
     errors = {}
     with work_bar(sum(tried), "reconstructing", "step") as bar:
         for steps in tried:
             latents = job.pipe.encode(real.image, iterations=settings.iterations, labels=labels, steps=steps)
             result = job.pipe.decode(latents, labels=labels, steps=steps, clip="none")
+            make_job_dir(folder)
             errors[steps] = mean_squared_error(real.image, result)
             save_png(folder / f"steps_{steps:04d}.png", _picture(real.image, result, settings.shown))
             bar.update(steps)

@@ -18,7 +18,7 @@ from ddim_jax.npz import NpzInParts
 from ddim_jax.one_writer import Writing, one_writer
 from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for, image_indices, image_items
 from ddim_jax.sharded_map import BatchSize
-from ddim_jax.workdir import is_name_of_image
+from ddim_jax.workdir import is_name_of_image, make_job_dir
 from ddim_jax.writers import progress, say
 
 _GRID_IMAGES = 64
@@ -46,28 +46,42 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
     indices = image_indices(config)
     # Settings that cannot be used are refused before anything is written.
     build_sampler(config)
-    folder = job.folder("sample", f"{sampler_name(settings)}-n{len(indices)}")
+    folder = job.folder("sample", f"{sampler_name(settings)}-n{len(indices)}", make=False)
+    sampler = ImageSampler(config, job.pipe.model, _batch_size(config, len(indices), job.recorded(folder)))
+    variables = parallel.replicate(job.pipe.variables, parallel.local_devices())
+    if not folder.exists():
+        # A batch that does not fit is refused before anything is written.
+        sampler.compile(variables)
+    make_job_dir(folder)
     with contextlib.ExitStack() as stack:
         writing = None
         # Jobs that write a file for each image may share the work, or do it twice.
         if settings.format == "npz":
             writing = stack.enter_context(one_writer(folder, "samples", str(folder), "draw with other settings"))
-        _draw(job, folder, indices, writing)
+        _draw(job, folder, indices, sampler, variables, writing)
     return folder
 
 
-def _draw(job: ModelJob, folder: epath.Path, indices: np.ndarray, writing: Writing | None) -> None:
+def _draw(
+    job: ModelJob,
+    folder: epath.Path,
+    indices: np.ndarray,
+    sampler: ImageSampler,
+    variables: Any,
+    writing: Writing | None,
+) -> None:
     """Draws the images that are missing in the folder, and writes the rest of what it holds.
 
     Args:
         job: the model, and the config.
         folder: the job's.
         indices: of all images that there shall be.
+        sampler: of the job.
+        variables: in place on the devices.
         writing: what this job has that alone may write there; None where others may too.
     """
     config, pipe, settings = job.config, job.pipe, job.config.sample
     recorded = job.recorded(folder)
-    sampler = ImageSampler(config, pipe.model, _batch_size(config, len(indices), recorded))
     shape = config.data.image_shape
     store = PngStore(folder, len(indices)) if settings.format == "png" else _NpzStore(folder, shape)
     present = store.present(shape)
@@ -79,9 +93,7 @@ def _draw(job: ModelJob, folder: epath.Path, indices: np.ndarray, writing: Writi
     computed = len(np.setdiff1d(indices, present))  # by all processes together
     if parallel.is_main_process():
         _announce(config, sampler, pipe.step, len(indices), len(indices) - computed)
-    variables = pipe.variables
     if len(missing):
-        variables = parallel.replicate(variables, parallel.local_devices())
         sampler.compile(variables)
         if parallel.is_main_process() and not recorded:
             job.record(folder, "sample", images_per_device=sampler.batch_size)

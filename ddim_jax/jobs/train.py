@@ -25,7 +25,7 @@ from ddim_jax.training.program import compile_ahead, make_program
 from ddim_jax.training.state import abstract_state, init_state, make_optimizer
 from ddim_jax.training.stop_signals import catch_stop_signals
 from ddim_jax.training.validation import Validation
-from ddim_jax.workdir import checkpoint_dir, config_path, is_resumed, prepare_for_training, run_in
+from ddim_jax.workdir import check_writable, checkpoint_dir, config_path, is_resumed, prepare_for_training, run_in
 from ddim_jax.writers import MetricWriter, SilentWriter, say
 
 
@@ -52,6 +52,7 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
         check_new_network(config)
     build_sampler(config)
     check_metric(config)
+    check_writable(workdir)
     main_process = parallel.is_main_process()
     config, initial = read_initial_weights(config, workdir)
     devices = parallel.training_devices(config.train.batch_size, config.train.accumulate)

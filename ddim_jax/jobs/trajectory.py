@@ -29,8 +29,8 @@ def trajectory(config: Config, workdir: epath.PathLike) -> None:
     indices = image_indices(job.config, settings.num)
     sampler = build_sampler(job.config)
     moments = min(settings.moments, sampler.steps) + 1
-    # Both kinds of pictures, in strips, by moment and in the animation.
-    pictures = 3 * 2 * grid_bytes(len(indices) * moments, job.config.data.image_shape)
+    # Of both kinds, which all are in the animation.
+    pictures = 2 * grid_bytes(len(indices) * moments, job.config.data.image_shape)
     check_room(pictures, "trajectory.moments", settings.moments, f"{len(indices)} x {moments} pictures of each kind")
     shown = job.pipe.trajectory(indices, settings.moments, progress=True)
     folder = job.folder("trajectory", sampler_name(job.config.sample), settings)
