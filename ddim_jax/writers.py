@@ -39,6 +39,8 @@ class MetricWriter:
 
     def _drop_lines_after(self, step: int) -> None:
         if not self._path.exists():
+            # A link that leads nowhere is none to write through.
+            self._path.unlink(missing_ok=True)
             return
         kept = []
         for line in self._path.read_text().splitlines():

@@ -58,6 +58,9 @@ def read_safetensors(path: pathlib.Path) -> ArrayFile:
     """
     check_kind(path)
     try:
+        with path.open("rb") as file:
+            if not is_safetensors(file.read(9)):
+                raise ValueError("no header")
         with safe_open(path, "np") as file:
             return ArrayFile({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError, AttributeError, TypeError, ValueError) as error:
