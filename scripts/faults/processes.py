@@ -23,10 +23,16 @@ _UNENDING = (*TINY, "--config.train.steps=1000000", "--config.train.checkpoint_e
 _LIMIT_SECONDS = 240.0
 
 
+def _heed_signals() -> None:
+    """Undoes what a shell does to programs in the background, and ``nohup`` to all."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class _Started:
     """A command that runs on; its output goes to a file."""
 
-    def __init__(self, program: Sequence[str], log: pathlib.Path, **options: object) -> None:
+    def __init__(self, program: Sequence[str], log: pathlib.Path) -> None:
         """Starts it."""
         self._log = log
         with log.open("wb") as file:
@@ -37,7 +43,7 @@ class _Started:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                **options,  # pyright: ignore[reportArgumentType,reportCallIssue]
+                preexec_fn=_heed_signals,
             )
 
     @property
@@ -63,9 +69,9 @@ class _Started:
 
 
 @contextlib.contextmanager
-def _started(program: Sequence[str], log: pathlib.Path, **options: object) -> Iterator[_Started]:
+def _started(program: Sequence[str], log: pathlib.Path) -> Iterator[_Started]:
     """Starts a command, and sees to it that it does not stay."""
-    started = _Started(program, log, **options)
+    started = _Started(program, log)
     try:
         yield started
     finally:
@@ -145,6 +151,7 @@ def _terminal_is_closed(folder: pathlib.Path) -> None:
     workdir = folder / "run"
     child, terminal = pty.fork()
     if child == 0:
+        _heed_signals()
         os.chdir(_REPOSITORY)
         os.execv(sys.executable, _program(*_UNENDING, f"--workdir={workdir}"))
     deadline = time.monotonic() + _LIMIT_SECONDS
