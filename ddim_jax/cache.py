@@ -53,10 +53,8 @@ def _what_is_wrong(folder: pathlib.Path) -> str:
     for path in (folder, *folder.parents):
         try:
             found = path.stat()
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            return f"{path}: {error.strerror}"
+        except OSError:
+            continue  # what is missing is made, and what is out of reach its reader will name
         itself = path == folder
         if itself and found.st_uid not in (os.getuid(), 0):
             return f"{path} belongs to user {found.st_uid}; name another, or make it yours (chown)"

@@ -20,10 +20,10 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from ddim_jax.errors import UserError, shown, write_error
+from ddim_jax.errors import UserError, write_error
 
 # Of files that are read into memory in one piece: larger than any image that is decoded, stored without compression.
-_MOST_BYTES = 2**31
+MOST_BYTES = 2**31
 
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"),
@@ -33,25 +33,28 @@ _KINDS = (
 )
 
 
-def check_kind(path: epath.PathLike) -> None:
+def check_kind(path: epath.PathLike, most_bytes: int | None = None) -> None:
     """Refuses what is neither file nor folder: a pipe may make its reader wait for ever, a device may never end.
 
     Args:
         path: may be missing, which its reader will say.
+        most_bytes: that a file may have; None for any number.
 
     Raises:
-        UserError: it is a pipe, a device or a socket, or a link to one.
+        UserError: it is a pipe, a device or a socket, or a link to one, or larger than that.
     """
     path = os.fspath(path)
     if "://" in path:
         return
     try:
-        mode = os.stat(path).st_mode
+        found = os.stat(path)
     except (OSError, ValueError):
         return
     for is_kind, name in _KINDS:
-        if is_kind(mode):
-            raise UserError(f"{shown(path)[1:-1]} is {name}, not a file: give a file")
+        if is_kind(found.st_mode):
+            raise UserError(f"{path} is {name}, not a file: give a file")
+    if most_bytes is not None and stat.S_ISREG(found.st_mode) and found.st_size > most_bytes:
+        raise UserError(f"{path} has {found.st_size:,} bytes, more than any file of its kind: give another")
 
 
 def read_file(path: epath.PathLike) -> bytes:
@@ -61,12 +64,8 @@ def read_file(path: epath.PathLike) -> bytes:
         OSError: it cannot be read.
         UserError: it is no file, or of a size that nobody would read in one piece.
     """
-    check_kind(path)
-    path = epath.Path(path)
-    size = path.stat().length
-    if size > _MOST_BYTES:
-        raise UserError(f"{path} has {size:,} bytes, more than any file of its kind: give another")
-    return path.read_bytes()
+    check_kind(path, MOST_BYTES)
+    return epath.Path(path).read_bytes()
 
 
 @contextlib.contextmanager

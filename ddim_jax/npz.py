@@ -111,8 +111,14 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     version = np.lib.format.read_magic(start)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     shape, _, dtype = readers[version](start)
-    if dtype.hasobject or not dtype.itemsize or len(shape) > _MAX_DIMENSIONS or any(size < 0 for size in shape):
-        raise ValueError("Python objects, elements of no length, or an impossible shape")
+    if (
+        dtype.hasobject
+        or dtype.names
+        or not dtype.itemsize
+        or len(shape) > _MAX_DIMENSIONS
+        or any(size < 0 for size in shape)
+    ):
+        raise ValueError("Python objects, elements with fields or of no length, or an impossible shape")
     if start.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
         raise ValueError("an array is not as long as its header says")
     with archive.open(info) as file:

@@ -48,6 +48,8 @@ class MetricWriter:
 
     def _drop_lines_after(self, step: int) -> None:
         if not self._path.exists():
+            # A link that leads nowhere is none to write through.
+            self._path.unlink(missing_ok=True)
             return
         damaged: list[int] = []
         number = 0

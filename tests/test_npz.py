@@ -1,11 +1,14 @@
 """Arrays in files that appear whole: what a program finds that goes on where another was killed."""
 
 import io
+import struct
+import zipfile
 
 import numpy as np
 import pytest
 from etils import epath
 
+from ddim_jax import npz
 from ddim_jax.errors import UserError
 from ddim_jax.npz import NpzInParts, array_names, load_arrays, load_if_whole, save_arrays
 
@@ -149,3 +152,103 @@ def test_a_flipped_bit_in_any_byte_is_noticed_or_does_nothing(tmp_path):
             assert all(found[name].tobytes() == np.asarray(value).tobytes() for name, value in arrays.items())
             assert all(found[name].dtype == np.asarray(value).dtype for name, value in arrays.items())
     assert noticed > len(content) / 2
+
+
+def archive(path, member, method=zipfile.ZIP_STORED, change=bytes):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as written:
+        written.writestr("a.npy", member)
+    path.write_bytes(change(file.getvalue()))
+    return path
+
+
+def member(shape="(4,)", descr="'<f4'", data=bytes(16)):
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
+
+
+def in_headers(local, directory, value):
+    """Writes a field into both headers of the one member."""
+
+    def change(data):
+        changed = bytearray(data)
+        for start in (local, data.index(b"PK\x01\x02") + directory):
+            changed[start : start + len(value)] = value
+        return bytes(changed)
+
+    return change
+
+
+def test_hand_made_members_are_read(tmp_path):
+    assert load_arrays(archive(tmp_path / "x.npz", member()))["a"].tolist() == [0, 0, 0, 0]
+    assert load_arrays(archive(tmp_path / "x.npz", member(), zipfile.ZIP_DEFLATED))["a"].shape == (4,)
+
+
+def test_arrays_of_all_kinds_that_numpy_saves_are_read(tmp_path):
+    arrays = {
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "empty": np.zeros((0, 3), np.uint8),
+        "number": np.array(3.5),
+        "text": np.array("a text"),
+        "true": np.array([True, False]),
+        "long": np.zeros(300_000, np.uint8),
+    }
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "x.npz", **arrays)
+        read = load_arrays(tmp_path / "x.npz")
+        assert list(read) == list(arrays)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(read[name], array)
+            assert read[name].dtype == array.dtype
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        member("(1000000000000,)"),
+        member("(1000000, 1000000, 1000000)"),
+        member("(3,)"),
+        member("(-4,)"),
+        member("(0, 1000000000000000, 1000000000000000)"),
+        member(descr="'|O'"),
+        member(descr="'|V0'"),
+        member(descr="[('a', '<f4')]"),
+        member(descr="('<f4', (1000000000,))"),
+        member("(" * 5000),
+        b"",
+        b"no array",
+    ],
+)
+def test_headers_that_claim_what_is_not_there_take_no_memory(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(np, "ndarray", lambda *_, **__: pytest.fail("took memory"))
+    with pytest.raises(UserError, match=r"x.npz cannot be read: it is no whole .npz of arrays"):
+        load_arrays(archive(tmp_path / "x.npz", content))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        in_headers(8, 10, b"\x08\x00"),  # said to be deflated
+        in_headers(8, 10, b"\x63\x00"),  # a method that nobody knows
+        in_headers(6, 8, b"\x01\x00"),  # said to be encrypted
+        in_headers(14, 16, b"\x00\x00\x00\x01"),  # another checksum
+        in_headers(22, 24, b"\xff\xff\xff\x7f"),  # said to be long
+        in_headers(18, 20, b"\xff\xff\xff\x7f"),  # said to be packed into more than there is
+    ],
+)
+def test_members_that_numpy_never_writes(tmp_path, change):
+    with pytest.raises(UserError, match=r"x.npz cannot be read: it is no whole .npz of arrays"):
+        load_arrays(archive(tmp_path / "x.npz", member(data=bytes(range(16))), change=change))
+
+
+def test_what_is_packed_in_other_ways_is_not_unpacked(tmp_path):
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with pytest.raises(UserError, match=r"it is no whole .npz of arrays"):
+            load_arrays(archive(tmp_path / "x.npz", member(), method))
+
+
+def test_a_short_file_that_would_fill_the_memory_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(npz, "_LONG_BYTES", 2**20)
+    np.savez_compressed(tmp_path / "x.npz", a=np.zeros(2**21, np.uint8))
+    with pytest.raises(UserError, match=r"it is no whole .npz of arrays"):
+        load_arrays(tmp_path / "x.npz")

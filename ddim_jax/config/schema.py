@@ -245,7 +245,8 @@ class TrainConfig:
             2 for networks wider than 64 channels. The operations of a small network keep one core busy.
             ``JAX_NUM_CPU_DEVICES``, if set, decides instead.
         compilation_cache: folder where all jobs keep compiled programs for later runs; ``auto`` is in ddim_jax's cache
-            (see ``data.cache_dir``), empty keeps none. ``JAX_COMPILATION_CACHE_DIR``, if set, decides instead.
+            (see ``data.cache_dir``), empty keeps none. ``JAX_COMPILATION_CACHE_DIR``, if set, decides instead. One
+            that others can write is not used.
         overwrite: set another run's files in the workdir aside and start anew.
     """
 

@@ -69,7 +69,7 @@ def read_mask(path: str, image_size: int) -> np.ndarray:
     except OSError as error:
         raise UserError(f"edit.mask: {path} cannot be opened: {error.strerror or error}") from error
     except UserError as error:
-        raise UserError(f"edit.mask: {path} cannot be used: {error}") from error
+        raise UserError(f"edit.mask: {path} cannot be used: {str(error).removeprefix(f'{path} ')}") from error
     if pixels.shape[:2] != (image_size, image_size):
         height, width = pixels.shape[:2]
         raise UserError(

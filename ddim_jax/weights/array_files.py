@@ -65,6 +65,9 @@ def read_safetensors(path: pathlib.Path) -> ArrayFile:
     """
     check_kind(path)
     try:
+        with path.open("rb") as file:
+            if not is_safetensors(file.read(9)):
+                raise ValueError("no header")
         with safe_open(path, "np") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             texts = dict(file.metadata() or {})

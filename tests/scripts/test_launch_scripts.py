@@ -3,6 +3,7 @@
 import os
 import pathlib
 import subprocess
+import time
 
 import pytest
 
@@ -87,3 +88,51 @@ def test_a_tpu_pod_gets_the_arguments_and_no_others(launch, more):
         check=True,
     ).stdout.splitlines()
     assert words == ["-m", "ddim_jax.main", "--config=c.py", "--workdir=gs://b/x", "--distributed=auto", *more]
+
+
+def addresses(calls):
+    return [word.removeprefix("--coordinator=") for word in calls["python"] if word.startswith("--coordinator=")]
+
+
+# A stand-in that is asked for a port as for a process.
+PROCESS = "[[ $1 == -c ]] && { echo 4321; exit; }; id=${*: -1}; id=${id#--process_id=}; "
+
+
+@pytest.mark.parametrize(("variables", "port"), [({}, 4321), ({"PORT": "1234"}, 1234)])
+def test_processes_meet_at_a_free_port_or_a_given_one(launch, variables, port):
+    result, calls = launch("launch_processes.sh", "3", "--config=c.py", "--workdir=x", python=PROCESS, **variables)
+    assert result.returncode == 0, result.stderr
+    assert addresses(calls) == [f"localhost:{port}"] * 3
+    assert calls["python"].count("--num_processes=3") == 3
+    assert [calls["python"].count(f"--process_id={i}") for i in range(3)] == [1, 1, 1]
+
+
+def test_the_first_bad_status_is_returned_and_survivors_are_ended(launch):
+    python = (
+        PROCESS + '((id == 1)) && { sleep 0.3; exit 7; }; trap "exit 5" TERM; for i in {1..300}; do sleep 0.1; done'
+    )
+    started = time.monotonic()
+    result, _ = launch("launch_processes.sh", "2", "--config=c.py", "--workdir=x", python=python)
+    assert result.returncode == 7, result.stderr
+    assert time.monotonic() - started < 20
+
+
+def test_a_survivor_that_heeds_no_signal_is_killed(launch):
+    python = PROCESS + '((id == 1)) && exit 7; trap "" TERM; for i in {1..300}; do sleep 0.1; done'
+    result, _ = launch("launch_processes.sh", "2", "--config=c.py", "--workdir=x", python=python, GRACE="1")
+    assert result.returncode == 7, result.stderr
+
+
+def test_who_is_asked_to_end_may_finish(launch):
+    # The launcher is signalled by one of its processes; the other takes a while to save.
+    python = (
+        PROCESS + 'trap "sleep 1; exit 75" TERM; ((id == 1)) && kill -TERM $PPID; for i in {1..300}; do sleep 0.1; done'
+    )
+    result, _ = launch("launch_processes.sh", "2", "--config=c.py", "--workdir=x", python=python, GRACE="0")
+    assert result.returncode == 75, result.stderr
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two", "1e3"])
+def test_a_count_that_is_none(launch, count):
+    result, calls = launch("launch_processes.sh", count, "--config=c.py", "--workdir=x")
+    assert (result.returncode, calls) == (2, {}) and f"not '{count}'" in result.stderr

@@ -295,3 +295,33 @@ def test_what_is_wide_scrolls_in_its_region():
     (style,) = Page(text).styles
     assert ".wide { overflow-x: auto;" in style and "overflow-wrap: anywhere" in style.split("}")[3]
     assert text.count('<div class="wide" role="region" tabindex="0"') == text.count("<table>")
+
+
+HOSTILE = "=cmd|'/c calc'!A1\n<img src=x onerror=alert(1)> [x](javascript:x) `x` \\| \x1b[2J\u202e"
+
+
+def test_names_in_markdown_are_text_on_one_line():
+    table = lines([elsewhere(HOSTILE)], APART)
+    text = to_markdown(HOSTILE, table, [f"images of {HOSTILE}"])
+    (row,) = [line for line in text.splitlines() if line.startswith("| =cmd")]
+    escaped = r"=cmd\|'/c calc'!A1\\n&lt;img src=x onerror=alert(1)&gt; \[x\](javascript:x) \`x\` \\\| \\x1b\[2J\\u202e"
+    assert row.startswith(f"| {escaped} |")
+    assert text.startswith(f"# {escaped}\n") and text.endswith(f"\n- images of {escaped}\n")
+
+
+@pytest.mark.parametrize("name", [HOSTILE, "+1", "-1", "@x", "=1", "a,b", 'a"b', "a\rb", "plain"])
+def test_names_in_csv_are_no_formulas_and_stay_in_their_cell(name):
+    text = to_csv(lines([elsewhere(name)], APART))
+    assert text.count("\n") == 2 and "\r" not in text
+    (record,) = csv.DictReader(io.StringIO(text))
+    assert record["images"][0] not in "=+-@"
+    if name.startswith(("=", "+", "-", "@")):
+        assert record["images"].startswith("'" + name[0])
+    if name in ("plain", "a,b", 'a"b'):
+        assert record["images"] == name
+    assert float(record["fid"]) == 13.0
+
+
+def test_names_in_the_page_are_text():
+    text = page_of([elsewhere("<script>alert(1)</script>")])
+    assert "<script>" not in text and "&lt;script&gt;" in text

@@ -5,6 +5,7 @@ import io
 import pickle
 import random
 import sys
+import time
 import warnings
 import zipfile
 
@@ -487,3 +488,39 @@ def test_a_torchscript_archive_and_a_whole_module_are_named(tmp_path):
     with warnings.catch_warnings(action="ignore"):
         torch.jit.script(torch.nn.Linear(2, 2)).save(path)
     assert "TorchScript" in refusal(path)
+
+
+LONG_LIST = b"](" + b"K\x01K\x02\x86" * 50_000 + b"eq\x00ccollections\nOrderedDict\nq\x01"
+EQUAL_HASHES = b"".join(b"\x8a\x0a" + (i * (2**61 - 1)).to_bytes(10, "little") + b"N" for i in range(1, 20_000))
+
+ENDLESS = {
+    "instructions": b"N" * 20_000_000 + b".",
+    "copies of a list": LONG_LIST + b"h\x01h\x00\x85R" * 100_000 + b".",
+    "copies of a text": b"X\x00\x00\x10\x00" + b"a" * 2**20 + b"q\x00c_codecs\nencode\nq\x01"
+    + b"h\x01h\x00X\x06\x00\x00\x00latin1\x86R" * 10_000 + b".",
+    "values": b"]" + b"q\x00]h\x00ah\x00a" * 60 + b".",
+    "keys of equal hashes": b"}(" + EQUAL_HASHES + b"u.",
+    "complex keys": b"}cbuiltins\ncomplex\nG" + bytes(8) + b"G" + bytes(8) + b"\x86RNs.",
+    "looks at a long key": b"(" + b"K\x01" * 50_000 + b"tq\x00}" + b"h\x00Ns" * 100_000 + b".",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ENDLESS)
+def test_programs_without_end_are_refused_in_a_second(tmp_path, layout, name):
+    write_program(tmp_path / "w.pth", b"\x80\x02" + ENDLESS[name], layout)
+    started = time.process_time()
+    refusal(tmp_path / "w.pth")
+    assert time.process_time() - started < 1.5
+
+
+def test_an_encrypted_archive_is_named(tmp_path):
+    write(tmp_path / "w.pth", {"w": np.zeros(3)}, "zip")
+    data = bytearray((tmp_path / "w.pth").read_bytes())
+    for start, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = data.find(start)
+        while at >= 0:
+            data[at + offset] |= 1
+            at = data.find(start, at + 4)
+    (tmp_path / "w.pth").write_bytes(data)
+    assert "is an encrypted zip archive" in refusal(tmp_path / "w.pth")

@@ -117,7 +117,7 @@ class FolderSource(Source):
         except OSError as error:
             raise UserError(f"{path}: cannot be opened: {error.strerror}; mend it and resume the run") from error
         except UserError as error:
-            raise ImageError(str(error)) from error
+            raise ImageError(str(error).removeprefix(f"{path} ")) from error
         return Example(decode_image(data), int(self._labels[index]))
 
     def where(self, index: int) -> str:
