@@ -3,7 +3,7 @@
 ::
 
     WORKDIR/config.json            the resolved config of the training run
-    WORKDIR/checkpoints/STEP/      Orbax checkpoints
+    WORKDIR/checkpoints/STEP/      Orbax checkpoints; STEP.damaged is one that training found damaged and set aside
     WORKDIR/best/STEP/, best.json  the checkpoint whose samples were measured best, and all figures
     WORKDIR/metrics.jsonl          one JSON object a line, with ``step``
     WORKDIR/tensorboard/           TensorBoard event files

@@ -16,7 +16,7 @@ On the devices:
 The run:
 
 - ``loop.py``: the loop over steps, and what happens at which step
-- ``checkpoint.py``: states saved and restored
+- ``checkpoint.py``: states saved and restored; ``checksums.py``: what tells that they are what was saved
 - ``initial_weights.py``: a new run that begins with another's weights
 - ``validation.py``: the losses on images that training does not see
 - ``pictures.py``: samples drawn on the way and at the end

@@ -130,13 +130,19 @@ def _expect_named_or_same(attempt: _Attempt, name: object, whole: Any) -> None:
 # --- checkpoints --------------------------------------------------------------------------------
 
 
+@functools.cache
+def _whole(step: int) -> Any:
+    """The state of a step, which nobody has damaged."""
+    return restore_trained(_made().folder / "run", step).state
+
+
 def _checkpoint_trial(file: pathlib.Path, place: int, folder: pathlib.Path) -> None:
     """Reads as jobs do, by the step's name, and as training does."""
     made = _made()
     workdir = shutil.copytree(made.folder / "run", folder / "run")
     damaged = checkpoint_dir(workdir) / str(_STEPS[-1])
     _flip(pathlib.Path(damaged) / file, place)
-    before, newest = (restore_trained(made.folder / "run", step).state for step in _STEPS)
+    before, newest = map(_whole, _STEPS)
 
     _expect_named_or_same(_attempt(lambda: restore_trained(workdir, _STEPS[-1]).state), damaged, newest)
     job = _attempt(lambda: restore_trained(workdir)[1:])
@@ -156,8 +162,8 @@ def _best_trial(file: pathlib.Path, place: int, folder: pathlib.Path) -> None:
     workdir = shutil.copytree(made.folder / "run", folder / "run")
     damaged = best_dir(workdir) / str(_STEPS[-1])
     _flip(pathlib.Path(damaged) / file, place)
-    whole = restore_trained(made.folder / "run", "best").state
-    _expect_named_or_same(_attempt(lambda: restore_trained(workdir, "best").state), damaged, whole)
+    attempt = _attempt(lambda: restore_trained(workdir, "best").state)
+    _expect_named_or_same(attempt, damaged, _whole(_STEPS[-1]))
 
 
 # --- other files --------------------------------------------------------------------------------
@@ -226,8 +232,8 @@ class _Kind(NamedTuple):
 
 
 _KINDS = (
-    _Kind("checkpoint", f"run/checkpoints/{_STEPS[-1]}", ("default/**/d/*", "**/*"), _checkpoint_trial, 4),
-    _Kind("checksums", f"run/checkpoints/{_STEPS[-1]}", ("default/checksums.json",), _checkpoint_trial, 8),
+    _Kind("checkpoint", f"run/checkpoints/{_STEPS[-1]}", ("default/**/d/*", "**/*"), _checkpoint_trial, 3),
+    _Kind("checksums", f"run/checkpoints/{_STEPS[-1]}", ("default/checksums.json",), _checkpoint_trial, 3),
     _Kind("best", f"run/best/{_STEPS[-1]}", ("default/**/d/*", "default/*.json"), _best_trial, 2),
     _Kind("prepared", "prepared/*", ("images.npy", "*"), _prepared_trial, 4),
     _Kind("statistics", "", ("statistics.npz",), _statistics_trial, 8),

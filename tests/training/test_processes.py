@@ -180,3 +180,19 @@ def test_with_one_process_errors_propagate():
 
 def test_a_lost_process_is_no_mistake_of_the_user():
     assert (UserError.status, PeerLostError.status) == (2, 1)
+
+
+@pytest.mark.slow
+def test_all_processes_go_on_from_the_checkpoint_before_a_damaged_one(tmp_path):
+    workdir = tmp_path / "run"
+    completed(workdir, *SHORT, processes=2)
+    finished = digest(final_state(workdir))
+    checksums = workdir / "checkpoints" / "6" / "default" / "checksums.json"
+    checksums.write_text(checksums.read_text()[:-20])
+    first, second = completed(workdir, *SHORT, processes=2)
+    assert "6 is damaged: checksums.json is not what was saved; step 4 is taken instead" in first
+    assert "damaged" not in second
+    assert "resuming at step 4 of 6" in first
+    assert checkpoint_steps(workdir) == [4, 6]
+    assert (workdir / "checkpoints" / "6.damaged").is_dir()
+    assert digest(final_state(workdir)) == finished
