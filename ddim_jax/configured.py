@@ -17,10 +17,13 @@ from ddim_jax.diffusion.prediction import Predict, make_predict
 from ddim_jax.diffusion.samplers import SAMPLERS, Sampler, make_sampler
 from ddim_jax.diffusion.schedule import SCHEDULES, Schedule, ScheduleRule, make_schedule, noise_variance
 from ddim_jax.diffusion.spacing import explicit_levels, level_pairs, levels_from, sampling_levels
-from ddim_jax.errors import ConfigError
+from ddim_jax.errors import ConfigError, shown
 from ddim_jax.models import Model
 from ddim_jax.names import Clip, lookup
 from ddim_jax.pixels import Normalization
+
+# Network evaluations that a repeated sampler may make: its table has a row for each of them, made one by one.
+_MOST_EVALUATIONS = 200_000
 
 
 def build_schedule(config: Config) -> Schedule:
@@ -104,8 +107,10 @@ def build_encoder(config: Config, iterations: int = 0) -> Sampler:
     """The encoder whose noise the sampler of ``config.sample`` decodes; by DDIM, or by Heun for Heun.
 
     Raises:
-        UserError: see :func:`~ddim_jax.diffusion.inversion.make_encoder`.
+        UserError: more evaluations than a table can hold, or see
+            :func:`~ddim_jax.diffusion.inversion.make_encoder`.
     """
+    _check_evaluations(config, max(1, iterations), "iterations")
     solver = "heun" if config.sample.sampler == "heun" else "ddim"
     return make_encoder(solver, build_schedule(config), build_levels(config), iterations)
 
@@ -119,13 +124,23 @@ def build_inpainting(config: Config, resamplings: int, jump: int) -> InpaintTabl
         jump: see there.
 
     Raises:
-        UserError: a sampler that is not of first order, numbers below 1, or see :func:`build_sampler`.
+        UserError: a sampler that is not of first order, numbers below 1 or too large, or see :func:`build_sampler`.
     """
+    _check_evaluations(config, resamplings, "resamplings")
     sampler = build_sampler(config)
     if not sampler.table.is_first_order:
         first_order = ", ".join(name for name, rule in SAMPLERS.items() if rule.eta != "zero")
         raise ConfigError(f"sampler '{sampler.name}' cannot inpaint; choose from: {first_order}")
     return inpaint_table(sampler.table, resamplings, jump)
+
+
+def _check_evaluations(config: Config, times: int, name: str) -> None:
+    """Refuses tables that would take all memory, or all time."""
+    steps = len(config.sample.levels) or config.sample.steps
+    if steps * times > _MOST_EVALUATIONS:
+        raise ConfigError(
+            f"{name}={shown(times)} in {steps:,} steps: {_MOST_EVALUATIONS:,} network evaluations an image are the most"
+        )
 
 
 def build_predict(config: Config, model: Model, variables: Any, label: jax.Array, clip: Clip) -> Predict:

@@ -1,18 +1,69 @@
-"""The one way to write a file: it appears whole under its name, or not at all.
+"""The one way to write a file: it appears whole under its name, or not at all; and what kinds of files are read.
 
 A run can be killed at any moment, and several programs may write the same file. So each writes to a name of its own in
 the same folder, gets the bytes to the disk, and renames: whoever comes later finds one whole file, and after a crash of
-the machine too. On object stores (``gs://``) a rename is a copy, whose result appears whole as well.
+the machine too. The name of its own is one that nobody could guess, and is never a link: where ``path`` is a link to a
+file, the link is replaced, and what it led to stays as it is. On object stores (``gs://``) a rename is a copy, whose
+result appears whole as well.
 """
 
 import contextlib
 import os
 import re
 import socket
+import stat
 import uuid
 from collections.abc import Iterator
 
 from etils import epath
+
+from ddim_jax.errors import UserError, shown
+
+# Of files that are read into memory in one piece: larger than any image that is decoded, stored without compression.
+_MOST_BYTES = 2**31
+
+_KINDS = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def check_kind(path: epath.PathLike) -> None:
+    """Refuses what is neither file nor folder: a pipe may make its reader wait for ever, a device may never end.
+
+    Args:
+        path: may be missing, which its reader will say.
+
+    Raises:
+        UserError: it is a pipe, a device or a socket, or a link to one.
+    """
+    path = os.fspath(path)
+    if "://" in path:
+        return
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    for is_kind, name in _KINDS:
+        if is_kind(mode):
+            raise UserError(f"{shown(path)[1:-1]} is {name}, not a file: give a file")
+
+
+def read_file(path: epath.PathLike) -> bytes:
+    """Reads a file that the user has named into memory.
+
+    Raises:
+        OSError: it cannot be read.
+        UserError: it is no file, or of a size that nobody would read in one piece.
+    """
+    check_kind(path)
+    path = epath.Path(path)
+    size = path.stat().length
+    if size > _MOST_BYTES:
+        raise UserError(f"{path} has {size:,} bytes, more than any file of its kind: give another")
+    return path.read_bytes()
 
 
 @contextlib.contextmanager
@@ -27,6 +78,7 @@ def whole_file(path: epath.PathLike) -> Iterator[epath.Path]:
     path = epath.Path(path)
     partial = _own_name(path)
     try:
+        _make_new(partial)
         yield partial
         _to_disk(partial)
         partial.replace(path)
@@ -119,6 +171,12 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _make_new(path: epath.Path) -> None:
+    """Makes an empty file of this machine; a link that is there, wherever it leads, is not followed."""
+    if "://" not in os.fspath(path):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666))
 
 
 def _to_disk(path: epath.Path) -> None:

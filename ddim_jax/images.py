@@ -45,6 +45,24 @@ def grid(images: np.ndarray, columns: int | None = None, padding: int = 2, min_s
     return canvas
 
 
+def grid_bytes(count: int, shape: tuple[int, int, int], min_side: int = 64) -> int:
+    """Memory that :func:`grid` takes at least for images [h, w, c], in bytes.
+
+    >>> grid_bytes(10, (8, 8, 1))
+    82560
+
+    Args:
+        count: number of images.
+        shape: of each.
+        min_side: of :func:`grid`.
+    """
+    height, width, channels = shape
+    factor = max(1, math.ceil(min_side / min(height, width)))
+    pixels = count * height * width * channels
+    # The images, the same enlarged, and the grid.
+    return pixels * (1 + 2 * factor**2 if factor > 1 else 2)
+
+
 def labelled_rows(rows: Sequence[tuple[str, np.ndarray]], columns: int | None = None) -> np.ndarray:
     """Stacks grids under a line of text each; uint8 [h, w, 3].
 

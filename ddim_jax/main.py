@@ -31,18 +31,26 @@ from ddim_jax.config import (
     ConfigTree,
     beside_preset,
     check_key,
+    check_path,
     from_config_dict,
+    keys_of,
     shipped_configs,
     to_config_dict,
 )
-from ddim_jax.errors import UserError
+from ddim_jax.errors import UserError, on_one_line, shown
 from ddim_jax.huge_pages import restart_with_huge_pages
 from ddim_jax.names import Mode, choices
 
 # ``import`` cannot be the name of a module or function.
 _JOBS = {"import": "import_weights"}
 
-_PROCESS_FLAGS = ("coordinator", "num_processes", "process_id", "distributed")
+# More than any machine room has.
+_MOST_PROCESSES = 2**20
+
+# Characters of a value that a line has room for.
+_SHOWN = 100
+
+_PROCESS_FLAGS = ("coordinator", "num_processes", "process_id", "distributed", "wait_seconds")
 
 # A job on a trained model, unless it measures images of others: the model is what the workdir says.
 _ON_A_RUN: tuple[Mode, ...] = (
@@ -65,7 +73,7 @@ def _run_job(mode: str, config: Config, workdir: str | None) -> bool:
     """Runs ``jobs/MODE.py``'s function MODE. It is imported here, so that a mistake in a flag is reported at once.
 
     Returns:
-        Whether the job is complete; training is not where SIGTERM stopped it.
+        Whether the job is complete; training is not where a signal stopped it.
     """
     name = _JOBS.get(mode, mode)
     job = getattr(importlib.import_module(f"ddim_jax.jobs.{name}"), name)
@@ -89,15 +97,24 @@ def _define_flags(argv: Sequence[str], tree: ConfigTree | None = None) -> flags.
     flags.DEFINE_string("workdir", None, "Folder that the run writes and later jobs read", flag_values=own)
     flags.DEFINE_enum("mode", "train", choices(Mode), "What to do; train when not given", flag_values=own)
     flags.DEFINE_string("coordinator", None, "host:port of process 0, when several processes run", flag_values=own)
-    flags.DEFINE_integer("num_processes", None, "Number of processes", flag_values=own)
-    flags.DEFINE_integer("process_id", None, "Index of this process, from 0", flag_values=own)
+    flags.DEFINE_integer("num_processes", None, "Number of processes", 1, _MOST_PROCESSES, flag_values=own)
+    flags.DEFINE_integer("process_id", None, "Index of this process, from 0", 0, _MOST_PROCESSES - 1, flag_values=own)
     flags.DEFINE_enum(
         "distributed", None, ["auto"], "auto: find the other processes (TPU pod, Slurm, MPI)", flag_values=own
     )
     flags.DEFINE_integer(
+        "wait_seconds",
+        300,
+        "How long all processes may take to come",
+        lower_bound=1,
+        upper_bound=86400,
+        flag_values=own,
+    )
+    flags.DEFINE_integer(
         "stopped_status",
         0,
-        "Exit status of training that SIGTERM stopped, all saved, before its last step; for scripts that start it anew",
+        "Exit status of training that SIGTERM or SIGHUP stopped, all saved, before its last step; for scripts that "
+        "start it anew",
         lower_bound=0,
         upper_bound=255,
         flag_values=own,
@@ -117,6 +134,9 @@ def parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
     argv = [_with_home(argument) for argument in argv]
     named, argv = _take_flag(argv, "config")
     workdir, _ = _take_flag(argv, "workdir")
+    for flag, path in (("config", named), ("workdir", workdir)):
+        if path:
+            _check_path(f"--{flag}", path)
     path, tree = None, None
     if named is None:
         tree = _tree_of_run(workdir)
@@ -129,7 +149,11 @@ def parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
         argv = [argv[0], f"--config={path}{variants}", *argv[1:]]
     if path is not None or tree is not None:
         _check_override_keys(argv)
-    own = _define_flags(argv, tree)
+    try:
+        own = _define_flags(argv, tree)
+    except (flags.Error, UnicodeDecodeError) as error:
+        # To find the config's keys it has to open what --flagfile names.
+        raise UserError(f"--flagfile cannot be used: {_shortened(str(error).removeprefix('ERROR:: '))}") from error
     try:
         unused = own(list(argv))[1:]
         values = own.config
@@ -138,7 +162,12 @@ def parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
             raise TypeError(f"get_config() must return a ConfigDict, not {type(values).__name__}")
     except UserError:
         raise
-    except Exception as error:
+    except KeyboardInterrupt as error:
+        # Ctrl-C ends the program at once here; elsewhere it may be meant for whoever calls.
+        if not process.ends_at_once():
+            raise
+        raise _config_file_error(path, error) from error
+    except BaseException as error:
         # Flags are the user's, and so is the Python of the config file: whatever they raise is for the user to mend.
         if isinstance(error, flags.Error) and _HIDING[0] not in str(error):
             raise _flag_error(own, error) from error
@@ -149,7 +178,13 @@ def parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
         raise UserError(_NO_CONFIG)
     if not own.workdir and own.mode != "describe":
         raise UserError("--workdir is missing: name the folder that the run writes")
+    if own.workdir:
+        _check_path("--workdir", own.workdir)  # a --flagfile may have it
     given = _given_keys(own)
+    for key, known in keys_of(Config):
+        value = values.get(key.split(".")[0], {}).get(key.split(".")[1]) if known.is_path and key in given else None
+        if isinstance(value, str) and "://" in value:
+            _check_path(key, value)
     of_run = own.mode in _ON_A_RUN and not (own.mode == "evaluate" and values.eval.images)
     if of_run and _has_config(own.workdir):
         return _config_on_run(values, own, given), own
@@ -178,6 +213,26 @@ def _with_home(argument: str) -> str:
     """The argument with the user's home folder for ``~``, which a shell leaves as it is in ``--workdir=~/runs``."""
     name, equals, value = argument.partition("=")
     return f"{name}={os.path.expanduser(value)}" if equals and name.lstrip("-") in ("config", "workdir") else argument
+
+
+def _check_path(flag: str, path: str) -> None:
+    """Refuses a path that nothing can lie at, before anything is done."""
+    check_path(path, flag)
+    scheme, separator, _ = path.partition("://")
+    if not separator:
+        return
+    from etils import epath
+
+    try:
+        # Looks for the package that knows such addresses; without it this raises whatever that chooses to.
+        epath.Path(path).exists()
+    except ImportError as error:
+        raise UserError(f"{flag}={path}: {error}; or name a folder of this machine") from error
+    except KeyError as error:
+        raise UserError(f"{flag}={path}: there is no file system for {scheme}://; name a folder") from error
+    except Exception as error:
+        # Their own errors, of the network or the account, have no common type.
+        raise UserError(f"{flag}={path} cannot be reached: {type(error).__name__}: {error}") from error
 
 
 def _take_flag(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
@@ -218,7 +273,7 @@ def _tree_of_json(path: str) -> ConfigTree:
 
     from ddim_jax.workdir import config_of_file
 
-    if not epath.Path(path).exists():
+    if not epath.Path(path).is_file():
         raise UserError(f"--config={path} is not a file; name the config.json of a run")
     try:
         return to_config_dict(config_of_file(epath.Path(path), "name the config.json of a run"))
@@ -232,10 +287,12 @@ def _find_config_file(named: str) -> tuple[str, str]:
     shipped = shipped_configs()
     file = pathlib.Path(name)
     if file.is_file():
+        if not os.access(file, os.R_OK):
+            raise UserError(f"--config={name} cannot be read: ask its owner for the permission")
         return name, colon + variants
     if name in shipped:
         return str(shipped[name]), colon + variants
-    there = [str(other) for other in sorted(file.parent.glob("*.py"))]
+    there = [str(other) for other in sorted(file.parent.glob("*.py")) if other.is_file()]
     close = difflib.get_close_matches(name, there, n=1) or difflib.get_close_matches(file.stem, shipped, n=1)
     hint = f"did you mean {close[0]}?" if close else f"name a config file, or one of {', '.join(shipped)}"
     raise UserError(f"--config={name} is not a file; {hint}")
@@ -254,8 +311,13 @@ def _flag_error(own: flags.FlagValues, error: flags.Error) -> UserError:
         return UserError(_NO_CONFIG)
     override = re.match(r"flag --(config\.([\w.]+))=(.*?): ", str(error), re.DOTALL)
     if override and override[1] in own:
-        return UserError(f"{override[2]}: expected {own[override[1]].flag_type()}, got '{override[3]}'")
-    return UserError(str(error))
+        value = override[3] if len(override[3]) <= _SHOWN else f"{override[3][:_SHOWN]}..."
+        return UserError(f"{override[2]}: expected {own[override[1]].flag_type()}, got '{value}'")
+    return UserError(_shortened(str(error)))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 6 * _SHOWN else f"{text[: 3 * _SHOWN]} ... {text[-3 * _SHOWN :]}"
 
 
 def _config_file_error(path: str | None, error: BaseException) -> UserError:
@@ -274,7 +336,11 @@ def _config_file_error(path: str | None, error: BaseException) -> UserError:
         # A ConfigDict's error about an unknown key lists all the keys there are before it says which is meant.
         reason = " ".join(part.split(" Other fields present")[0] for part in error.args[0].args[0].splitlines())
     where = path if line is None else f"{path}, line {line}"
-    return UserError(f"config file {where}: {type(error).__name__}: {reason}")
+    if isinstance(error, SystemExit):
+        reason = f"it ends the program (status {shown(error.code)}) instead of returning a config"
+    return UserError(
+        f"config file {where}: {type(error).__name__}: {reason}" if path else f"{type(error).__name__}: {reason}"
+    )
 
 
 def _help() -> str:
@@ -308,8 +374,14 @@ def _report(error: BaseException) -> int:
         print(process.INTERRUPTED, file=sys.stderr)
         return process.INTERRUPTED_STATUS
     if isinstance(error, UserError):
-        print(f"ddim_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"ddim_jax: error: {on_one_line(' '.join(str(error).split()))}", file=sys.stderr)
         return error.status
+    if isinstance(error, MemoryError):
+        reason = str(error) or "there is no more"
+        print(
+            f"ddim_jax: error: out of memory: {reason}; ask for less at a time, or end other programs", file=sys.stderr
+        )
+        return 1
     traceback.print_exception(error)
     return 1
 
@@ -329,6 +401,14 @@ def _output_is_closed() -> bool:
     return closed
 
 
+class _LogLines(logging.Formatter):
+    """Lines of the log: names of files that stand in ours cannot break them, or steer the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        line = super().formatMessage(record)
+        return on_one_line(line) if record.name.startswith("ddim_jax") else line
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     """Parses flags, runs the job, and turns a user's mistake into one line.
 
@@ -337,10 +417,13 @@ def run(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 for success, 1 when another process of the run was lost, 2 for a user's mistake, 130 after
-        Ctrl-C, 141 when whoever read the output has closed it (``| head``), and what ``--stopped_status`` says, else 0,
-        where SIGTERM stopped training. Other errors propagate.
+        Ctrl-C, also where training has saved its step because of it, 141 when whoever read the output has closed it
+        (``| head``), and what ``--stopped_status`` says, else 0, where SIGTERM or SIGHUP stopped training. Other errors
+        propagate.
     """
-    logging.basicConfig(level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LogLines(logging.BASIC_FORMAT))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     argv = sys.argv if argv is None else argv
     try:
         if {"-h", "--help"} & set(argv[1:]):
@@ -364,6 +447,7 @@ def run(argv: Sequence[str] | None = None) -> int:
             automatic=own.distributed == "auto",
             deterministic=config.train.deterministic,
             stop_together=own.mode == "train",
+            wait_seconds=own.wait_seconds,
         )
         if parallel.is_main_process():
             for key, (of_preset, ours) in beside_preset(config, _given_keys(own)).items():
@@ -375,14 +459,16 @@ def run(argv: Sequence[str] | None = None) -> int:
         if not _output_is_closed():
             raise
         return 141
-    except (UserError, KeyboardInterrupt) as error:
+    except (UserError, KeyboardInterrupt, MemoryError) as error:
         return _report(error)
     except Exception as error:
         # C code that is interrupted may raise anything.
         if not process.is_interrupted():
             raise
         return _report(error)
-    return 0 if complete else own.stopped_status
+    if complete:
+        return 0
+    return process.INTERRUPTED_STATUS if process.was_asked_to_stop() else own.stopped_status
 
 
 def command() -> int:

@@ -3,12 +3,14 @@
 import ctypes
 import pathlib
 import re
+import resource
 import sys
 from typing import Any, NamedTuple
 
 import jax
 
 from ddim_jax import parallel
+from ddim_jax.errors import UserError, shown
 
 # The share of free memory to count on: allocators cut theirs into pieces, and other programs take some of it.
 USABLE = 0.8
@@ -79,7 +81,16 @@ def available_host_bytes() -> int | None:
     available = re.search(r"MemAvailable:\s+(\d+) kB", _MEMINFO.read_text())
     if available is None:
         return None
-    return min([int(available[1]) * 1024, *_left_in_control_groups()])
+    return min([int(available[1]) * 1024, *_left_in_control_groups(), *_left_of_address_space()])
+
+
+def _left_of_address_space() -> list[int]:
+    """What ``ulimit -v`` leaves; nothing where it sets no limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return []
+    held = re.search(r"VmSize:\s+(\d+) kB", _STATUS.read_text()) if _STATUS.exists() else None
+    return [max(0, limit - int(held[1]) * 1024)] if held else []
 
 
 def _left_in_control_groups() -> list[int]:
@@ -167,6 +178,26 @@ def power_of_two_below(n: int) -> int:
     64
     """
     return 1 << max(0, n.bit_length() - 1)
+
+
+def check_room(needed: int, key: str, value: Any, what: str) -> None:
+    """Refuses what the main memory cannot hold, by an estimate, before any of it is made.
+
+    Args:
+        needed: bytes that are needed at least.
+        key: the setting that asks for so much.
+        value: what it is.
+        what: what needs the memory, in words.
+
+    Raises:
+        UserError: less is free.
+    """
+    free = available_host_bytes()
+    if free is not None and needed > free:
+        raise UserError(
+            f"{key}={shown(value)}: {what} need {in_words(needed)} of memory or more, {in_words(free)} are free; ask "
+            "for less"
+        )
 
 
 # --- in words -----------------------------------------------------------------------------------

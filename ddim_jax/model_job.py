@@ -53,6 +53,11 @@ class ModelJob:
         started = time.perf_counter()
         config = config_for_job(workdir, config)
         pipe = pipeline.load(workdir, config.sample.checkpoint, config.sample.ema)
+        if config.sample.checkpoint is None:
+            # The newest that is whole; another process may have found another.
+            chosen = parallel.value_of_main_process(pipe.step)
+            if chosen != pipe.step:
+                pipe = pipeline.load(workdir, chosen, config.sample.ema)
         return cls(workdir, config, dataclasses.replace(pipe, config=config), started)
 
     def folder(self, mode: str, name: str, settings: Any = None) -> epath.Path:

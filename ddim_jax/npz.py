@@ -1,5 +1,11 @@
-"""Arrays by name in ``.npz`` files that appear whole or not at all."""
+"""Arrays by name in ``.npz`` files that appear whole or not at all.
 
+A file may be hostile or damaged. What an array's header claims is compared with what the archive holds before memory is
+taken for it, and that with what deflate can have packed into so many bytes.
+"""
+
+import io
+import math
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -9,7 +15,19 @@ import numpy as np
 from etils import epath
 
 from ddim_jax.errors import UserError
-from ddim_jax.files import whole_file
+from ddim_jax.files import check_kind, whole_file
+
+# Of a packed byte deflate makes no more than this, and a little at the start.
+_MOST_UNPACKED = 1032
+_LEAST_BYTES = 2**16
+
+# Nothing that is this long packs so well: not images, not weights, not statistics.
+_LONG_BYTES = 2**29
+_MOST_UNPACKED_OF_LONG = 200
+
+# Bytes of an array's header that are looked at: more than any array without fields has.
+_HEADER_BYTES = 2**16
+_MAX_DIMENSIONS = 32
 
 
 def save_arrays(path: epath.PathLike, arrays: Mapping[str, Any]) -> None:
@@ -34,9 +52,12 @@ def load_arrays(path: epath.PathLike) -> dict[str, np.ndarray]:
         UserError: there is none, or it cannot be read.
     """
     path = epath.Path(path)
+    check_kind(path)
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+            _check_sizes(members, file.seek(0, 2))
+            return {info.filename.removesuffix(".npy"): _read_member(archive, info) for info in members}
     except MemoryError:
         # How much of it there is, is no property of the file.
         raise
@@ -44,6 +65,45 @@ def load_arrays(path: epath.PathLike) -> dict[str, np.ndarray]:
         # What a wrong byte leads the zip archive's and NumPy's readers to: no list of exceptions is complete.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is no whole .npz of arrays"
         raise UserError(f"{path} cannot be read: {reason}") from error
+
+
+def _check_sizes(members: Sequence[zipfile.ZipInfo], file_size: int) -> None:
+    """Refuses members that NumPy never writes, or that claim more than the file can hold.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for info in members:
+        if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError("encrypted, or compressed in a way that NumPy does not know")
+        most = info.compress_size * (1 if info.compress_type == zipfile.ZIP_STORED else _MOST_UNPACKED)
+        if info.file_size > max(most, _LEAST_BYTES):
+            raise ValueError("a member claims more than it can hold")
+    unpacked, packed = sum(info.file_size for info in members), sum(info.compress_size for info in members)
+    if unpacked > max(_LONG_BYTES, _MOST_UNPACKED_OF_LONG * packed):
+        raise ValueError("a bomb: a short file that unpacks to fill the memory")
+    # Members of a hostile archive can lie over each other.
+    if packed > file_size:
+        raise ValueError("the members are longer than the file")
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    """Reads an array, if its header claims just the bytes that follow.
+
+    Raises:
+        ValueError: it claims others, or holds Python objects.
+    """
+    with archive.open(info) as file:
+        start = io.BytesIO(file.read(_HEADER_BYTES))
+    version = np.lib.format.read_magic(start)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, _, dtype = readers[version](start)
+    if dtype.hasobject or not dtype.itemsize or len(shape) > _MAX_DIMENSIONS or any(size < 0 for size in shape):
+        raise ValueError("Python objects, elements of no length, or an impossible shape")
+    if start.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
+        raise ValueError("an array is not as long as its header says")
+    with archive.open(info) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def load_if_whole(path: epath.PathLike) -> dict[str, np.ndarray] | None:
@@ -61,6 +121,7 @@ def array_names(path: epath.PathLike) -> list[str]:
         UserError: there is none, or it cannot be read.
     """
     path = epath.Path(path)
+    check_kind(path)
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]

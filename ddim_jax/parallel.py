@@ -11,9 +11,13 @@ arrays. Today ``pmap`` does the work; doing it by ``shard_map`` would change thi
 
 import collections
 import contextlib
+import errno
 import os
+import re
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -22,7 +26,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ddim_jax.errors import PeerLostError, UserError
+from ddim_jax.errors import PeerLostError, UserError, shown
 
 _AXIS = "devices"
 
@@ -37,6 +41,15 @@ _FAKE_DEVICES_FLAG = "xla_force_host_platform_device_count"
 
 # Where a launcher lists the GPUs that it lets a process see.
 _SEEN_GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+
+# How long all processes of a run may take to come.
+WAIT_SECONDS = 300
+
+# How long the name of process 0's machine may be unknown: some clusters enter it when that process has started.
+_NAME_SECONDS = 20
+
+# JAX aborts the process when it has waited long enough. It never comes to that: a line of ours comes before.
+_JAX_WAITS_LONGER = 60
 
 # How long a failing process waits for the others to fail alike.
 _GOODBYE_SECONDS = 5
@@ -53,6 +66,7 @@ def initialize(
     automatic: bool = False,
     deterministic: bool = False,
     stop_together: bool = False,
+    wait_seconds: int = WAIT_SECONDS,
 ) -> None:
     """Starts JAX's distributed runtime where several processes were asked for, else does nothing.
 
@@ -66,10 +80,10 @@ def initialize(
         deterministic: ask XLA for GPU kernels whose results are the same in every run.
         stop_together: let JAX catch SIGTERM, for :func:`stop_requested_anywhere`. Otherwise, with several processes as
             with one, SIGTERM ends a process at once.
+        wait_seconds: how long all processes may take to come. Those that wait in vain end with a line and status 1.
 
     Raises:
-        UserError: an incomplete explicit start, or an address that cannot be used. When some process does not come
-            within five minutes, JAX aborts those that wait.
+        UserError: an incomplete explicit start, or an address that cannot be used.
     """
     if deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
@@ -80,19 +94,144 @@ def initialize(
         raise UserError("--distributed=auto finds the processes itself: leave out --coordinator and its companions")
     if not automatic and any(value is None for value in explicit):
         raise UserError("--coordinator, --num_processes and --process_id belong together: give all three")
+    bind_address = None
+    if coordinator is not None and num_processes is not None and process_id is not None:
+        if not 0 <= process_id < num_processes:
+            raise UserError(
+                f"--process_id={process_id} with --num_processes={num_processes}: processes are numbered from 0 to "
+                "--num_processes - 1"
+            )
+        # What JAX makes of an address that it cannot use is a crash in one process, and others that wait for ever.
+        bind_address = _checked_address(coordinator, listens=process_id == 0)
     # CPU collectives need gloo; other backends ignore the setting.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", stop_together)
+    if not automatic:
+        waiting = f"process {process_id}: waiting for all {num_processes} at {coordinator}, {wait_seconds} s at most"
+        print(waiting, file=sys.stderr, flush=True)
     try:
-        if automatic:
-            jax.distributed.initialize(local_device_ids=_local_device_ids(os.environ))
-        else:
-            waiting = f"process {process_id}: waiting for all {num_processes} at {coordinator}, 5 minutes at most"
-            print(waiting, file=sys.stderr, flush=True)
-            jax.distributed.initialize(coordinator, num_processes, process_id, _local_device_ids(os.environ))
+        with _ending_after(wait_seconds, coordinator, num_processes):
+            jax.distributed.initialize(
+                coordinator,
+                num_processes,
+                process_id,
+                _local_device_ids(os.environ),
+                initialization_timeout=wait_seconds + _JAX_WAITS_LONGER,
+                coordinator_bind_address=bind_address,
+            )
     except (ValueError, RuntimeError) as error:
         first_line = str(error).splitlines()[0]
         raise UserError(f"the processes could not be connected: {first_line}") from error
+
+
+def _checked_address(coordinator: str, listens: bool) -> str | None:
+    """Checks the address of process 0 as far as this process can.
+
+    Args:
+        coordinator: ``host:port``, an IPv6 address in brackets.
+        listens: whether this is process 0.
+
+    Returns:
+        Where process 0 is to listen; None for all addresses of its machine, or where the environment says it.
+
+    Raises:
+        UserError: it is no address, its host is not known, or its port is taken.
+    """
+    form = re.fullmatch(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\s:\[\]/]+):(\d{1,5})", coordinator, re.ASCII)
+    if form is None or not 0 < int(form[2]) < 2**16:
+        raise UserError(
+            f"--coordinator={shown(coordinator)} is no address: give HOST:PORT of process 0, e.g. 10.0.0.1:12355 or "
+            "[fd00::1]:12355, with a port from 1 to 65535"
+        )
+    host, port = form[1].strip("[]"), int(form[2])
+    addresses = _addresses(host, port, coordinator)
+    if not listens or "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
+        return None
+    here = [address for family, address in addresses if _can_listen(family, address, coordinator)]
+    only_loopback = all(address[0].startswith("127.") or address[0] == "::1" for address in here)
+    if here and (not only_loopback or host == "localhost" or _is_numeric(host)):
+        first = f"[{here[0][0]}]" if ":" in here[0][0] else here[0][0]
+        return coordinator if len(here) == len(addresses) else f"{first}:{port}"
+    # A gateway may pass on what comes to that address; and many a machine has its own name for loopback, where nobody
+    # else would find it.
+    print(
+        f"--coordinator={coordinator} is no address by which others reach this machine: process 0 listens on all of "
+        f"its addresses, port {port}",
+        file=sys.stderr,
+        flush=True,
+    )
+    _can_listen(socket.AF_INET, ("", port), coordinator)
+    return None
+
+
+def _addresses(host: str, port: int, coordinator: str) -> list[tuple[int, tuple[Any, ...]]]:
+    """Looks a host up: families and addresses of sockets."""
+    deadline = time.monotonic() + (0 if _is_numeric(host) else _NAME_SECONDS)
+    while True:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+        except (OSError, UnicodeError) as error:
+            if isinstance(error, UnicodeError) or time.monotonic() > deadline:
+                reason = (isinstance(error, OSError) and error.strerror) or error
+                raise UserError(
+                    f"--coordinator={coordinator}: the host '{host}' is not known here: {reason}"
+                ) from error
+            time.sleep(1)
+
+
+def _is_numeric(host: str) -> bool:
+    """Whether a host is given by its number, not by a name."""
+    try:
+        socket.getaddrinfo(host.strip("[]"), None, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        return False
+    return True
+
+
+def _can_listen(family: int, address: tuple[Any, ...], coordinator: str) -> bool:
+    """Whether an address is one of this machine.
+
+    Raises:
+        UserError: it is, but the port is taken, or not for this user.
+    """
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as tried:
+            # As servers do: connections that have just been closed do not hold a port.
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES, errno.EPERM):
+            raise UserError(
+                f"--coordinator={coordinator}: process 0 cannot listen there: {error.strerror}; choose another port, "
+                "the same for all processes"
+            ) from error
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _ending_after(seconds: float, coordinator: str | None, num_processes: int | None) -> Iterator[None]:
+    """Ends this process with a line and status 1 if the block takes longer."""
+
+    def end() -> None:
+        at = "" if coordinator is None else f" at {coordinator}"
+        several = "the processes" if num_processes is None else f"all {num_processes} processes"
+        line = (
+            f"ddim_jax: error: not {several} came{at} within {seconds:g} s; look whether each was started with the "
+            "same --coordinator and --num_processes and an index of its own, and reaches process 0\n"
+        )
+        with contextlib.suppress(OSError):
+            os.write(2, line.encode())
+        os._exit(PeerLostError.status)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _local_device_ids(environment: Mapping[str, str]) -> list[int] | None:
@@ -277,16 +416,23 @@ def training_devices(batch_size: int, parts: int = 1) -> Devices:
     return [device for devices in by_process for device in devices[:per_process]]
 
 
+# A whole number travels between processes as floats that hold each of its digits exactly, times the processes.
+_DIGIT = 4096
+_DIGITS = 3
+
+
 def value_of_main_process(value: int) -> int:
-    """Process 0's value, a small whole number, on all processes."""
+    """Process 0's value, a whole number of 35 bits or fewer, on all processes."""
     if process_count() == 1:
         return value
+    digits = [value // _DIGIT**place % _DIGIT for place in range(_DIGITS - 1)]
+    digits.append(value // _DIGIT ** (_DIGITS - 1))  # has the sign
     # One device of each process: process 0's share of the mean is all of it.
     devices = training_devices(process_count())
     run = step_over_batch(lambda nothing, x: (nothing, mean_over_devices(x)), devices)
-    mine = value * process_count() if is_main_process() else 0
-    _, found = run(replicate(np.float32(0), devices), split_batch(np.full(1, mine, np.float32), 1))
-    return round(float(np.ravel(host_copy(found))[0]))
+    mine = np.array([digits], np.float32) * (process_count() if is_main_process() else 0)
+    _, found = run(replicate(np.float32(0), devices), split_batch(mine, 1))
+    return sum(round(float(digit)) * _DIGIT**place for place, digit in enumerate(np.ravel(host_copy(found))))
 
 
 def local_devices() -> Devices:

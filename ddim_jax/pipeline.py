@@ -9,6 +9,7 @@ import base64
 import dataclasses
 import html
 import io
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -27,6 +28,7 @@ from ddim_jax.diffusion.loop import PaddedTable, padded
 from ddim_jax.diffusion.table import as_data
 from ddim_jax.errors import UserError, shown
 from ddim_jax.images import grid, to_pillow
+from ddim_jax.memory import check_room
 from ddim_jax.models import Model, build_model, parameter_count
 from ddim_jax.sampling import programs
 from ddim_jax.sampling.image_sampler import image_indices, image_items, program_config, reusable_batch_size_for
@@ -305,6 +307,7 @@ class Pipeline:
         first = arguments.indices(first, "first")
         second = arguments.indices(second, "second", count=len(first))
         points = arguments.whole_number(points, "points", 2)
+        self._check_room(len(first) * points, "points", points)
         path = slerp_path(
             jnp.asarray(self.noise(first, **settings)), jnp.asarray(self.noise(second, **settings)), points
         )
@@ -331,6 +334,7 @@ class Pipeline:
         """
         corners = arguments.indices(corners, "corners", count=4)
         side = arguments.whole_number(side, "side", 2)
+        self._check_room(side**2, "side", side)
         square = np.asarray(slerp_grid(jnp.asarray(self.noise(corners, **settings)), side, side))
         images = self.decode(square.reshape(-1, *square.shape[2:]), progress=progress, **settings)
         return images.reshape(square.shape)
@@ -456,6 +460,10 @@ class Pipeline:
             if name in _DECIDED_ELSEWHERE:
                 raise UserError(f"sample.{name} means nothing here: {_DECIDED_ELSEWHERE[name]}")
         return with_sample(self.config, **settings)
+
+    def _check_room(self, count: int, name: str, value: int) -> None:
+        """Refuses more images, with the noises that they are drawn from, than memory holds."""
+        check_room(12 * count * math.prod(self.config.data.image_shape), name, value, f"{count:,} images")
 
     def _items(self, config: Config, count: int, labels: Sequence[int] | np.ndarray | None) -> programs.Items:
         given = arguments.labels(labels, count, config.model.num_classes)

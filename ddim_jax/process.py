@@ -4,7 +4,7 @@ Python's own way is to raise KeyboardInterrupt wherever the program is just then
 out as a page of traceback, or as the ImportError of the C code that it hit; in a callback of the garbage collector (JAX
 has one) it is printed and lost, and the program goes on; and when all is done but for threads that are waited for, it
 is one of their tracebacks. Hence the program ends at once as long as there is nothing to clean up, and a job meets a
-KeyboardInterrupt that does not get lost.
+KeyboardInterrupt that does not get lost. Training is asked to save its step first.
 """
 
 import _thread
@@ -14,7 +14,7 @@ import pathlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 INTERRUPTED = "ddim_jax: interrupted"
@@ -27,6 +27,7 @@ PROGRAMS = ("ddim_jax", "ddim_jax.main")
 _AGAIN_AFTER = 0.1
 
 _received = threading.Event()
+_asked = threading.Event()
 
 
 def is_program(*programs: str) -> bool:
@@ -50,6 +51,11 @@ def end_at_once_on_interrupt() -> None:
     """
     if is_program(*PROGRAMS) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
+
+
+def ends_at_once() -> bool:
+    """Whether Ctrl-C would end the program here, so that no KeyboardInterrupt can be its doing."""
+    return signal.getsignal(signal.SIGINT) is _end
 
 
 @contextlib.contextmanager
@@ -78,6 +84,36 @@ def interrupts_raised() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, _end)
         sys.unraisablehook = previous_hook
+
+
+@contextlib.contextmanager
+def interrupt_asks(stop: Callable[[], None]) -> Iterator[None]:
+    """Meanwhile the first Ctrl-C asks the job to stop in good order, and the second ends the program at once.
+
+    Nothing changes outside of :func:`interrupts_raised`.
+
+    Args:
+        stop: asks the job; called as a handler of signals is.
+    """
+    if signal.getsignal(signal.SIGINT) is not _raise:
+        yield
+        return
+
+    def ask(*_: Any) -> None:
+        _asked.set()
+        signal.signal(signal.SIGINT, _end)
+        stop()
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, _raise)
+
+
+def was_asked_to_stop() -> bool:
+    """Whether Ctrl-C has asked a job to stop in good order."""
+    return _asked.is_set()
 
 
 def is_interrupted() -> bool:

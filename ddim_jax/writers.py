@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from ddim_jax.errors import on_one_line
 from ddim_jax.files import whole_file
 from ddim_jax.records import read_lines
 
@@ -256,5 +257,5 @@ def progress(
 
 
 def say(message: str) -> None:
-    """Tells the user one line without tearing a progress bar apart."""
-    tqdm.write(message, file=sys.stderr)
+    """Tells the user one line without tearing a progress bar apart; names in it cannot steer the terminal."""
+    tqdm.write(on_one_line(message), file=sys.stderr)

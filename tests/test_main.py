@@ -130,7 +130,7 @@ START = "from ddim_jax.config import default_config\ndef get_config():\n    conf
         ("def get_config():\n    open('nowhere')\n", "line 2: FileNotFoundError: [Errno 2] No such file"),
         (START + "    config.train.stepz = 3\n", 'line 4: AttributeError: Key "stepz" does not exist'),
         (START + "    config.train.steps = 'abc'\n", "line 4: TypeError: Could not override field 'steps'"),
-        (START + "    config.train.steps = 0\n    return config\n", "train.steps=0: must be at least 1"),
+        (START + "    config.train.steps = 0\n    return config\n", "train.steps=0: must lie in 1 ... 2^31 - 1"),
         (START + "    return 1 / 0\n", "line 4: ZeroDivisionError: division by zero"),
     ],
 )

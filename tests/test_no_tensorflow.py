@@ -91,6 +91,7 @@ def prepare_squares(directory: pathlib.Path) -> None:
     DdimGreySquares(data_dir=str(directory), file_format="array_record").download_and_prepare()
 
 
+@pytest.mark.slow
 def test_everything_works_without_tensorflow_and_pytorch(tmp_path: pathlib.Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SITECUSTOMIZE)

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import socket
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +85,62 @@ def test_an_incomplete_start_of_several_processes(arguments, message):
         parallel.initialize(**arguments)
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["::::", "localhost", "localhost:", ":1", "localhost:0", "localhost:70000", "localhost:-1", "::1:12355", "[::1]",
+     "[::1]:x", "http://localhost:1", "local host:1", "localhost:1 ", "localhost:\u0661", ""],
+)  # fmt: skip
+def test_what_is_no_address_is_refused_before_jax_starts(address):
+    with pytest.raises(UserError, match=r"^--coordinator=.* is no address: give HOST:PORT"):
+        parallel.initialize(address, 2, 0)
+
+
+@pytest.mark.parametrize(("processes", "process"), [(2, 2), (2, -1), (0, 0), (-1, 0)])
+def test_an_index_that_no_process_has(processes, process):
+    with pytest.raises(UserError, match=rf"--process_id={process} with --num_processes={processes}"):
+        parallel.initialize("localhost:1", processes, process)
+
+
+def test_a_host_that_nobody_knows(monkeypatch):
+    monkeypatch.setattr(parallel, "_NAME_SECONDS", 0)
+    with pytest.raises(UserError, match=r"--coordinator=no.such.invalid:123: the host 'no.such.invalid' is not known"):
+        parallel.initialize("no.such.invalid:123", 2, 1)
+
+
+def test_a_port_in_use_is_refused_by_the_process_that_would_listen():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"localhost:{taken.getsockname()[1]}"
+        with pytest.raises(
+            UserError, match=rf"--coordinator={address}: process 0 cannot listen there: .* another port"
+        ):
+            parallel._checked_address(address, listens=True)
+        assert parallel._checked_address(address, listens=False) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "here", "bound"),
+    [
+        ("localhost", ["::1", "127.0.0.1"], "localhost:4000"),
+        ("localhost", ["127.0.0.1"], "127.0.0.1:4000"),
+        ("localhost", ["::1"], "[::1]:4000"),
+        ("127.0.0.1", ["127.0.0.1"], "127.0.0.1:4000"),
+        ("[::1]", ["::1"], "[::1]:4000"),
+        ("node0", ["10.0.0.1"], "node0:4000"),
+        # The machine's own name for loopback, and an address of the gateway before it: others could not come.
+        ("node0", ["127.0.1.1"], None),
+        ("node0", [], None),
+        ("203.0.113.7", [], None),
+    ],
+)
+def test_process_0_listens_where_it_was_told_to(monkeypatch, capsys, host, here, bound):
+    known = {"localhost": ["::1", "127.0.0.1"], "node0": here or ["192.0.2.1"]}.get(host, [host.strip("[]")])
+    monkeypatch.setattr(parallel, "_addresses", lambda *_: [(socket.AF_INET, (address, 4000)) for address in known])
+    monkeypatch.setattr(parallel, "_can_listen", lambda _, address, __: address[0] in here)
+    monkeypatch.delenv("JAX_COORDINATOR_BIND_ADDRESS", raising=False)
+    assert parallel._checked_address(f"{host}:4000", listens=True) == bound
+    assert ("listens on all of its addresses, port 4000" in capsys.readouterr().err) == (bound is None)
+
+
 SLURM = {"SLURM_LOCALID": "0", "SLURM_NODEID": "1", "SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_GPUS_ON_NODE": "8"}
 EIGHT = "0,1,2,3,4,5,6,7"
 
@@ -128,12 +185,12 @@ def test_a_process_uses_its_share_of_the_gpus_of_its_machine(monkeypatch, variab
     monkeypatch.setattr(jax.config, "update", lambda *args: None)
     monkeypatch.setattr(os, "environ", variables)
     if explicit:
-        parallel.initialize("host:1", 4, 1)
+        parallel.initialize("127.0.0.1:1", 4, 1)
     else:
         parallel.initialize(automatic=True)
     (arguments,) = started
     assert arguments["local_device_ids"] == devices
-    assert ("coordinator_address" in arguments) == explicit
+    assert (arguments["coordinator_address"] is not None) == explicit
 
 
 def test_an_empty_list_means_all_gpus_to_jax_and_none_means_one(monkeypatch):

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from runs import Run, arguments
+from runs import checkpoint_steps, completed, losses, reached, started
 
 from ddim_jax import main, process
 
@@ -25,6 +25,7 @@ def program(monkeypatch):
     yield
     signal.signal(signal.SIGINT, previous)
     process._received.clear()
+    process._asked.clear()
 
 
 class InterruptedWhenDeleted:
@@ -114,10 +115,42 @@ def test_before_the_job_the_program_ends_at_once(tmp_path, module):
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "ddim_jax: interrupted\n")
 
 
+def test_the_first_asks_where_a_job_can_be_asked(program):
+    process.end_at_once_on_interrupt()
+    asked = []
+    with process.interrupts_raised():
+        with process.interrupt_asks(lambda: asked.append(signal.getsignal(signal.SIGINT))):
+            signal.raise_signal(signal.SIGINT)
+            # The second ends the program.
+            assert asked == [process._end]
+        assert signal.getsignal(signal.SIGINT) is process._raise
+    assert process.was_asked_to_stop() and not process.is_interrupted()
+
+
+def test_in_other_programs_nothing_asks(program, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "notebook.py"])
+    process.end_at_once_on_interrupt()
+    with process.interrupts_raised(), process.interrupt_asks(lambda: None):
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.slow
-def test_training_ends_without_traceback(tmp_path):
-    run = Run(arguments(tmp_path / "run", "--config.train.steps=100000"), tmp_path / "log", 1)
-    run.wait_for(lambda: "training:" in run.output)
-    run.process.send_signal(signal.SIGINT)
-    assert run.wait() == 130
+def test_training_that_is_interrupted_saves_its_step(tmp_path):
+    with started(tmp_path / "run", "--config.train.steps=100000") as (run,):
+        run.wait_for(lambda: reached(tmp_path / "run", 3))
+        run.process.send_signal(signal.SIGINT)
+        assert run.wait() == 130
+    saved = checkpoint_steps(tmp_path / "run")[-1]
+    assert f"stopped by SIGINT after saving step {saved}; start the same command again" in run.output
+    assert losses(tmp_path / "run")[-1][0] == saved and "Traceback" not in run.output
+
+
+@pytest.mark.slow
+def test_a_job_that_saves_nothing_ends_without_traceback(tmp_path):
+    completed(tmp_path / "run", "--config.train.steps=1")
+    many = ("--mode=sample", "--config.sample.num=100000", "--config.sample.batch_size=4")
+    with started(tmp_path / "run", "--config.train.steps=1", *many) as (run,):
+        run.wait_for(lambda: any((tmp_path / "run").glob("sample/*/*/[0-9]*.png")))
+        run.process.send_signal(signal.SIGINT)
+        assert run.wait() == 130
     assert run.output.endswith("ddim_jax: interrupted\n") and "Traceback" not in run.output

@@ -86,6 +86,15 @@ def test_the_readmes_commands_exist():
     assert "pytest" in shlex.split(commands["test"])
 
 
+def test_the_readme_says_on_which_versions_of_python_it_was_tried():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    versions = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    assert project["requires-python"] == f">={versions[0]}"
+    said = re.search(r"^Python (3\.\d+) or newer .*?\n\n", README.read_text(), re.MULTILINE | re.DOTALL)
+    assert said[1] == versions[0]
+    assert sorted(set(re.findall(r"\b3\.\d+\b", said[0]))) == versions
+
+
 def test_the_table_of_layers_is_the_contract():
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layers = [set(layer.split(" | ")) for layer in next(c for c in contracts if c["type"] == "layers")["layers"]]

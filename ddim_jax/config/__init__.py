@@ -27,7 +27,7 @@ from ddim_jax.config.convert import (
     with_sample,
     with_values,
 )
-from ddim_jax.config.keys import Role, flatten, keys_of, keys_with
+from ddim_jax.config.keys import Role, check_path, flatten, keys_of, keys_with
 from ddim_jax.config.schema import (
     TRAINED_GROUPS,
     Config,
@@ -75,6 +75,7 @@ __all__ = [
     "check",
     "check_key",
     "check_new_network",
+    "check_path",
     "default_config",
     "differences",
     "flatten",

@@ -3,11 +3,19 @@
 What depends on the schedule or the sampler is checked where these are made, in ``configured.py``.
 """
 
+import collections
+import math
 from typing import Any
 
 from ddim_jax.config.keys import LARGEST_INDEX, check_values
-from ddim_jax.config.schema import Config, DataConfig, EvalConfig, ModelConfig
-from ddim_jax.errors import ConfigError
+from ddim_jax.config.schema import Config, DataConfig, DiffusionConfig, EvalConfig, ModelConfig
+from ddim_jax.errors import ConfigError, shown
+
+# Schedules whose betas go from diffusion.beta_start to diffusion.beta_end.
+_FROM_START_TO_END = ("linear", "quad", "sigmoid")
+
+# Rows of a table of eval; each is at least seconds of work.
+_MOST_ROWS = 10_000
 
 
 def check(config: Config) -> None:
@@ -19,6 +27,7 @@ def check(config: Config) -> None:
     check_values(config)
     _check_data(config.data)
     _check_model(config.model, config.data)
+    _check_diffusion(config.diffusion)
     _check_train(config)
     _check_sample(config)
     _check_interpolate(config)
@@ -43,7 +52,7 @@ def check_new_network(config: Config) -> None:
 
 def _require(condition: bool, key: str, value: Any, message: str) -> None:
     if not condition:
-        raise ConfigError(f"{key}={value}: {message}")
+        raise ConfigError(f"{key}={shown(value) if isinstance(value, tuple) else value}: {message}")
 
 
 def _check_data(data: DataConfig) -> None:
@@ -100,6 +109,16 @@ def _check_model(model: ModelConfig, data: DataConfig) -> None:
     )
 
 
+def _check_diffusion(diffusion: DiffusionConfig) -> None:
+    _require(
+        diffusion.schedule not in _FROM_START_TO_END or diffusion.beta_start <= diffusion.beta_end,
+        "diffusion.beta_end",
+        diffusion.beta_end,
+        f"must be at least diffusion.beta_start={diffusion.beta_start}: the noise added by the {diffusion.schedule} "
+        "schedule grows from step to step",
+    )
+
+
 def _check_residual_unet(model: ModelConfig) -> None:
     _require(
         model.channels % 2 == 0 and (model.norm == "batch" or model.channels % model.num_groups == 0),
@@ -130,6 +149,12 @@ def _check_train(config: Config) -> None:
         "train.steps_per_call",
         train.steps_per_call,
         "train.ema_on_host needs the parameters of every step; use 1",
+    )
+    _require(
+        train.sample_every_epochs == 0 or train.sample_every_epochs >= 1e-9,
+        "train.sample_every_epochs",
+        train.sample_every_epochs,
+        "must be 0, or at least 1e-09: there is no picture more often than each step",
     )
     _require(
         train.optimizer == "adamw" or train.weight_decay == 0,
@@ -165,9 +190,9 @@ def _check_train(config: Config) -> None:
 
 def _check_sample(config: Config) -> None:
     sample, num_levels = config.sample, config.diffusion.num_levels
-    _require(
-        sample.start + sample.num <= LARGEST_INDEX + 1, "sample.num", sample.num, "image indices must stay below 2^31"
-    )
+    of_classes = sample.per_class * config.model.num_classes
+    for key, value, num in (("num", sample.num, sample.num), ("per_class", sample.per_class, of_classes)):
+        _require(sample.start + num <= LARGEST_INDEX + 1, f"sample.{key}", value, "image indices must stay below 2^31")
     for key, steps in (
         ("sample.steps", sample.steps),
         *(("train.final_sample_steps", s) for s in config.train.final_sample_steps),
@@ -181,7 +206,7 @@ def _check_sample(config: Config) -> None:
         sample.clip,
         "clips to [-1, 1], but data.mean and data.std are not 0.5; use none",
     )
-    repeated = {i for i in sample.indices if sample.indices.count(i) > 1}
+    repeated = [i for i, count in collections.Counter(sample.indices).items() if count > 1]
     _require(
         not repeated,
         "sample.indices",
@@ -243,3 +268,11 @@ def _check_eval(evaluation: EvalConfig) -> None:
             evaluation.checkpoints,
             "choose from: latest, best, all, or steps",
         )
+    rows = {name: len(getattr(evaluation, name)) for name in ("checkpoints", "samplers", "etas", "steps", "seeds")}
+    rows["spacings"] = max(1, len(evaluation.spacings))
+    _require(
+        math.prod(rows.values()) <= _MOST_ROWS,
+        f"eval.{max(rows, key=lambda name: rows[name])}",
+        f"({max(rows.values()):,} values)",
+        f"the lists of eval make {math.prod(rows.values()):,} rows; {_MOST_ROWS:,} are the most",
+    )

@@ -7,6 +7,7 @@ of a job, what exported weights say of themselves, which settings a compiled pro
 import dataclasses
 import difflib
 import enum
+import os
 import typing
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
@@ -16,6 +17,15 @@ from ddim_jax.names import choices
 
 # The largest seed and image index.
 LARGEST_INDEX = 2**31 - 1
+
+# Values in a list, where the key says nothing else.
+_LONGEST = 1000
+
+# Characters in a text: the longest path that Linux takes.
+_LONGEST_TEXT = 4096
+
+# Bytes in the name of a file or folder, on nearly all file systems.
+_LONGEST_NAME = 255
 
 
 class Role(enum.Enum):
@@ -71,25 +81,37 @@ class Range(NamedTuple):
     def __str__(self) -> str:
         """What the number must be, in words.
 
-        >>> print(Range(at_least=0)), print(Range(at_least=0, below=1)), print(Range(above=0))
+        >>> print(Range(at_least=0)), print(Range(at_least=0, below=1)), print(Range(above=0, at_most=1e6))
         must not be negative
         must lie in [0, 1)
-        must be positive
+        must be positive, and at most 1e+06
         (None, None, None)
         """
         match self:
             case Range(at_least=0, at_most=None, below=None):
                 return "must not be negative"
-            case Range(above=0, below=None):
+            case Range(above=0, at_most=None, below=None):
                 return "must be positive"
+            case Range(above=0, below=None):
+                return f"must be positive, and at most {_number(self.at_most)}"
             case Range(above=None, at_most=None, below=None):
                 return f"must be at least {self.at_least}"
             case Range(above=None, below=None):
-                most = "2^31 - 1" if self.at_most == LARGEST_INDEX else self.at_most
-                return f"must lie in {self.at_least} ... {most}"
+                return f"must lie in {_number(self.at_least)} ... {_number(self.at_most)}"
             case Range(at_least=None):
                 return f"must lie strictly between {self.above} and {self.below}"
         return f"must lie in [{self.at_least}, {self.below})"
+
+
+def _number(value: float | None) -> str:
+    """A bound in words.
+
+    >>> _number(1000), _number(2**31), _number(10**12), _number(1e-6)
+    ('1000', '2^31', '1,000,000,000,000', '1e-06')
+    """
+    if value in (LARGEST_INDEX, LARGEST_INDEX + 1):
+        return "2^31 - 1" if value == LARGEST_INDEX else "2^31"
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if value and value > 9999 else str(value)
 
 
 class Key(NamedTuple):
@@ -101,6 +123,7 @@ class Key(NamedTuple):
         is_path: whether it names a file or folder of this machine.
         is_traced: whether it is data to compiled programs, so that another value compiles nothing.
         is_filled: whether it is a list that must not be empty.
+        longest: of a list, the most values that it may hold.
     """
 
     role: Role
@@ -108,6 +131,7 @@ class Key(NamedTuple):
     is_path: bool = False
     is_traced: bool = False
     is_filled: bool = False
+    longest: int = _LONGEST
 
 
 def key(
@@ -121,10 +145,11 @@ def key(
     is_path: bool = False,
     is_traced: bool = False,
     is_filled: bool = False,
+    longest: int = _LONGEST,
 ) -> Any:
     """A key of the schema: its default, and what :class:`Key` and :class:`Range` know."""
     bounds = Range(at_least, at_most, above, below)
-    known = Key(role, None if bounds == Range() else bounds, is_path, is_traced, is_filled)
+    known = Key(role, None if bounds == Range() else bounds, is_path, is_traced, is_filled, longest)
     return dataclasses.field(default=default, metadata={"key": known})
 
 
@@ -191,17 +216,65 @@ def check_values(config: Any) -> None:
     """Checks each value by itself.
 
     Raises:
-        ConfigError: the first value that is out of its range or no name of its list, or a list that is empty and should
-            not be.
+        ConfigError: the first value that is out of its range or no name of its list, a list that is empty and should
+            not be, or is too long, or a text that cannot be the name of anything.
     """
     flat = flatten(config)
     for name, field in _fields_of(config):
         value, known = flat[name], field.metadata["key"]
         values = value if isinstance(value, tuple) else () if value is None else (value,)
+        if isinstance(value, tuple) and len(value) > known.longest:
+            raise ConfigError(f"{name} holds {len(value):,} values; {known.longest:,} are the most")
         if known.range is not None and not all(map(known.range.holds, values)):
-            raise ConfigError(f"{name}={shown(value) if isinstance(value, tuple) else value}: {known.range}")
+            raise ConfigError(f"{name}={shown(value)}: {known.range}")
         if known.is_filled and not value:
             raise ConfigError(f"{name}={value}: name at least one")
         of_each = typing.get_args(field.type)[0] if typing.get_origin(field.type) is tuple else field.type
         for each in values:
             check_name(of_each, each, name)
+            if isinstance(each, str):
+                (check_path if known.is_path else check_text)(each, name)
+
+
+def check_text(text: str, name: str) -> None:
+    """Checks that a text can be the name of something: no system has names with NUL, or of any length.
+
+    Args:
+        text: the text.
+        name: of the key or flag, for the message.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if "\0" in text:
+        raise ConfigError(f"{name}={shown(text)}: holds a NUL character; leave that out")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{name}={shown(text)}: no file system can write this; {error.reason}") from error
+    if len(text) > _LONGEST_TEXT:
+        raise ConfigError(f"{name}={shown(text)}: {len(text):,} characters; {_LONGEST_TEXT:,} are the most")
+
+
+def check_path(path: str, name: str) -> None:
+    """Checks that a path can be one of a file or folder, whether or not there is one.
+
+    Args:
+        path: an empty one is nobody's concern; with ``~`` already replaced by a home folder.
+        name: of the key or flag, for the message.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    check_text(path, name)
+    first, *others = path.split("/")
+    if first.startswith("~"):
+        user = first.removeprefix("~")
+        raise ConfigError(
+            f"{name}={shown(path)}: there is no user {user!r} with a home folder; a folder of that name is ./{first}"
+        )
+    for part in (first, *others):
+        if len(os.fsencode(part)) > _LONGEST_NAME:
+            raise ConfigError(
+                f"{name}={shown(path)}: a part of it has {len(part):,} characters; {_LONGEST_NAME} are the most"
+            )

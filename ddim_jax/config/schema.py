@@ -43,6 +43,14 @@ from ddim_jax.names import (
     WeightsFormat,
 )
 
+# Bounds that nobody with a purpose meets. They keep slips of the hand, such as 10^9 for 10^3, from taking all memory or
+# all time; whether this machine can hold what is in them, an estimate says before a job begins.
+LARGEST_SIDE = 2**14  # in pixels
+LARGEST_WIDTH = 2**16  # channels of a network; the largest known have some thousands
+LARGEST_LEVEL = 100_000  # published models have up to 4,000 levels; tables of steps are made row by row
+LARGEST_BATCH = 2**20
+NEVER = 10**12  # of intervals: larger than any step
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -85,18 +93,18 @@ class DataConfig:
     validation: str = key("", Role.PROGRESS)
     dir: str = key("", Role.MACHINE, is_path=True)
     path: str = key("", Role.MACHINE, is_path=True)
-    image_size: int = key(32, Role.NETWORK, at_least=1)
-    channels: int = key(3, Role.NETWORK)
+    image_size: int = key(32, Role.NETWORK, at_least=1, at_most=LARGEST_SIDE)
+    channels: int = key(3, Role.NETWORK, at_least=1, at_most=3)
     crop: Crop = key("none", Role.TRAINING)
     resize: ResizeFilter = key("none", Role.TRAINING)
     flip: bool = key(False, Role.TRAINING)
-    mean: tuple[float, ...] = key((0.5,), Role.NETWORK)
-    std: tuple[float, ...] = key((0.5,), Role.NETWORK, above=0)
+    mean: tuple[float, ...] = key((0.5,), Role.NETWORK, at_least=0, at_most=1)
+    std: tuple[float, ...] = key((0.5,), Role.NETWORK, at_least=1e-6, at_most=100)
     cache: ImageCache = key("auto", Role.MACHINE)
-    cache_limit_gib: float = key(2.0, Role.MACHINE, at_least=0)
+    cache_limit_gib: float = key(2.0, Role.MACHINE, at_least=0, at_most=1e9)
     cache_dir: str = key("", Role.MACHINE, is_path=True)
-    threads: int = key(4, Role.MACHINE, at_least=1)
-    prefetch: int = key(4, Role.MACHINE, at_least=1)
+    threads: int = key(4, Role.MACHINE, at_least=1, at_most=1024)
+    prefetch: int = key(4, Role.MACHINE, at_least=1, at_most=10_000)
     on_error: OnError = key("fail", Role.TRAINING)
 
     @property
@@ -139,19 +147,19 @@ class ModelConfig:
     name: NetworkName = key("unet", Role.NETWORK)
     structure: Structure = key("keras", Role.NETWORK)
     norm: Norm = key("batch", Role.NETWORK)
-    channels: int = key(128, Role.NETWORK)
-    multipliers: tuple[int, ...] = key((1, 2, 2, 2), Role.NETWORK, at_least=1, is_filled=True)
-    num_blocks: int = key(2, Role.NETWORK, at_least=1)
-    attention_resolutions: tuple[int, ...] = key((16,), Role.NETWORK)
+    channels: int = key(128, Role.NETWORK, at_least=1, at_most=LARGEST_WIDTH)
+    multipliers: tuple[int, ...] = key((1, 2, 2, 2), Role.NETWORK, at_least=1, at_most=1024, longest=16, is_filled=True)
+    num_blocks: int = key(2, Role.NETWORK, at_least=1, at_most=256)
+    attention_resolutions: tuple[int, ...] = key((16,), Role.NETWORK, at_least=1, at_most=LARGEST_SIDE, longest=16)
     dropout: float = key(0.1, Role.TRAINING, at_least=0, below=1)
-    num_groups: int = key(32, Role.NETWORK, at_least=1)
-    num_classes: int = key(0, Role.NETWORK, at_least=0)
+    num_groups: int = key(32, Role.NETWORK, at_least=1, at_most=LARGEST_WIDTH)
+    num_classes: int = key(0, Role.NETWORK, at_least=0, at_most=10_000_000)
     null_label: bool = key(True, Role.NETWORK)
     time_freq_shift: int = key(1, Role.NETWORK, at_least=0, at_most=1)
     time_cos_first: bool = key(False, Role.NETWORK)
     downsample_padding: int = key(0, Role.NETWORK, at_least=0, at_most=1)
-    norm_eps: float = key(1e-6, Role.NETWORK, above=0)
-    head_channels: int = key(0, Role.NETWORK, at_least=0)
+    norm_eps: float = key(1e-6, Role.NETWORK, above=0, at_most=1)
+    head_channels: int = key(0, Role.NETWORK, at_least=0, at_most=LARGEST_WIDTH)
     init: Initialization = key("ddpm", Role.TRAINING)
     dtype: ActivationDtype = key("float32", Role.TRAINING)
     remat: bool = key(False, Role.TRAINING)
@@ -176,7 +184,7 @@ class DiffusionConfig:
     """
 
     schedule: ScheduleName = key("linear", Role.NETWORK)
-    num_levels: int = key(1000, Role.NETWORK, at_least=1)
+    num_levels: int = key(1000, Role.NETWORK, at_least=1, at_most=LARGEST_LEVEL)
     beta_start: float = key(1e-4, Role.NETWORK, above=0, below=1)
     beta_end: float = key(0.02, Role.NETWORK, above=0, below=1)
     zero_terminal_snr: bool = key(False, Role.NETWORK)
@@ -184,7 +192,7 @@ class DiffusionConfig:
     loss: Loss = key("mse", Role.TRAINING)
     reduction: Reduction = key("mean", Role.TRAINING)
     time_sampling: TimeSampling = key("antithetic", Role.TRAINING)
-    min_snr_gamma: float = key(0.0, Role.TRAINING, at_least=0)
+    min_snr_gamma: float = key(0.0, Role.TRAINING, at_least=0, at_most=1e9)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,40 +249,40 @@ class TrainConfig:
         overwrite: set another run's files in the workdir aside and start anew.
     """
 
-    batch_size: int = key(128, Role.TRAINING, at_least=1)
-    steps: int = key(800_000, Role.PROGRESS, at_least=1)
-    epochs: float = key(0.0, Role.PROGRESS, at_least=0)
-    steps_per_call: int = key(1, Role.TRAINING, at_least=1)
-    accumulate: int = key(1, Role.TRAINING, at_least=1)
+    batch_size: int = key(128, Role.TRAINING, at_least=1, at_most=LARGEST_BATCH)
+    steps: int = key(800_000, Role.PROGRESS, at_least=1, at_most=LARGEST_INDEX)
+    epochs: float = key(0.0, Role.PROGRESS, at_least=0, at_most=1e9)
+    steps_per_call: int = key(1, Role.TRAINING, at_least=1, at_most=100_000)
+    accumulate: int = key(1, Role.TRAINING, at_least=1, at_most=LARGEST_BATCH)
     optimizer: Optimizer = key("adam", Role.TRAINING)
-    learning_rate: float = key(2e-4, Role.TRAINING, above=0)
-    warmup_steps: int = key(0, Role.TRAINING, at_least=0)
+    learning_rate: float = key(2e-4, Role.TRAINING, above=0, at_most=1000)
+    warmup_steps: int = key(0, Role.TRAINING, at_least=0, at_most=LARGEST_INDEX)
     lr_schedule: LearningRateSchedule = key("constant", Role.TRAINING)
     adam_b1: float = key(0.9, Role.TRAINING, at_least=0, below=1)
     adam_b2: float = key(0.999, Role.TRAINING, at_least=0, below=1)
-    adam_eps: float = key(1e-8, Role.TRAINING, above=0)
-    weight_decay: float = key(0.0, Role.TRAINING, at_least=0)
-    grad_clip: float = key(1.0, Role.TRAINING, at_least=0)
+    adam_eps: float = key(1e-8, Role.TRAINING, above=0, at_most=1000)
+    weight_decay: float = key(0.0, Role.TRAINING, at_least=0, at_most=1000)
+    grad_clip: float = key(1.0, Role.TRAINING, at_least=0, at_most=1e30)
     label_dropout: float = key(0.0, Role.TRAINING, at_least=0, below=1)
     ema_decay: float = key(0.9999, Role.TRAINING, at_least=0, below=1)
     ema_warmup: bool = key(False, Role.TRAINING)
     ema_on_host: bool = key(False, Role.MACHINE)
-    checkpoint_every: int = key(5000, Role.PROGRESS, at_least=1)
-    keep_last: int = key(2, Role.PROGRESS, at_least=1)
-    keep_every: int = key(0, Role.PROGRESS, at_least=0)
-    log_every: int = key(100, Role.PROGRESS, at_least=1)
-    sample_every: int = key(5000, Role.PROGRESS, at_least=0)
-    sample_every_epochs: float = key(0.0, Role.PROGRESS, at_least=0)
-    validate_every: int = key(0, Role.PROGRESS, at_least=0)
-    measure_every: int = key(0, Role.PROGRESS, at_least=0)
-    measure_num: int = key(5000, Role.PROGRESS, at_least=2)
+    checkpoint_every: int = key(5000, Role.PROGRESS, at_least=1, at_most=NEVER)
+    keep_last: int = key(2, Role.PROGRESS, at_least=1, at_most=NEVER)
+    keep_every: int = key(0, Role.PROGRESS, at_least=0, at_most=NEVER)
+    log_every: int = key(100, Role.PROGRESS, at_least=1, at_most=NEVER)
+    sample_every: int = key(5000, Role.PROGRESS, at_least=0, at_most=NEVER)
+    sample_every_epochs: float = key(0.0, Role.PROGRESS, at_least=0, at_most=1e9)
+    validate_every: int = key(0, Role.PROGRESS, at_least=0, at_most=NEVER)
+    measure_every: int = key(0, Role.PROGRESS, at_least=0, at_most=NEVER)
+    measure_num: int = key(5000, Role.PROGRESS, at_least=2, at_most=LARGEST_INDEX)
     measure_metric: MetricName = key("fid", Role.PROGRESS)
-    sample_num: int = key(64, Role.PROGRESS, at_least=1)
-    final_sample_steps: tuple[int, ...] = key((10, 20, 50), Role.PROGRESS)
+    sample_num: int = key(64, Role.PROGRESS, at_least=1, at_most=1_000_000)
+    final_sample_steps: tuple[int, ...] = key((10, 20, 50), Role.PROGRESS, at_least=1, at_most=LARGEST_LEVEL)
     tensorboard: bool = key(True, Role.PROGRESS)
     init_from: str = key("", Role.TRAINING, is_path=True)
     deterministic: bool = key(False, Role.TRAINING)
-    cpu_devices: int = key(0, Role.MACHINE, at_least=0)
+    cpu_devices: int = key(0, Role.MACHINE, at_least=0, at_most=256)
     compilation_cache: str = key("auto", Role.MACHINE, is_path=True)
     overwrite: bool = key(False, Role.PROGRESS)
 
@@ -316,27 +324,31 @@ class SampleConfig:
             at ``highest`` images do not depend on the batch size and the number of devices there either.
     """
 
-    num: int = key(64, Role.SELECTION, at_least=1)
+    num: int = key(64, Role.SELECTION, at_least=1, at_most=LARGEST_INDEX + 1)
     start: int = key(0, Role.SELECTION, at_least=0, at_most=LARGEST_INDEX)
-    indices: tuple[int, ...] = key((), Role.SELECTION, at_least=0, at_most=LARGEST_INDEX)
-    per_class: int = key(0, Role.SELECTION, at_least=0)
+    indices: tuple[int, ...] = key((), Role.SELECTION, at_least=0, at_most=LARGEST_INDEX, longest=10_000_000)
+    per_class: int = key(0, Role.SELECTION, at_least=0, at_most=LARGEST_INDEX)
     seed: int = key(0, Role.PIXELS, at_least=0, at_most=LARGEST_INDEX, is_traced=True)
     preset: Literal[""] | PresetName = key("", Role.PIXELS, is_traced=True)
     sampler: SamplerName = key("ddim", Role.PIXELS, is_traced=True)
-    steps: int = key(50, Role.PIXELS, at_least=1, is_traced=True)
-    eta: float = key(0.0, Role.PIXELS, at_least=0, is_traced=True)
-    eta_per_step: tuple[float, ...] = key((), Role.PIXELS, at_least=0, is_traced=True)
+    steps: int = key(50, Role.PIXELS, at_least=1, at_most=LARGEST_LEVEL, is_traced=True)
+    eta: float = key(0.0, Role.PIXELS, at_least=0, at_most=1000, is_traced=True)
+    eta_per_step: tuple[float, ...] = key(
+        (), Role.PIXELS, at_least=0, at_most=1000, longest=LARGEST_LEVEL, is_traced=True
+    )
     spacing: Spacing = key("uniform", Role.PIXELS, is_traced=True)
-    levels: tuple[int, ...] = key((), Role.PIXELS, at_least=0, at_most=LARGEST_INDEX, is_traced=True)
+    levels: tuple[int, ...] = key(
+        (), Role.PIXELS, at_least=0, at_most=LARGEST_INDEX, longest=LARGEST_LEVEL, is_traced=True
+    )
     clip: Clip = key("none", Role.PIXELS)
-    threshold_percentile: float = key(99.5, Role.PIXELS)
-    threshold_limit: float = key(1e6, Role.PIXELS)
-    label: int | None = key(None, Role.PIXELS, at_least=0, is_traced=True)
-    guidance_scale: float = key(1.0, Role.PIXELS)
-    guidance_levels: tuple[int, ...] = key((), Role.PIXELS)
+    threshold_percentile: float = key(99.5, Role.PIXELS, above=0, at_most=100)
+    threshold_limit: float = key(1e6, Role.PIXELS, at_least=1, at_most=1e30)
+    label: int | None = key(None, Role.PIXELS, at_least=0, at_most=LARGEST_INDEX, is_traced=True)
+    guidance_scale: float = key(1.0, Role.PIXELS, at_least=-10_000, at_most=10_000)
+    guidance_levels: tuple[int, ...] = key((), Role.PIXELS, at_least=1, at_most=LARGEST_LEVEL, longest=2)
     ema: bool = key(True, Role.PIXELS)
-    checkpoint: int | None = key(None, Role.WEIGHTS)
-    batch_size: int = key(0, Role.MACHINE, at_least=0)
+    checkpoint: int | None = key(None, Role.WEIGHTS, at_least=0, at_most=LARGEST_INDEX)
+    batch_size: int = key(0, Role.MACHINE, at_least=0, at_most=LARGEST_BATCH)
     format: ImageFormat = key("png", Role.STORAGE)
     precision: Precision = key("default", Role.PIXELS)
 
@@ -351,9 +363,9 @@ class TrajectoryConfig:
         frame_ms: time of a frame of the animation, in milliseconds.
     """
 
-    num: int = key(8, Role.RESULT, at_least=1)
-    moments: int = key(10, Role.RESULT, at_least=1)
-    frame_ms: int = key(200, Role.RESULT, at_least=1)
+    num: int = key(8, Role.RESULT, at_least=1, at_most=100_000)
+    moments: int = key(10, Role.RESULT, at_least=1, at_most=LARGEST_LEVEL)
+    frame_ms: int = key(200, Role.RESULT, at_least=1, at_most=655_350)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,9 +383,9 @@ class InterpolateConfig:
 
     first: tuple[int, ...] = key((0, 2, 4, 6), Role.RESULT, at_least=0, at_most=LARGEST_INDEX, is_filled=True)
     second: tuple[int, ...] = key((1, 3, 5, 7), Role.RESULT, at_least=0, at_most=LARGEST_INDEX)
-    points: int = key(11, Role.RESULT, at_least=2)
-    corners: tuple[int, ...] = key((0, 1, 2, 3), Role.RESULT, at_least=0, at_most=LARGEST_INDEX)
-    side: int = key(8, Role.RESULT, at_least=2)
+    points: int = key(11, Role.RESULT, at_least=2, at_most=100_000)
+    corners: tuple[int, ...] = key((0, 1, 2, 3), Role.RESULT, at_least=0, at_most=LARGEST_INDEX, longest=4)
+    side: int = key(8, Role.RESULT, at_least=2, at_most=1000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -389,12 +401,14 @@ class ReconstructConfig:
         shown: images in the picture.
     """
 
-    num: int = key(64, Role.RESULT, at_least=1)
+    num: int = key(64, Role.RESULT, at_least=1, at_most=LARGEST_INDEX)
     split: str = key("", Role.RESULT)
     path: str = key("", Role.RESULT, is_path=True)
-    steps: tuple[int, ...] = key((10, 20, 50, 100, 200, 500, 1000), Role.RESULT, at_least=1, is_filled=True)
-    iterations: int = key(0, Role.RESULT, at_least=0)
-    shown: int = key(8, Role.RESULT, at_least=1)
+    steps: tuple[int, ...] = key(
+        (10, 20, 50, 100, 200, 500, 1000), Role.RESULT, at_least=1, at_most=LARGEST_LEVEL, is_filled=True
+    )
+    iterations: int = key(0, Role.RESULT, at_least=0, at_most=10_000)
+    shown: int = key(8, Role.RESULT, at_least=1, at_most=1_000_000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -414,13 +428,13 @@ class EditConfig:
     """
 
     task: EditTask = key("recover", Role.RESULT)
-    level: int = key(100, Role.RESULT, at_least=1)
-    num: int = key(8, Role.RESULT, at_least=1)
+    level: int = key(100, Role.RESULT, at_least=1, at_most=LARGEST_LEVEL)
+    num: int = key(8, Role.RESULT, at_least=1, at_most=LARGEST_INDEX)
     split: str = key("", Role.RESULT)
     path: str = key("", Role.RESULT, is_path=True)
     mask: str = key("", Role.RESULT, is_path=True)
-    resamplings: int = key(10, Role.RESULT, at_least=1)
-    jump: int = key(10, Role.RESULT, at_least=1)
+    resamplings: int = key(10, Role.RESULT, at_least=1, at_most=100_000)
+    jump: int = key(10, Role.RESULT, at_least=1, at_most=LARGEST_INDEX)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -434,10 +448,12 @@ class SweepConfig:
         num: images in each cell.
     """
 
-    etas: tuple[float, ...] = key((0.0, 0.2, 0.5, 1.0), Role.RESULT, at_least=0, is_filled=True)
+    etas: tuple[float, ...] = key((0.0, 0.2, 0.5, 1.0), Role.RESULT, at_least=0, at_most=1000, is_filled=True)
     samplers: tuple[SamplerName, ...] = key((), Role.RESULT)
-    steps: tuple[int, ...] = key((10, 20, 50, 100, 1000), Role.RESULT, at_least=1, is_filled=True)
-    num: int = key(4, Role.RESULT, at_least=1)
+    steps: tuple[int, ...] = key(
+        (10, 20, 50, 100, 1000), Role.RESULT, at_least=1, at_most=LARGEST_LEVEL, is_filled=True
+    )
+    num: int = key(4, Role.RESULT, at_least=1, at_most=100_000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -457,14 +473,14 @@ class LikelihoodConfig:
     """
 
     method: LikelihoodMethod = key("bound", Role.RESULT)
-    num: int = key(0, Role.RESULT, at_least=0)
+    num: int = key(0, Role.RESULT, at_least=0, at_most=LARGEST_INDEX)
     split: str = key("", Role.RESULT)
     path: str = key("", Role.RESULT, is_path=True)
-    steps: int = key(100, Role.RESULT, at_least=1)
-    probes: int = key(1, Role.RESULT, at_least=1)
+    steps: int = key(100, Role.RESULT, at_least=1, at_most=LARGEST_LEVEL)
+    probes: int = key(1, Role.RESULT, at_least=1, at_most=10_000)
     divergence: Divergence = key("hutchinson", Role.RESULT)
     variance: Variance = key("small", Role.RESULT)
-    levels_per_image: int = key(0, Role.RESULT, at_least=0)
+    levels_per_image: int = key(0, Role.RESULT, at_least=0, at_most=LARGEST_LEVEL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -510,29 +526,29 @@ class EvalConfig:
     """
 
     preset: Literal[""] | TableName = key("", Role.SELECTION)
-    num: int = key(50_000, Role.RESULT, at_least=2)
+    num: int = key(50_000, Role.RESULT, at_least=2, at_most=LARGEST_INDEX + 1)
     checkpoints: tuple[str, ...] = key(("latest",), Role.SELECTION, is_filled=True)
     samplers: tuple[SamplerName, ...] = key(("ddim",), Role.SELECTION, is_filled=True)
-    etas: tuple[float, ...] = key((0.0,), Role.SELECTION, at_least=0, is_filled=True)
+    etas: tuple[float, ...] = key((0.0,), Role.SELECTION, at_least=0, at_most=1000, is_filled=True)
     spacings: tuple[Spacing, ...] = key((), Role.SELECTION)
-    steps: tuple[int, ...] = key((10, 20, 50, 100), Role.SELECTION, at_least=1, is_filled=True)
+    steps: tuple[int, ...] = key((10, 20, 50, 100), Role.SELECTION, at_least=1, at_most=LARGEST_LEVEL, is_filled=True)
     seeds: tuple[int, ...] = key((0,), Role.SELECTION, at_least=0, at_most=LARGEST_INDEX, is_filled=True)
     images: str = key("", Role.RESULT, is_path=True)
     reference: str = key("", Role.RESULT, is_path=True)
     reference_split: str = key("", Role.RESULT)
-    reference_num: int = key(0, Role.RESULT, at_least=0)
+    reference_num: int = key(0, Role.RESULT, at_least=0, at_most=LARGEST_INDEX)
     extractor: ExtractorName = key("inception", Role.RESULT)
     inception_path: str = key("", Role.RESULT, is_path=True)
     resize: ResizeProtocol = key("tf1", Role.RESULT)
     metrics: tuple[MetricName, ...] = key(("fid", "is", "kid", "precision_recall"), Role.RESULT, is_filled=True)
-    is_splits: int = key(10, Role.RESULT, at_least=1)
-    kid_subsets: int = key(100, Role.RESULT, at_least=1)
-    kid_subset_size: int = key(1000, Role.RESULT, at_least=2)
-    neighbours: int = key(3, Role.RESULT, at_least=1)
-    features_kept: int = key(10_000, Role.RESULT, at_least=2)
-    components: int = key(64, Role.RESULT, at_least=1)
+    is_splits: int = key(10, Role.RESULT, at_least=1, at_most=1_000_000)
+    kid_subsets: int = key(100, Role.RESULT, at_least=1, at_most=100_000)
+    kid_subset_size: int = key(1000, Role.RESULT, at_least=2, at_most=LARGEST_INDEX)
+    neighbours: int = key(3, Role.RESULT, at_least=1, at_most=LARGEST_INDEX)
+    features_kept: int = key(10_000, Role.RESULT, at_least=2, at_most=LARGEST_INDEX)
+    components: int = key(64, Role.RESULT, at_least=1, at_most=1_000_000)
     keep_images: bool = key(False, Role.STORAGE)
-    batch_size: int = key(64, Role.MACHINE, at_least=1)
+    batch_size: int = key(64, Role.MACHINE, at_least=1, at_most=LARGEST_BATCH)
     out: str = key("", Role.STORAGE, is_path=True)
     format: StatisticsFormat = key("ddim_jax", Role.STORAGE)
 

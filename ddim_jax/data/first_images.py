@@ -11,6 +11,7 @@ from ddim_jax.data.reading import Images, load_images
 from ddim_jax.data.sources import FolderSource, Source
 from ddim_jax.data.transforms import ImageError, decode_image, prepare_image
 from ddim_jax.errors import UserError
+from ddim_jax.files import check_kind, read_file
 
 
 def read_first_images(data: DataConfig, split: str, path: str, num: int, key: str) -> Images:
@@ -42,12 +43,16 @@ def read_first_images(data: DataConfig, split: str, path: str, num: int, key: st
 def _read_path(data: DataConfig, path: str, num: int, key: str) -> Images:
     found = epath.Path(path).expanduser()
     data = dataclasses.replace(data, crop="center", resize="lanczos")
+    try:
+        check_kind(found)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
     if found.is_file():
         try:
-            image = prepare_image(decode_image(found.read_bytes()), data)
+            image = prepare_image(decode_image(read_file(found)), data)
         except OSError as error:
             raise UserError(f"{key}={path!r} cannot be opened: {error.strerror or error}") from error
-        except ImageError as error:
+        except UserError as error:
             raise UserError(f"{key}={path!r} cannot be used: {error}") from error
         return Images(image[None], np.zeros(1, np.int32), np.zeros(1, np.int64))
     if not found.is_dir():

@@ -35,7 +35,7 @@ import numpy as np
 import PIL
 
 from ddim_jax import writers
-from ddim_jax.cache import cache_dir
+from ddim_jax.cache import cache_dir, is_trusted
 from ddim_jax.config import DataConfig
 from ddim_jax.data.reading import (
     Chunk,
@@ -69,7 +69,7 @@ def open_images(config: DataConfig, split: str | None = None) -> Source:
         split: instead of ``data.split``.
 
     Returns:
-        The source, or with ``data.cache=disk`` a :class:`PreparedSource`.
+        The source, or with ``data.cache=disk`` a :class:`PreparedSource`, unless others could have written the cache.
 
     Raises:
         UserError: the source or the folder of prepared images cannot be used.
@@ -79,7 +79,9 @@ def open_images(config: DataConfig, split: str | None = None) -> Source:
     if split is not None:
         config = dataclasses.replace(config, split=split)
     source = open_source(config)
-    return prepare_on_disk(source, config) if config.cache == "disk" else source
+    if config.cache != "disk" or not is_trusted(_prepared_dir(source, config, _info(source, config))):
+        return source
+    return prepare_on_disk(source, config)
 
 
 def open_validation(config: DataConfig) -> Source | None:

@@ -22,7 +22,7 @@ from ddim_jax.diffusion.samplers import Sampler
 from ddim_jax.diffusion.table import as_data
 from ddim_jax.memory import ProgramMemory
 from ddim_jax.models import build_model, parameter_count
-from ddim_jax.sampling.image_sampler import batch_size_for, image_indices, image_items
+from ddim_jax.sampling.image_sampler import batch_size_for, image_count, image_items
 from ddim_jax.sampling.programs import Given, Program, image_program
 from ddim_jax.training.fitting import largest_batch
 from ddim_jax.training.program import compile_ahead, make_program
@@ -49,6 +49,8 @@ def describe(config: Config, workdir: epath.PathLike | None = None) -> None:
     if not config.data.mean:
         # Training measures them; any values cost the same.
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, mean=(0.5,), std=(0.5,)))
+    batch = config.train.batch_size
+    memory.check_room(batch * math.prod(config.data.image_shape), "train.batch_size", batch, "the images of a batch")
     model = build_model(config)
     optimizer = make_optimizer(config.train, max(1, config.train.steps))
     state = abstract_state(config, model, optimizer)
@@ -252,7 +254,7 @@ def _training_memory(config: Config, devices: parallel.Devices) -> ProgramMemory
 def _sampling_memory_parts(config: Config, program: Program, given: Given) -> _Memory:
     """What a device needs and has, and how many images fit."""
     free = _free_bytes()
-    batch = batch_size_for(config, -(-len(image_indices(config)) // parallel.process_count()))
+    batch = batch_size_for(config, -(-image_count(config) // parallel.process_count()))
     items = image_items(config, np.arange(batch.size))
     with _compiling("the sampler"):
         needed = memory.program_memory(jax.jit(program).lower(given, items).compile())

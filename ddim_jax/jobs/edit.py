@@ -8,6 +8,7 @@ from ddim_jax.config import Config
 from ddim_jax.data.first_images import read_first_images
 from ddim_jax.data.transforms import decode_image
 from ddim_jax.errors import UserError
+from ddim_jax.files import check_kind, read_file
 from ddim_jax.images import as_rgb, grid, save_png, table
 from ddim_jax.model_job import ModelJob, sampler_name
 from ddim_jax.writers import say
@@ -60,10 +61,13 @@ def read_mask(path: str, image_size: int) -> np.ndarray:
     """
     if not path:
         raise UserError("edit.mask: name the image file of the mask; white is kept, black is drawn anew")
-    if not epath.Path(path).is_file():
-        raise UserError(f"edit.mask: there is no file {path}")
     try:
-        pixels = decode_image(epath.Path(path).read_bytes())
+        check_kind(path)
+        if not epath.Path(path).is_file():
+            raise UserError("there is no such file")
+        pixels = decode_image(read_file(path))
+    except OSError as error:
+        raise UserError(f"edit.mask: {path} cannot be opened: {error.strerror or error}") from error
     except UserError as error:
         raise UserError(f"edit.mask: {path} cannot be used: {error}") from error
     if pixels.shape[:2] != (image_size, image_size):

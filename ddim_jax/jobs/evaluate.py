@@ -27,6 +27,7 @@ from ddim_jax.measuring.figures import Counts, chosen_metrics, computed_by, head
 from ddim_jax.measuring.measurement import Measurement
 from ddim_jax.measuring.reference import reference_for
 from ddim_jax.measuring.reference_file import Reference
+from ddim_jax.memory import check_room
 from ddim_jax.tables.folder import TableFolder
 from ddim_jax.tables.lines import Comparison, comparison, format_figure
 from ddim_jax.tables.published_figures import PUBLISHED
@@ -66,6 +67,7 @@ def evaluate(config: Config, workdir: epath.PathLike) -> epath.Path:
     config, source = row_images(config, workdir)
     settings = config.eval
     extractor = make_extractor(config)
+    _check_memory(settings, source.num, extractor.dimension)
     # Asks for as many splits as it can have, before anything takes long.
     Measurement(extractor, settings, source.num)
     reference = reference_for(config, extractor)
@@ -268,6 +270,17 @@ def _check_counts(settings: EvalConfig, counts: Counts) -> None:
         refusal = metric.too_few(counts, settings)
         if refusal:
             raise UserError(refusal)
+
+
+def _check_memory(settings: EvalConfig, num: int, dimension: int) -> None:
+    """Refuses what memory cannot hold, before anything is measured."""
+    check_room(num * 64, "eval.num", settings.num, "lists of so many images")
+    kept = min(num, settings.features_kept)
+    check_room(4 * kept * dimension, "eval.features_kept", settings.features_kept, "the features kept")
+    if "kid" in settings.metrics:
+        size = min(settings.kid_subset_size, kept)
+        # Inner products of all with all, thrice, as float64.
+        check_room(3 * 8 * size**2, "eval.kid_subset_size", settings.kid_subset_size, "products of a subset")
 
 
 def _notes(

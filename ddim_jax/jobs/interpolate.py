@@ -1,11 +1,14 @@
 """``--mode=interpolate``: images between images, along arcs between their noises."""
 
+import math
+
 from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.configured import build_sampler
-from ddim_jax.images import grid, save_png
+from ddim_jax.images import grid, grid_bytes, save_png
+from ddim_jax.memory import check_room
 from ddim_jax.model_job import ModelJob, sampler_name
 from ddim_jax.writers import say
 
@@ -23,6 +26,12 @@ def interpolate(config: Config, workdir: epath.PathLike) -> None:
     job = ModelJob.load(config, workdir)
     settings = job.config.interpolate
     sampler = build_sampler(job.config)
+    shape = job.config.data.image_shape
+    counts = {"points": len(settings.first) * settings.points, "side": settings.side**2 if settings.corners else 0}
+    for key, count in counts.items():
+        # The noises too, as floats, and copies of them.
+        needed = 12 * count * math.prod(shape) + grid_bytes(count, shape)
+        check_room(needed, f"interpolate.{key}", getattr(settings, key), f"{count:,} images")
     pairs = job.pipe.interpolate(settings.first, settings.second, settings.points, progress=True)
     folder = job.folder("interpolate", sampler_name(job.config.sample), settings)
     save_png(folder / "pairs.png", grid(pairs.reshape(-1, *pairs.shape[2:]), columns=settings.points))

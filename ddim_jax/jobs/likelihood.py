@@ -15,6 +15,7 @@ from ddim_jax.data.first_images import read_first_images
 from ddim_jax.data.reading import Images
 from ddim_jax.errors import UserError
 from ddim_jax.files import write_whole
+from ddim_jax.memory import check_room
 from ddim_jax.model_job import ModelJob
 from ddim_jax.npz import NpzInParts
 from ddim_jax.sampling.image_sampler import batch_size_for
@@ -45,6 +46,11 @@ def likelihood(config: Config, workdir: epath.PathLike) -> epath.Path:
     """
     job = ModelJob.load(config, workdir)
     config, pipe, settings = job.config, job.pipe, job.config.likelihood
+    if settings.method == "ode" and settings.divergence == "hutchinson":
+        # What the network's first convolution makes of an image, once for each probe.
+        height, width, _ = config.data.image_shape
+        needed = 4 * settings.probes * height * width * config.model.channels
+        check_room(needed, "likelihood.probes", settings.probes, "so many probes of one image")
     program = likelihood_program(config, pipe.model)
     real = read_first_images(config.data, settings.split, settings.path, settings.num or sys.maxsize, "likelihood.path")
     _check_classes(real, config.model.num_classes)

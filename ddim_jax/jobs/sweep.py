@@ -5,7 +5,8 @@ from etils import epath
 from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
-from ddim_jax.images import save_png, table
+from ddim_jax.images import grid_bytes, save_png, table
+from ddim_jax.memory import check_room
 from ddim_jax.model_job import ModelJob, work_bar
 from ddim_jax.sampling.image_sampler import image_indices
 from ddim_jax.writers import say
@@ -26,9 +27,11 @@ def sweep(config: Config, workdir: epath.PathLike) -> None:
     columns = [steps for steps in settings.steps if steps <= num_levels]
     if not columns:
         raise UserError(f"sweep.steps={settings.steps}: the model has {num_levels} levels; use fewer steps")
-    indices = tuple(int(i) for i in image_indices(job.config)[: settings.num])
+    indices = tuple(int(i) for i in image_indices(job.config, settings.num))
     rows = {f"eta {eta:g}": {"sampler": "ddim", "eta": eta} for eta in settings.etas}
     rows |= {sampler: {"sampler": sampler, "eta": 0.0} for sampler in settings.samplers}
+    pictures = 2 * grid_bytes(len(rows) * len(columns) * len(indices), job.config.data.image_shape)
+    check_room(pictures, "sweep.num", settings.num, f"{len(rows)} x {len(columns)} cells of {len(indices)} images")
     cells = []
     with work_bar(len(rows) * sum(columns), "sweeping", "step") as bar:
         for row in rows.values():

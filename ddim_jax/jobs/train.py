@@ -14,15 +14,15 @@ from ddim_jax.models import build_model, parameter_count
 from ddim_jax.training.best import BestCheckpoint, check_metric
 from ddim_jax.training.checkpoint import Checkpoints, newest_step
 from ddim_jax.training.data import batches_for, count_steps, live_on_devices, open_sources, with_statistics
-from ddim_jax.training.fitting import explaining_out_of_memory
+from ddim_jax.training.fitting import check_could_fit, explaining_out_of_memory
 from ddim_jax.training.host_average import HostAverage
 from ddim_jax.training.initial_weights import read_initial_weights
 from ddim_jax.training.log import announce
 from ddim_jax.training.loop import TrainingLoop
 from ddim_jax.training.pictures import TrainingPictures
 from ddim_jax.training.program import compile_ahead, make_program
-from ddim_jax.training.sigterm import catch_sigterm
-from ddim_jax.training.state import init_state, make_optimizer
+from ddim_jax.training.state import abstract_state, init_state, make_optimizer
+from ddim_jax.training.stop_signals import catch_stop_signals
 from ddim_jax.training.validation import Validation
 from ddim_jax.workdir import checkpoint_dir, config_path, is_resumed, prepare_for_training
 from ddim_jax.writers import MetricWriter, SilentWriter, say
@@ -39,7 +39,7 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
         workdir: where it is written.
 
     Returns:
-        The step at which SIGTERM stopped the run before its end, saved; None when the run is complete.
+        The step at which a signal stopped the run before its end, saved; None when the run is complete.
 
     Raises:
         UserError: the workdir, data or config cannot be used, the run is past its last step already, a batch does not
@@ -54,6 +54,7 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
     config, initial = read_initial_weights(config, workdir)
     devices = parallel.training_devices(config.train.batch_size, config.train.accumulate)
     free = memory.free_bytes([device for device in devices if device in parallel.local_devices()])
+    check_could_fit(config, len(devices), free)
     source, validation_source = open_sources(config.data)
     check_labels(source, config.model.num_classes)
     config = with_statistics(config, workdir, source)
@@ -63,35 +64,48 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
     validation = best = None
     if main_process and config.train.validate_every and validation_source is not None:
         validation = Validation(config, model, validation_source)
-    if is_resumed(workdir, config):
+    resumed = is_resumed(workdir, config)
+    if resumed:
         _check_not_past(config, workdir, total_steps)
-    # All that a config can get wrong has been tried: only now is anything written.
-    prepare_for_training(workdir, config, write=main_process)
-    parallel.barrier("workdir")
-
     optimizer = make_optimizer(config.train, total_steps)
     on_device = live_on_devices(len(source), config.data, devices, free)
     program = make_program(config, model, optimizer, total_steps, devices, images_on_device=on_device)
 
     with contextlib.ExitStack() as stack:
+        # Beside the reading of images and checkpoints.
+        compiler = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+
+        def compile_beside() -> concurrent.futures.Future[memory.ProgramMemory | None]:
+            return compiler.submit(compile_ahead, program, config, model, optimizer, total_steps, len(source))
+
+        ahead = parallel.process_count() == 1
+        compiling = compile_beside() if ahead and not resumed else None
+        state = init_state(config, model, optimizer)
+        num_params = parameter_count(state.params)
+        batches = None
+        if not resumed:
+            batches = stack.enter_context(contextlib.closing(batches_for(program, config, source, 0)))
+        needed = _memory_of(compiling, config, num_params, len(devices), free)
+        # All that a config can get wrong has been tried: only now is anything written.
+        prepare_for_training(workdir, config, write=main_process)
+        parallel.barrier("workdir")
         checkpoints = stack.enter_context(
             Checkpoints(checkpoint_dir(workdir), config.train.keep_last, config.train.keep_every or None)
         )
         saved = checkpoints.latest_step()
         start = saved or 0  # 0 also where imported weights do not say how long they were trained
-        compiling = None
-        if start < total_steps and parallel.process_count() == 1:
-            # Beside the reading of images and checkpoints.
-            compiler = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
-            compiling = compiler.submit(compile_ahead, program, config, model, optimizer, total_steps, len(source))
+        if compiling is None and ahead and start < total_steps:
+            compiling = compile_beside()
         if main_process and config.train.measure_every:
             best = stack.enter_context(contextlib.closing(BestCheckpoint(config, model, workdir)))
-        state = init_state(config, model, optimizer)
         if saved is not None:
-            state = checkpoints.restore(saved, state)
-        elif initial is not None:
-            state = initial.begin(state, optimizer)
-            checkpoints.save(0, state)  # from here on nobody needs the source any more
+            # An earlier step where the newest is damaged.
+            start, state = checkpoints.restore_newest(abstract_state(config, model, optimizer), together=True)
+        else:
+            state = init_state(config, model, optimizer)
+            if initial is not None:
+                state = initial.begin(state, optimizer)
+                checkpoints.save(0, state)  # from here on nobody needs the source any more
         announce(config, state, len(source), start, total_steps, devices)
         writer: MetricWriter = SilentWriter()
         if main_process:
@@ -101,11 +115,10 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
             # The run may have been killed while this was being measured.
             best.measure_if_missing(start, state, writer)
         if start < total_steps:
-            batches = stack.enter_context(contextlib.closing(batches_for(program, config, source, start)))
+            if batches is None or start:
+                batches = stack.enter_context(contextlib.closing(batches_for(program, config, source, start)))
             average = HostAverage(config.train, state) if config.train.ema_on_host else None
-            num_params = parameter_count(state.params)
-            with explaining_out_of_memory(config, num_params, len(devices), None, free):
-                needed = None if compiling is None else compiling.result()
+            needed = _memory_of(compiling, config, num_params, len(devices), free)
             memory.return_unused_memory()  # of the compiler
             if needed is not None and main_process:
                 of_free = "" if free is None else f" of the {memory.in_words(free)} that are free"
@@ -121,15 +134,35 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
                 best=best,
                 average=average,
             )
-            with catch_sigterm() as stop, explaining_out_of_memory(config, num_params, len(devices), needed, free):
+            with catch_stop_signals() as stop, explaining_out_of_memory(config, num_params, len(devices), needed, free):
                 state, stopped_at = loop.run(program, state, batches, start, stop)
             if stopped_at is not None:
-                say(f"stopped by SIGTERM after saving step {stopped_at}; start the same command again to go on")
+                say(f"stopped by {stop.by} after saving step {stopped_at}; start the same command again to go on")
                 return stopped_at
         if main_process:
             pictures.draw_final(state, writer)
         parallel.barrier("final pictures")
     return None
+
+
+def _memory_of(
+    compiling: concurrent.futures.Future[memory.ProgramMemory | None] | None,
+    config: Config,
+    num_params: int,
+    num_devices: int,
+    free: int | None,
+) -> memory.ProgramMemory | None:
+    """What the step needs, once it is compiled; None where that is not known.
+
+    Raises:
+        UserError: more than there is.
+    """
+    if compiling is None:
+        return None
+    with explaining_out_of_memory(config, num_params, num_devices, None, free):
+        needed = compiling.result()
+    with explaining_out_of_memory(config, num_params, num_devices, needed, free):
+        return needed
 
 
 def _check_not_past(config: Config, workdir: epath.PathLike, total_steps: int) -> None:

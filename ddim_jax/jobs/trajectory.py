@@ -6,7 +6,8 @@ from etils import epath
 from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.configured import build_sampler
-from ddim_jax.images import grid, save_gif, save_png, table
+from ddim_jax.images import grid, grid_bytes, save_gif, save_png, table
+from ddim_jax.memory import check_room
 from ddim_jax.model_job import ModelJob, sampler_name
 from ddim_jax.sampling.image_sampler import image_indices
 from ddim_jax.writers import say
@@ -25,8 +26,12 @@ def trajectory(config: Config, workdir: epath.PathLike) -> None:
         return
     job = ModelJob.load(config, workdir)
     settings = job.config.trajectory
-    indices = image_indices(job.config)[: settings.num]
+    indices = image_indices(job.config, settings.num)
     sampler = build_sampler(job.config)
+    moments = min(settings.moments, sampler.steps) + 1
+    # Both kinds of pictures, in strips, by moment and in the animation.
+    pictures = 3 * 2 * grid_bytes(len(indices) * moments, job.config.data.image_shape)
+    check_room(pictures, "trajectory.moments", settings.moments, f"{len(indices)} x {moments} pictures of each kind")
     shown = job.pipe.trajectory(indices, settings.moments, progress=True)
     folder = job.folder("trajectory", sampler_name(job.config.sample), settings)
 

@@ -17,7 +17,7 @@ from etils import epath
 from flax import traverse_util
 
 from ddim_jax import parallel
-from ddim_jax.cache import cache_dir
+from ddim_jax.cache import cache_dir, is_trusted
 from ddim_jax.config import DataConfig
 from ddim_jax.data.prepared import open_images
 from ddim_jax.data.reading import Images, load_images
@@ -106,7 +106,7 @@ def classifier_for(data: DataConfig, batch_size: int = 64) -> ClassifierExtracto
         **{key: getattr(data, key) for key in ("split", "crop", "resize", "image_size", "channels")},
     }
     kept = epath.Path(cache_dir("classifiers")) / f"{source.name}-{digest_of_facts(about)[:12]}.npz"
-    arrays = load_if_whole(kept)
+    arrays = load_if_whole(kept) if is_trusted(kept.parent) else None
     provenance = None if arrays is None else _provenance(arrays)
     if arrays is None or provenance is None:
         params, accuracy = _train(source, data)

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from ddim_jax import parallel
-from ddim_jax.cache import cache_dir
+from ddim_jax.cache import cache_dir, is_trusted
 from ddim_jax.config import Config, EvalConfig
 from ddim_jax.digests import digest_of_facts
 from ddim_jax.errors import UserError
@@ -87,7 +87,7 @@ def has_statistics(settings: EvalConfig) -> bool:
 
 def _kept_reference(path: epath.Path) -> Reference | None:
     """Reads statistics from the cache; None if there are none, or a file that a full or failing disk has spoilt."""
-    if not path.exists():
+    if not path.exists() or not is_trusted(path.parent):
         return None
     try:
         return read_reference(path)

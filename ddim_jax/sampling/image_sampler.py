@@ -12,7 +12,7 @@ from ddim_jax import parallel
 from ddim_jax.config import Config, Role, SampleConfig, keys_of
 from ddim_jax.configured import build_sampler
 from ddim_jax.diffusion.table import as_data
-from ddim_jax.memory import power_of_two_below
+from ddim_jax.memory import check_room, power_of_two_below
 from ddim_jax.models import Model
 from ddim_jax.sampling.programs import Given, Items, image_program, numbers_only
 from ddim_jax.sharded_map import BatchSize, ShardedMap
@@ -24,15 +24,34 @@ _BUSY_PIXELS_OF_CPU = 2**15
 _MOST_IMAGES = 1024
 
 
-def image_indices(config: Config) -> np.ndarray:
+# Of lists of images that are drawn, that are there, that are missing, with seeds and classes: bytes for each image.
+_BYTES_PER_INDEX = 64
+
+
+def image_count(config: Config) -> int:
+    """How many images ``config.sample`` asks for."""
+    sample = config.sample
+    return len(sample.indices) or sample.per_class * config.model.num_classes or sample.num
+
+
+def image_indices(config: Config, most: int | None = None) -> np.ndarray:
     """The images that ``config.sample`` asks for: ``indices``, or ``num`` (or ``per_class``) of them from ``start`` on.
 
     Classes take turns by index, so that ``per_class`` times the number of classes in a row are as many of each.
+
+    Args:
+        config: the run.
+        most: the first of them alone, so many; all when None.
+
+    Raises:
+        UserError: memory does not hold so many.
     """
-    sample = config.sample
+    sample, num = config.sample, image_count(config)
+    num = num if most is None else min(num, most)
     if sample.indices:
-        return np.asarray(sample.indices, np.int64)
-    num = sample.per_class * config.model.num_classes if sample.per_class else sample.num
+        return np.asarray(sample.indices[:num], np.int64)
+    key = "per_class" if sample.per_class else "num"
+    check_room(num * _BYTES_PER_INDEX, f"sample.{key}", getattr(sample, key), "so many images")
     return np.arange(sample.start, sample.start + num)
 
 

@@ -2,14 +2,17 @@
 
 import csv
 import dataclasses
+import html
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddim_jax.errors import on_one_line
 from ddim_jax.measuring import figures
 from ddim_jax.tables.published_figures import NUM_IMAGES, PublishedRow, published_row
 from ddim_jax.tables.rows import Result, in_table_order
@@ -287,22 +290,36 @@ def tables_by_steps(table: Sequence[Line]) -> list[TableBySteps]:
 
 def to_markdown(title: str, table: Sequence[Line], notes: Sequence[str]) -> str:
     """Writes the table as Markdown, with the notes under it."""
-    parts = [f"# {title}", "", *_markdown_table(columns(table))]
+    parts = [f"# {_as_markdown(title)}", "", *_markdown_table(columns(table))]
     brackets = " (published in brackets)" if any(line.published for line in table) else ""
     for by_steps in tables_by_steps(table):
         parts += ["", f"{heading(by_steps.figure)} by S, checkpoint {by_steps.checkpoint:,}{brackets}:", ""]
         parts += _markdown_table(by_steps.columns())
-    parts += ["", *(f"- {note}" for note in notes)]
+    parts += ["", *(f"- {_as_markdown(note)}" for note in notes)]
     return "\n".join(parts) + "\n"
 
 
 def _markdown_table(table: Sequence[Column]) -> list[str]:
     def row(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(map(_as_markdown, cells)) + " |"
 
     rules = ["---:" if column.is_number else "---" for column in table]
     rows = zip(*(column.cells for column in table), strict=True)
     return [row(column.heading for column in table), row(rules), *map(row, rows)]
+
+
+def _as_markdown(text: str) -> str:
+    """Text that Markdown shows as it is, on one line: names of folders can hold anything, HTML and links among it."""
+    text = html.escape(on_one_line(text), quote=False)
+    return re.sub(r"([\\`|\[\]])", r"\\\1", text)
+
+
+def _as_csv(value: Any) -> Any:
+    """A value that no spreadsheet takes for a formula; names get an apostrophe before what would begin one."""
+    if not isinstance(value, str):
+        return value
+    text = on_one_line(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def to_csv(table: Sequence[Line]) -> str:
@@ -320,7 +337,7 @@ def to_csv(table: Sequence[Line]) -> str:
             "sampling_seconds": line.sampling_seconds,
             "seconds": line.seconds,
         }
-        records.append(record)
+        records.append({name: _as_csv(value) for name, value in record.items()})
     text = io.StringIO()
     names = list(dict.fromkeys(name for record in records for name in record))
     writer = csv.DictWriter(text, names, lineterminator="\n")

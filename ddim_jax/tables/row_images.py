@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from ddim_jax.models import build_model
 from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for
 from ddim_jax.tables.rows import Row, images_row, model_rows
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
-from ddim_jax.training.state import abstract_state, make_optimizer
+from ddim_jax.training.state import TrainState, abstract_state, make_optimizer
 from ddim_jax.workdir import best_dir, checkpoint_dir, config_for_job
 
 # Read at a time, of a set made elsewhere.
@@ -67,27 +67,40 @@ def row_images(config: Config, workdir: epath.PathLike) -> tuple[Config, RowImag
     if config.eval.images:
         return config, _FoundImages(open_image_set(config.eval.images, config.data), config.eval.num)
     config = config_for_job(workdir, config)
-    return config, _ModelImages(config, workdir, checkpoint_steps(workdir, config.eval.checkpoints))
+    return config, _ModelImages(config, workdir)
 
 
 class _ModelImages:
     """Images of a model's checkpoints, drawn."""
 
-    def __init__(self, config: Config, workdir: epath.PathLike, checkpoints: Mapping[int, epath.Path]) -> None:
+    def __init__(self, config: Config, workdir: epath.PathLike) -> None:
         self.name = epath.Path(workdir).absolute().name
         self.num = config.eval.num
         self.shape = config.data.image_shape
-        self.rows = model_rows(config, checkpoints)
         self._config = config
-        self._checkpoints = checkpoints
         self._model = build_model(config)
         self._like = abstract_state(config, self._model, make_optimizer(config.train, 1))
+        self._loaded: tuple[int, Any] | None = None
+        self._checkpoints = self._found(workdir)
+        self.rows = model_rows(config, self._checkpoints)
         self._batch_size = batch_size_for(config, -(-self.num // parallel.process_count()))
         self._samplers: list[ImageSampler] = []
-        self._loaded: tuple[int, Any] | None = None
         for row in self.rows:
             # Settings that cannot be used are refused before the first row is drawn.
             build_sampler(self._drawing(row))
+
+    def _found(self, workdir: epath.PathLike) -> dict[int, epath.Path]:
+        """Finds the checkpoints asked for; the latest is the newest that is whole, known once it has been read."""
+        names = self._config.eval.checkpoints
+        found = checkpoint_steps(workdir, names)
+        if "latest" not in names:
+            return found
+        with Checkpoints(checkpoint_dir(workdir), read_only=True) as checkpoints:
+            if not checkpoints.steps():
+                return found
+            latest, state = checkpoints.restore_newest(self._like, together=True)
+        self._keep(latest, state)
+        return checkpoint_steps(workdir, [str(latest) if name == "latest" else name for name in names])
 
     def batches(self, row: Row, indices: np.ndarray) -> Iterator[RowBatch]:
         """Draws a batch at a time: not ahead, so that its time is that of drawing alone."""
@@ -124,9 +137,13 @@ class _ModelImages:
             self._loaded = None
             with Checkpoints(self._checkpoints[checkpoint], read_only=True) as checkpoints:
                 state = checkpoints.restore(checkpoint, self._like)
-            variables = select_weights(state, self._config.sample.ema)
-            self._loaded = (checkpoint, parallel.replicate(variables, parallel.local_devices()))
+            self._keep(checkpoint, state)
+        assert self._loaded is not None, "just loaded"
         return self._loaded[1]
+
+    def _keep(self, checkpoint: int, state: TrainState) -> None:
+        variables = select_weights(state, self._config.sample.ema)
+        self._loaded = (checkpoint, parallel.replicate(variables, parallel.local_devices()))
 
 
 def checkpoint_steps(workdir: epath.PathLike, names: Sequence[str]) -> dict[int, epath.Path]:

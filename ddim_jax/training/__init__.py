@@ -22,7 +22,7 @@ The run:
 - ``pictures.py``: samples drawn on the way and at the end
 - ``best.py``: samples measured, and the best state kept
 - ``log.py``: what a run says of itself
-- ``sigterm.py``: the signal to save and stop
+- ``stop_signals.py``: the signals to save and stop
 
 The job ``jobs/train.py`` puts them together.
 """

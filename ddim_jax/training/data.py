@@ -6,7 +6,8 @@ from typing import Any
 from etils import epath
 
 from ddim_jax import parallel
-from ddim_jax.config import Config, DataConfig
+from ddim_jax.config import Config, ConfigError, DataConfig
+from ddim_jax.config.keys import LARGEST_INDEX
 from ddim_jax.data.batch_order import BatchOrder, steps_for_epochs
 from ddim_jax.data.batches import train_batches
 from ddim_jax.data.on_device import lives_on_device, read_device_images, train_selections
@@ -45,9 +46,16 @@ def with_statistics(config: Config, workdir: epath.PathLike, source: Source) -> 
 
 
 def count_steps(config: Config, num_examples: int) -> int:
-    """The steps of the whole run, given as ``train.steps`` or ``train.epochs``."""
+    """The steps of the whole run, given as ``train.steps`` or ``train.epochs``.
+
+    Raises:
+        ConfigError: more than can be counted.
+    """
     if config.train.epochs:
-        return steps_for_epochs(num_examples, config.train.batch_size, config.train.epochs)
+        steps = steps_for_epochs(num_examples, config.train.batch_size, config.train.epochs)
+        if steps > LARGEST_INDEX:
+            raise ConfigError(f"train.epochs={config.train.epochs:g}: {steps:,} steps; 2^31 - 1 are the most")
+        return steps
     return config.train.steps
 
 

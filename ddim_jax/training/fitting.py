@@ -1,11 +1,53 @@
 """Whether a training batch fits into the devices' memory, and which one would."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 from ddim_jax.config import Config
-from ddim_jax.errors import UserError
-from ddim_jax.memory import ProgramMemory, in_words, is_out_of_memory, largest_fitting_batch
+from ddim_jax.errors import UserError, shown
+from ddim_jax.images import grid_bytes
+from ddim_jax.memory import ProgramMemory, check_room, in_words, is_out_of_memory, largest_fitting_batch
+
+
+def check_could_fit(config: Config, num_devices: int, free: int | None) -> None:
+    """Refuses what cannot fit by far, before data are opened and programs compiled, which may take all memory and time.
+
+    These are bounds from below, of a few of the arrays that there are. XLA's plan of the compiled step tells the rest,
+    see :func:`explaining_out_of_memory`.
+
+    Args:
+        config: the run.
+        num_devices: number of devices that share the batch.
+        free: bytes free on each; None where not known.
+
+    Raises:
+        UserError: it cannot.
+    """
+    model, train, shape = config.model, config.train, config.data.image_shape
+    widths = [model.channels * multiplier for multiplier in model.multipliers]
+    # A 3x3 convolution of each block at least, and an embedding of the classes.
+    num_params = sum(9 * model.num_blocks * width**2 for width in widths) + model.num_classes * model.channels
+    # The parameters and Adam's two moments.
+    state = 3 * 4 * num_params
+    if free is not None and state > free:
+        raise UserError(
+            f"model.channels={model.channels}, model.multipliers={shown(model.multipliers)}, "
+            f"model.num_blocks={model.num_blocks}, model.num_classes={model.num_classes}: the parameters and their "
+            f"optimiser need {in_words(state)} per device or more, {in_words(free)} are free; choose a smaller model"
+        )
+    share = train.batch_size // (num_devices * train.accumulate)
+    # What the first convolution makes of the images.
+    activations = share * math.prod(shape[:2]) * model.channels * (4 if model.dtype == "float32" else 2)
+    if free is not None and activations > free:
+        fitting = (free // (activations // share)) * num_devices * train.accumulate
+        raise UserError(refusal_line(train.batch_size, share, activations, free, fitting).replace(" fits", " may fit"))
+    images = train.batch_size * math.prod(shape)
+    group = train.steps_per_call if train.epochs else min(train.steps_per_call, train.steps)
+    check_room(images * group, "train.steps_per_call", train.steps_per_call, "the images of so many steps")
+    check_room(images * config.data.prefetch, "data.prefetch", config.data.prefetch, "so many batches")
+    pictures = grid_bytes(train.sample_num, shape)
+    check_room(pictures, "train.sample_num", train.sample_num, "so many images of a sample grid")
 
 
 @contextlib.contextmanager

@@ -118,7 +118,7 @@ def _read(source: str, network: Config) -> InitialWeights:
     shipped = shipped_file(source)
     of_workdir = None if shipped else _checkpoint_named(epath.Path(source).expanduser())
     if of_workdir is not None:
-        trained = restore_trained(*of_workdir)
+        trained = restore_trained(*of_workdir, together=True)
         agreed = agreed_config(network, deciding_values(trained.config), str(of_workdir[0]), any_classes=True)
         raw, averages = (select_weights(trained.state, ema) for ema in (False, True))
         return InitialWeights(source, agreed, raw, averages, trained.step)

@@ -28,7 +28,7 @@ class LoopEnd(NamedTuple):
 
     Attributes:
         state: whole, its average included.
-        stopped_at: the step after which SIGTERM ended the loop; None if it ran to the last one.
+        stopped_at: the step after which a signal ended the loop; None if it ran to the last one.
     """
 
     state: TrainState

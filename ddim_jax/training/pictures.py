@@ -1,7 +1,7 @@
 """The pictures that a training run draws on the way and at its end."""
 
 import dataclasses
-import itertools
+import math
 from typing import Any
 
 from etils import epath
@@ -38,7 +38,7 @@ class TrainingPictures:
         self._config = config
         self._workdir = workdir
         self._total_steps = total_steps
-        self._epoch_ends = _epoch_ends(config, num_examples, total_steps)
+        self._num_examples = num_examples
         # Made now, though compiled when first used: a mistake in config.sample must not wait for the first picture.
         num = config.train.sample_num
         self._sampler = sampler_for(config, model, num)
@@ -54,8 +54,9 @@ class TrainingPictures:
         """What the name of the picture due after a group of steps ends with; None where none is."""
         train = self._config.train
         if train.sample_every_epochs:
-            epochs = [self._epoch_ends[step] for step in steps if step in self._epoch_ends]
-            return f"_epoch_{epochs[-1]:04g}" if epochs else None
+            ends = (_epochs_at(self._config, self._num_examples, step) for step in reversed(steps))
+            epochs = next((end for end in ends if end is not None), None)
+            return None if epochs is None else f"_epoch_{epochs:04g}"
         return "" if is_due(train.sample_every, steps) and steps[-1] != self._total_steps else None
 
     def draw(self, step: int, state: TrainState, writer: MetricWriter, suffix: str = "") -> None:
@@ -92,13 +93,15 @@ class TrainingPictures:
         return select_weights(parallel.host_copy(state), self._config.sample.ema)
 
 
-def _epoch_ends(config: Config, num_examples: int, total_steps: int) -> dict[int, float]:
-    """The steps after which ``train.sample_every_epochs`` asks for a picture, and how many epochs they complete."""
-    every = config.train.sample_every_epochs
-    ends: dict[int, float] = {}
-    for count in itertools.count(1) if every else ():
-        step = steps_for_epochs(num_examples, config.train.batch_size, count * every)
-        if step > total_steps:
-            break
-        ends[step] = count * every
-    return ends
+def _epochs_at(config: Config, num_examples: int, step: int) -> float | None:
+    """How many epochs a step completes, if ``train.sample_every_epochs`` asks for a picture after it; else None."""
+    every, batch_size = config.train.sample_every_epochs, config.train.batch_size
+
+    def end(count: int) -> int:
+        return steps_for_epochs(num_examples, batch_size, count * every)
+
+    # The last picture that is due by then; floats may be one off.
+    count = math.floor(step * batch_size / (num_examples * every)) + 1
+    while count > 0 and end(count) > step:
+        count -= 1
+    return count * every if count > 0 and end(count) == step else None

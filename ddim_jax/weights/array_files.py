@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as safetensors_bytes
 
 from ddim_jax.errors import UserError
-from ddim_jax.files import write_whole
+from ddim_jax.files import check_kind, write_whole
 from ddim_jax.npz import load_arrays, save_arrays
 
 # NumPy's format has no bfloat16: its bits are kept as integers, under a name that says so.
@@ -56,6 +56,7 @@ def read_safetensors(path: pathlib.Path) -> ArrayFile:
     Raises:
         UserError: it is damaged, cut short, or claims what it does not hold.
     """
+    check_kind(path)
     try:
         with safe_open(path, "np") as file:
             return ArrayFile({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118

@@ -20,6 +20,7 @@ from flax import traverse_util
 
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
+from ddim_jax.files import check_kind
 from ddim_jax.weights.agreement import agreed_config, deciding_values
 from ddim_jax.weights.array_files import ArrayFile, is_npz, is_safetensors, read_npz, read_safetensors
 from ddim_jax.weights.description import KEY, Description
@@ -95,6 +96,7 @@ def _say_what_was_taken(weights: Weights, path: pathlib.Path) -> None:
 def _read(path: pathlib.Path, config: Config | None, any_classes: bool) -> Weights:
     if path.is_dir():
         return _from_folder(path, config, any_classes)
+    check_kind(path)
     try:
         with path.open("rb") as file:
             start = file.read(16)

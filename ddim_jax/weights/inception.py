@@ -18,6 +18,7 @@ from flax import traverse_util
 
 from ddim_jax.cache import cache_dir
 from ddim_jax.errors import UserError
+from ddim_jax.files import check_kind
 from ddim_jax.models.inception import INPUT_SIZE, Inception
 from ddim_jax.npz import load_arrays, save_arrays
 from ddim_jax.weights.download import PublishedFile, fetch, sha256_of_file
@@ -70,6 +71,7 @@ def inception_variables(path: str = "") -> InceptionWeights:
             return InceptionWeights(kept, PUBLISHED.sha256)
         return _convert(fetch(PUBLISHED), PUBLISHED.sha256)
     file = pathlib.Path(os.path.expanduser(path))
+    check_kind(file)
     try:
         sha256 = sha256_of_file(file)
     except OSError as error:

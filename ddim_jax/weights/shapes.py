@@ -44,16 +44,21 @@ def check_shapes(theirs: Mapping[Any, Shape | str], ours: Mapping[Any, Shape], s
     Raises:
         UserError: they differ; the message names the first five.
     """
-    different = [
-        f"{name} (there {theirs.get(name, 'none')}, here {ours.get(name, 'none')})"
-        for name in [*ours, *(name for name in theirs if name not in ours)]
-        if theirs.get(name, "none") != ours.get(name, "none")
-    ]
+    different = different_shapes(theirs, ours)
     if different:
         raise UserError(
             f"{source} holds another network than model.* of the config describes: {name_first(different)}; give the "
             "config that it was trained with"
         )
+
+
+def different_shapes(theirs: Mapping[Any, Shape | str], ours: Mapping[Any, Shape]) -> list[str]:
+    """The arrays whose shapes differ, and those that are missing or left over, each in words with both shapes."""
+    return [
+        f"{name} (there {theirs.get(name, 'none')}, here {ours.get(name, 'none')})"
+        for name in [*ours, *(name for name in theirs if name not in ours)]
+        if theirs.get(name, "none") != ours.get(name, "none")
+    ]
 
 
 def check_finite(arrays: Mapping[str, np.ndarray], source: str) -> None:

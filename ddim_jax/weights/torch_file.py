@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ddim_jax.errors import UserError
+from ddim_jax.files import check_kind
 from ddim_jax.weights.torch_pickle import GlobalName, RefusedError, Storage, Tensor, unpickle
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
@@ -35,7 +36,7 @@ ZIP_START = b"PK\x03\x04"
 # A file of a few bytes can describe a list that contains itself, or one that holds another twice, which holds another
 # twice, and so on. Checkpoints are far from these bounds.
 _MAX_DEPTH = 100
-_MAX_VALUES = 10_000_000
+_MAX_VALUES = 500_000
 # An expanded tensor shows the same elements many times. NumPy shows them so too, until someone copies the array.
 _MAX_EXPANDED_BYTES = 2**30
 _MAX_DIMENSIONS = 32
@@ -64,6 +65,7 @@ def read_torch_file(path: str | os.PathLike[str]) -> Any:
             something else than tensors and plain containers.
     """
     path = pathlib.Path(os.path.expanduser(path))
+    check_kind(path)
     try:
         file = path.open("rb")
     except (OSError, ValueError) as error:
@@ -112,6 +114,8 @@ def _read_zip(file: BinaryIO) -> Any:
             info = archive.getinfo(f"{folder}/{name}")
             if info.compress_type != zipfile.ZIP_STORED:
                 raise RefusedError("is a compressed zip archive, as torch.save never writes: give the file it wrote")
+            if info.flag_bits & 1:
+                raise RefusedError("is an encrypted zip archive, as torch.save never writes: give the file it wrote")
             if info.file_size != info.compress_size or info.header_offset + info.file_size > file_size:
                 raise ValueError("a record is longer than the file")
             return archive.read(info)

@@ -50,8 +50,16 @@ _LITERALS = frozenset(
 )
 
 # What may be a key of a dictionary or lie in a set, alone or in a tuple. Hashing tuples in tuples in tuples would
-# overflow the interpreter's stack.
-_SCALARS = (str, int, float, bool, type(None), bytes, complex)
+# overflow the interpreter's stack. Numbers that someone has chosen for their equal hashes make a dictionary as slow as
+# a list; so there are no complex ones among them, and no whole ones that are longer than their hash.
+_SCALARS = (str, int, float, bool, type(None), bytes)
+_MAX_KEY = 2**60
+_MAX_KEY_PARTS = 16
+
+# Checkpoints have some ten thousand instructions. Half a million take about half a second.
+_MAX_STEPS = 500_000
+# Letters of a text that count as one instruction when it is copied.
+_LETTERS_PER_STEP = 64
 
 
 class RefusedError(Exception):
@@ -105,6 +113,7 @@ def unpickle(file: Any) -> Unpickled:
         ArithmeticError, LookupError, TypeError, ValueError: it is no whole pickle.
     """
     storages: dict[str, Storage] = {}
+    steps = 0
     stack: list[Any] = []
     stacks_below_marks: list[list[Any]] = []
     memo: dict[int, Any] = {}
@@ -115,6 +124,9 @@ def unpickle(file: Any) -> Unpickled:
         return items
 
     for opcode, argument, _ in pickletools.genops(file):
+        steps += 1
+        if steps > _MAX_STEPS:
+            raise RefusedError(f"is a pickle of more than {_MAX_STEPS:,} instructions, as no checkpoint has: not read")
         match opcode.name:
             case "PROTO" | "FRAME" | "STOP":
                 pass
@@ -175,6 +187,7 @@ def unpickle(file: Any) -> Unpickled:
                 stack.append(_named(_expect(module, str), _expect(name, str)))
             case "REDUCE":
                 arguments, function = _expect(stack.pop(), tuple), _expect(stack.pop(), GlobalName)
+                steps += sum(map(_work, arguments))
                 stack.append(_CALLABLES[function.text](*arguments))
             case "BUILD":
                 stack.pop()
@@ -197,10 +210,19 @@ def _expect(value: Any, kind: type) -> Any:
     return value
 
 
+def _work(argument: Any) -> int:
+    """How many instructions it is worth to look through an argument of a call."""
+    if type(argument) is str:
+        return len(argument) // _LETTERS_PER_STEP
+    return len(argument) if type(argument) in (list, tuple, dict) else 0
+
+
 def _hashable(key: Any) -> Any:
     parts = key if type(key) is tuple else (key,)
-    if any(type(part) not in _SCALARS for part in parts):
+    if len(parts) > _MAX_KEY_PARTS or any(type(part) not in _SCALARS for part in parts):
         raise TypeError("not a key")
+    if any(type(part) is int and abs(part) > _MAX_KEY for part in parts):
+        raise ValueError("not a key")
     return key
 
 

@@ -1,10 +1,14 @@
 """Where a program's time goes: the most expensive operations of a ``jax.profiler`` trace, read without TensorBoard."""
 
 import collections
+import multiprocessing
 import pathlib
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 import jax
@@ -50,7 +54,7 @@ def profile(run: Callable[[], Any], folder: pathlib.Path, text: str = "") -> lis
         text: the compiled program, for the places in our code that operations come from.
 
     Returns:
-        Its most expensive operations; none where the backend reports none.
+        Its most expensive operations; none where the backend reports none, or jaxlib cannot read its own file.
     """
     options = jax.profiler.ProfileOptions()
     # Python's own calls would fill most of the file.
@@ -58,7 +62,26 @@ def profile(run: Callable[[], Any], folder: pathlib.Path, text: str = "") -> lis
     with jax.profiler.trace(str(folder), profiler_options=options):
         run()
     newest = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
-    return top_operations(ProfileData.from_file(str(newest)), dict(_ORIGIN.findall(text)))
+    return listed_apart(read_operations, newest, dict(_ORIGIN.findall(text)))
+
+
+def listed_apart(function: Callable[..., list[Operation]], *arguments: Any) -> list[Operation]:
+    """What a function lists in a process of its own: jaxlib's reader can abort the process that it runs in.
+
+    Returns:
+        The list; an empty one, with a line on stderr, where the process was aborted.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            print("the profile is not listed: jaxlib aborted while it read it", file=sys.stderr)
+            return []
+
+
+def read_operations(file: pathlib.Path, origins: Mapping[str, str]) -> list[Operation]:
+    """The most expensive operations of a profile's file."""
+    return top_operations(ProfileData.from_file(str(file)), origins)
 
 
 def top_operations(data: Any, origins: Mapping[str, str], count: int = _LISTED) -> list[Operation]:

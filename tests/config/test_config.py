@@ -91,7 +91,7 @@ def replaced(**changes):
         ({"model__downsample_padding": 2}, r"model.downsample_padding=2: must lie in 0 \.\.\. 1"),
         ({"model__null_label": False, "train__label_dropout": 0.1}, r"train.label_dropout=0.1: .*model.null_label"),
         ({"diffusion__beta_end": 1.0}, r"diffusion.beta_end"),
-        ({"train__batch_size": 0}, r"train.batch_size=0: must be at least 1"),
+        ({"train__batch_size": 0}, r"train.batch_size=0: must lie in 1 "),
         ({"train__accumulate": 3}, r"train.accumulate=3: must divide train.batch_size=128"),
         ({"train__weight_decay": 0.1}, r"only train.optimizer=adamw"),
         ({"train__ema_decay": 1.0}, r"train.ema_decay"),

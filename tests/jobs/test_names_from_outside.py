@@ -83,6 +83,7 @@ def added(monkeypatch):
         monkeypatch.setitem(mapping, name, row)
 
 
+@pytest.mark.slow
 def test_a_run_of_nothing_but_additions(added, tmp_path):
     config = with_values(
         plain_digits(),

@@ -224,7 +224,7 @@ def test_batch_norm_uses_the_batch_where_it_may_move_the_averages_and_them_elsew
     np.testing.assert_allclose(moved, (x - 3) / np.sqrt(4 + 1e-3), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["bk", "bbno", pytest.param("bgano", marks=pytest.mark.slow)])
 def test_eight_devices_train_like_one(variant):
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **VARIANTS[variant]))
     (one, one_losses), (eight, eight_losses) = train_once(config), train_once(config, devices=8)

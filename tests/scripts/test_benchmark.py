@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import pathlib
 import sys
 import types
@@ -177,6 +178,11 @@ def test_a_profile_is_read_where_warnings_are_errors():
         warnings.simplefilter("error")
         (operation,) = profiling.top_operations(types.SimpleNamespace(planes=[plane]), {})
     assert operation[:2] == ("conv.1", "kernel")
+
+
+def test_a_reader_that_aborts_does_not_end_the_benchmark(capsys):
+    assert load("benchmarks.profiling").listed_apart(os.abort) == []
+    assert "jaxlib aborted while it read it" in capsys.readouterr().err
 
 
 def test_pictures_are_the_same_each_time(tmp_path):

@@ -105,6 +105,7 @@ def test_the_learning_rate_and_the_optimiser_are_its_own(tmp_path, source):
     assert state.step == 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_workdir_can_be_named(tmp_path, source):
     for name, step in ((".", 12), ("checkpoints/12", 12), ("checkpoints/6", 6)):
         state, initial, _ = first_state(tuned(source / name), tmp_path)
@@ -148,6 +149,7 @@ def test_a_shipped_model(tmp_path):
     assert_equal(state.ema_params, ddim_jax.load("mnist-small").params)
 
 
+@pytest.mark.slow
 def test_batch_norms_keep_their_statistics(tmp_path):
     config = changed(tiny_config(CONFIGS / "flowers.py"), data__source="digits", data__resize="bilinear", **QUIET)
     config = changed(
@@ -193,6 +195,7 @@ def test_classes_are_left_out_or_start_anew(tmp_path, source, with_classes, caps
         assert np.array_equal(state.params["label_embed"]["embedding"], table) == taken
 
 
+@pytest.mark.slow
 def test_other_projects_weights_may_have_other_classes(tmp_path):
     plain, classes = small_config(), small_config(model__num_classes=3)
     torch = write_torch(tmp_path / "model.ckpt", state_dict(plain, "ddim"))

@@ -31,6 +31,7 @@ def leaves(workdir, step):
 SHORT = {"train__final_sample_steps": (), "train__log_every": 1, "train__tensorboard": False}
 
 
+@pytest.mark.slow
 def test_what_is_due_inside_a_group_comes_at_its_end(tmp_path):
     train(
         changed_digits(

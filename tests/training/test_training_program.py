@@ -138,7 +138,7 @@ def test_selections_stand_for_the_batches_of_the_pipeline():
             assert_equal(tuple(jax.jit(gather)(images, next(selections))), tuple(next(batches)))
 
 
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_where_the_images_live_does_not_change_the_training(plain, size):
     state, losses, rates = run(with_train(steps_per_call=size), images_on_device=True)
     np.testing.assert_allclose(losses, plain[1], rtol=1e-5)
@@ -171,7 +171,7 @@ def test_auto_keeps_to_its_limit():
 # --- the average on the host --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("warmup", [False, True])
+@pytest.mark.parametrize("warmup", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_host_averages_like_the_devices(plain, warmup):
     expected = run(with_train(ema_warmup=True))[0] if warmup else plain[0]
     state, losses, _ = run(with_train(ema_on_host=True, ema_warmup=warmup))

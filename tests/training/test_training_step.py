@@ -76,6 +76,7 @@ def test_eight_devices_train_like_one():
     assert_same_training(run_steps(CONFIG, 4), run_steps(CONFIG, 4, devices=8), 1e-3)
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_train_like_the_whole_batch():
     parts = changed(train__accumulate=4)
     assert_same_training(run_steps(CONFIG, 4), run_steps(parts, 4), 1e-3)
@@ -95,7 +96,7 @@ def test_the_first_loss_is_the_closed_form_one():
     assert loss == pytest.approx(np.mean(pixels**2), rel=1e-3)
 
 
-@pytest.mark.parametrize("objective", ["eps", "x0", "v"])
+@pytest.mark.parametrize("objective", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("eps", "x0")), "v"])
 def test_training_on_one_batch_lowers_the_loss(objective):
     # Random images, of which only the noise can be learned: v and x0 fall to less than for real ones.
     levels = {"model__multipliers": (1, 1), "model__attention_resolutions": (4,)}
@@ -104,12 +105,14 @@ def test_training_on_one_batch_lowers_the_loss(objective):
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
 
 
+@pytest.mark.slow
 def test_sum_reduction_is_the_mean_times_the_number_of_values():
     _, (mean,) = run_steps(CONFIG, 1)
     _, (total,) = run_steps(changed(diffusion__reduction="sum"), 1)
     assert total == pytest.approx(64 * mean, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_min_snr_weights_enter_the_loss():
     _, (plain,) = run_steps(CONFIG, 1)
     _, (weighted,) = run_steps(changed(diffusion__min_snr_gamma=5.0), 1)

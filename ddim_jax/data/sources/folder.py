@@ -12,8 +12,9 @@ import numpy as np
 
 from ddim_jax.data.sources.protocol import Example, Source
 from ddim_jax.data.splits import split_indices
-from ddim_jax.data.transforms import FORMATS, decode_image
+from ddim_jax.data.transforms import FORMATS, ImageError, decode_image
 from ddim_jax.errors import UserError
+from ddim_jax.files import read_file
 from ddim_jax.workdir import summary_pictures
 
 # What the decoder reads, by its name.
@@ -112,9 +113,11 @@ class FolderSource(Source):
         """
         path = self._root / self._files[index]
         try:
-            data = path.read_bytes()
+            data = read_file(path)
         except OSError as error:
             raise UserError(f"{path}: cannot be opened: {error.strerror}; mend it and resume the run") from error
+        except UserError as error:
+            raise ImageError(str(error)) from error
         return Example(decode_image(data), int(self._labels[index]))
 
     def where(self, index: int) -> str:
