@@ -166,7 +166,7 @@ def _prepared(name: str, damage: Damage, folder: pathlib.Path) -> None:
         source = open_images(data)
         # What is damaged within an image is found out when that is read.
         for index in range(len(source)):
-            expect(np.all(source[index].image == 40 * index), f"image {index} has other pixels than before")
+            expect(bool(np.all(source[index].image == 40 * index)), f"image {index} has other pixels than before")
 
     expect_success(call(use))
     expect_same(contents(cache), before)
