@@ -6,7 +6,9 @@ taken for it, and that with what deflate can have packed into so many bytes.
 
 import io
 import math
+import os
 import re
+import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +30,10 @@ _MOST_UNPACKED_OF_LONG = 200
 # Bytes of an array's header that are looked at: more than any array without fields has.
 _HEADER_BYTES = 2**16
 _MAX_DIMENSIONS = 32
+
+# The last bytes of a zip archive: signature, two numbers of disks, members on this one and in all, size and place of
+# the directory, length of a comment.
+_END = struct.Struct("<4s4H2LH")
 
 
 def save_arrays(path: epath.PathLike, arrays: Mapping[str, Any]) -> None:
@@ -55,8 +61,11 @@ def load_arrays(path: epath.PathLike) -> dict[str, np.ndarray]:
     check_kind(path)
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            _check_number(archive)
             members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
             _check_sizes(members, file.seek(0, 2))
+            for info in archive.infolist():
+                archive.open(info).close()  # compares the name with that in the directory
             return {info.filename.removesuffix(".npy"): _read_member(archive, info) for info in members}
     except MemoryError:
         # How much of it there is, is no property of the file.
@@ -65,6 +74,21 @@ def load_arrays(path: epath.PathLike) -> dict[str, np.ndarray]:
         # What a wrong byte leads the zip archive's and NumPy's readers to: no list of exceptions is complete.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is no whole .npz of arrays"
         raise UserError(f"{path} cannot be read: {reason}") from error
+
+
+def _check_number(archive: zipfile.ZipFile) -> None:
+    """Compares the number of members found with that at the archive's end: a wrong byte can hide some.
+
+    Raises:
+        ValueError: they differ.
+    """
+    file = archive.fp
+    assert file is not None, "open"
+    file.seek(-_END.size, os.SEEK_END)
+    signature, *_, number, _, _, _ = _END.unpack(file.read())
+    # Elsewhere where a comment follows, which NumPy does not write, and of another form from 2^16 members on.
+    if signature == b"PK\5\6" and number != len(archive.infolist()) & 0xFFFF and number != 0xFFFF:
+        raise ValueError(f"{len(archive.infolist())} of {number} members can be found")
 
 
 def _check_sizes(members: Sequence[zipfile.ZipInfo], file_size: int) -> None:
@@ -103,7 +127,9 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     if start.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
         raise ValueError("an array is not as long as its header says")
     with archive.open(info) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        file.read(1)  # at its end the archive compares its checksum
+    return array
 
 
 def load_if_whole(path: epath.PathLike) -> dict[str, np.ndarray] | None:

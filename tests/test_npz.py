@@ -129,3 +129,23 @@ def test_whatever_is_damaged_is_one_line(tmp_path, compressed):
         load_if_whole(path)
         NpzInParts(path).indices()
     assert refused > 100
+
+
+def test_a_flipped_bit_in_any_byte_is_noticed_or_does_nothing(tmp_path):
+    """In the headers of the arrays and of the archive too: a shape, a name, a number of members."""
+    path = tmp_path / "arrays.npz"
+    arrays = {"a": np.arange(10, dtype=np.float32), "b": np.array("text"), "c": np.int64(3)}
+    save_arrays(path, arrays)
+    content = path.read_bytes()
+    noticed = 0
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << (place + place // 8) % 8
+        path.write_bytes(damaged)
+        found = load_if_whole(path)
+        noticed += found is None
+        if found is not None:
+            assert found.keys() == arrays.keys()
+            assert all(found[name].tobytes() == np.asarray(value).tobytes() for name, value in arrays.items())
+            assert all(found[name].dtype == np.asarray(value).dtype for name, value in arrays.items())
+    assert noticed > len(content) / 2

@@ -85,7 +85,7 @@ def train_batches(source: Source, config: DataConfig, order: BatchOrder, start_s
         fetch = _array_fetcher(images.image, images.label, substitutes(images.index, len(source)))
     elif isinstance(source, PreparedSource):
         rows = source.usable[substitutes(source.usable, len(source))]
-        fetch = _array_fetcher(source.images, source.labels, rows)
+        fetch = _prepared_fetcher(source, rows)
     else:
         fetch = _reading_fetcher(source, config)
 
@@ -119,6 +119,11 @@ def _array_fetcher(images: np.ndarray, labels: np.ndarray, row_of: np.ndarray) -
         return images[rows], labels[rows]
 
     return fetch
+
+
+def _prepared_fetcher(source: PreparedSource, row_of: np.ndarray) -> _Fetcher:
+    """Returns a function from indices [b] to the examples ``row_of[indices]``, compared with their checksums."""
+    return lambda indices: source.rows(row_of[indices])
 
 
 def _reading_fetcher(source: Source, config: DataConfig) -> _Fetcher:

@@ -6,6 +6,7 @@ sees of it. Here that work is done once. One folder holds one split, prepared in
     CACHE/NAME-HASH/
         images.npy      uint8 [n, s, s, c], read through a memory map
         labels.npy      int32 [n]
+        checksums.npy   uint32 [n]: the CRC-32 of each image and its label
         states.npy      uint8 [n]: 0 still to do, 1 done, 2 unusable
         unusable.jsonl  one line for each unusable image: which, where, why
         info.json       what was prepared, and how
@@ -19,6 +20,10 @@ Images are prepared in chunks by several threads. A chunk's pixels reach the dis
 say so, hence whatever stops the program, at whatever moment, what is marked done is there, and the
 next run goes on with the rest. A damaged folder is made again. Two programs that prepare the same
 folder at once write the same bytes to the same places, so they need no lock.
+
+An image is compared with its checksum whenever it is read. One that a failing disk has changed is
+prepared again from its source, and a line says so. Folders of earlier versions have no checksums;
+they are read as they are.
 """
 
 import contextlib
@@ -27,9 +32,11 @@ import json
 import os
 import re
 import shutil
+import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import PIL
@@ -56,6 +63,9 @@ from ddim_jax.records import read_lines
 _CHUNK = 256
 # ... but no more than this many bytes, which each thread holds in memory.
 _CHUNK_BYTES = 2**24
+
+# How many damaged images are told of: of a failing disk there may be a million.
+_MENDED_TOLD = 5
 
 # Values of states.npy.
 _TO_DO, _DONE, _UNUSABLE = range(3)
@@ -102,17 +112,21 @@ class PreparedSource(Source):
 
     prepared = True
 
-    def __init__(self, source: Source, folder: Path) -> None:
+    def __init__(self, source: Source, folder: Path, config: DataConfig) -> None:
         """Opens a complete folder; see :func:`prepare_on_disk`."""
         self._source = source
         self._folder = folder
+        self._config = config
         self.name = source.name
         self.num_classes = source.num_classes
         # Classes that have the members of a source without being subclasses may lack this one.
         self.no_labels_because = getattr(source, "no_labels_because", "")
-        self.images = _open_array(folder / "images.npy")
-        self.labels = np.array(_open_array(folder / "labels.npy"))
-        usable = _open_array(folder / "states.npy") == _DONE
+        arrays = _open_arrays(folder, len(source), config)
+        self.images, self.labels = arrays["images"], np.array(arrays["labels"])
+        self._checksums = arrays.get("checksums")
+        self._mending = threading.Lock()
+        self._mended = 0
+        usable = arrays["states"] == _DONE
         self.usable = np.flatnonzero(usable)
         self._reasons = {} if usable.all() else _read_reasons(folder)
 
@@ -131,7 +145,48 @@ class PreparedSource(Source):
         place = np.searchsorted(self.usable, index)
         if place == len(self.usable) or self.usable[place] != index:
             raise ImageError(self._reasons.get(index, f"it was found unusable; see {self._folder / 'unusable.jsonl'}"))
-        return Example(np.array(self.images[index]), int(self.labels[index]))
+        images, labels = self.rows(np.array([index]))
+        return Example(images[0], int(labels[0]))
+
+    def rows(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Copies usable examples, compared with their checksums; those that are damaged are prepared again.
+
+        Args:
+            indices: their numbers, int64 [b].
+
+        Returns:
+            Images, uint8 [b, s, s, c], and labels, int32 [b].
+
+        Raises:
+            ImageError: one is damaged and cannot be prepared again.
+        """
+        images, labels = self.images[indices], self.labels[indices]
+        if self._checksums is not None:
+            for place, index in enumerate(indices):
+                if _checksum(images[place], labels[place]) != self._checksums[index]:
+                    images[place], labels[place] = self._mend(int(index))
+        return images, labels
+
+    def _mend(self, index: int) -> Example:
+        """Prepares an example again, and keeps it."""
+        try:
+            example = read_example(self._source, index, self._config)
+        except ImageError as error:
+            reason = f"what was prepared of it in {self._folder} is damaged, and it cannot be again: {error.reason}"
+            raise ImageError(reason, self._source.where(index)) from error
+        with self._mending:
+            self.labels[index] = example.label
+            self._mended += 1
+            # What cannot be kept is prepared again the next time.
+            with contextlib.suppress(OSError):
+                _write_examples(self._folder, index, example.image[None], np.array([example.label], np.int32))
+            if self._mended <= _MENDED_TOLD:
+                more = "; further ones are not told" if self._mended == _MENDED_TOLD else ""
+                writers.say(
+                    f"warning: {self._folder}: image {index} is damaged; it is prepared again from "
+                    f"{self._source.where(index)}{more}"
+                )
+        return example
 
     def where(self, index: int) -> str:
         """The file or record that the image was made from."""
@@ -162,14 +217,13 @@ def prepare_on_disk(source: Source, config: DataConfig) -> PreparedSource:
     """
     info = _info(source, config)
     folder = _prepared_dir(source, config, info)
-    forms = _forms(len(source), config)
     # All are looked at before anything is written: to what is cut off nothing can be added.
-    if folder.exists() and (damage := _find_damage(folder, forms)):
-        writers.say(f"warning: {damage}; the images are prepared again")
-        _remove(folder)
+    if folder.exists():
+        _remove_damaged(folder, len(source), config)
     if not folder.exists():
-        _create(folder, forms, info)
-    states = _open_array(folder / "states.npy")
+        _create(folder, len(source), config, info)
+    states = _open_arrays(folder, len(source), config)["states"]
+    _forget_doubtful(folder, states)
     unusable = np.flatnonzero(states == _UNUSABLE)
     if len(unusable) and config.on_error == "fail":
         raise _image_error(source, int(unusable[0]), _read_reasons(folder))
@@ -179,7 +233,7 @@ def prepare_on_disk(source: Source, config: DataConfig) -> PreparedSource:
     if len(unusable):
         first = _image_error(source, int(unusable[0]), _read_reasons(folder))
         report_left_out(len(unusable), len(source), first)
-    return PreparedSource(source, folder)
+    return PreparedSource(source, folder, config)
 
 
 def _info(source: Source, config: DataConfig) -> dict[str, Any]:
@@ -200,38 +254,13 @@ def _prepared_dir(source: Source, config: DataConfig, info: dict[str, Any]) -> P
     return root / f"{name}-{digest_of_facts(info)[:12]}"
 
 
-class _Form(NamedTuple):
-    """What an array of the folder must be."""
-
-    dtype: Any
-    shape: tuple[int, ...]
-
-
-def _forms(num: int, config: DataConfig) -> dict[str, _Form]:
-    return {
-        "images": _Form(np.uint8, (num, *config.image_shape)),
-        "labels": _Form(np.int32, (num,)),
-        "states": _Form(np.uint8, (num,)),
-    }
-
-
-def _find_damage(folder: Path, forms: dict[str, _Form]) -> str:
-    """Says what keeps a folder from being used or completed; empty if nothing."""
-    for name, form in forms.items():
-        path = folder / f"{name}.npy"
-        try:
-            array = _open_array(path)
-        except UserError as error:
-            return str(error)
-        if (array.dtype, array.shape) != form:
-            return f"{path} holds {array.dtype} {list(array.shape)} and not {np.dtype(form.dtype)} {list(form.shape)}"
-        if name == "states" and array.max(initial=0) > _UNUSABLE:
-            return f"{path} holds states that there are not"
-    return ""
-
-
-def _remove(folder: Path) -> None:
-    """Removes a damaged folder; programs that have it open keep what they see."""
+def _remove_damaged(folder: Path, num: int, config: DataConfig) -> None:
+    """Removes a folder that cannot be used or completed, and says so; programs that have it open keep what they see."""
+    try:
+        _open_arrays(folder, num, config)
+        return
+    except UserError as error:
+        writers.say(f"warning: {error}; the images are prepared again")
     try:
         remove_folder(folder)
     except FileNotFoundError:
@@ -240,12 +269,12 @@ def _remove(folder: Path) -> None:
         raise UserError(f"{folder} is damaged and cannot be removed: {error.strerror}; delete it") from error
 
 
-def _create(folder: Path, forms: dict[str, _Form], info: dict[str, Any]) -> None:
+def _create(folder: Path, num: int, config: DataConfig, info: dict[str, Any]) -> None:
     """Makes a folder in which all is still to do: whole under its final name, or not at all."""
     with _one_line_for_write_errors(folder):
         try:
             with whole_folder(folder) as partial:
-                for name, (dtype, shape) in forms.items():
+                for name, (dtype, shape) in _arrays(num, config).items():
                     # A file of zeros, which take no space before they are overwritten.
                     np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, shape).flush()
                 (partial / "info.json").write_text(json.dumps(info, indent=2) + "\n")
@@ -253,6 +282,44 @@ def _create(folder: Path, forms: dict[str, _Form], info: dict[str, Any]) -> None
             # Another program may have made the folder meanwhile: then that one is used.
             if not folder.exists():
                 raise
+
+
+def _arrays(num: int, config: DataConfig) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
+    """The arrays of a folder: dtype and shape by name."""
+    return {
+        "images": (np.uint8, (num, *config.image_shape)),
+        "labels": (np.int32, (num,)),
+        "checksums": (np.uint32, (num,)),
+        "states": (np.uint8, (num,)),
+    }
+
+
+def _forget_doubtful(folder: Path, states: np.ndarray) -> None:
+    """Marks as to do what only a damaged file can say: states that there are not, and unusable images without reason.
+
+    The reason is written before the state.
+    """
+    doubtful = states > _UNUSABLE
+    if np.any(states == _UNUSABLE):
+        known = np.zeros(len(states), bool)
+        known[[index for index in _read_reasons(folder) if index in range(len(states))]] = True
+        doubtful |= (states == _UNUSABLE) & ~known
+    with _one_line_for_write_errors(folder):
+        for index in np.flatnonzero(doubtful):
+            _write_rows(folder / "states.npy", int(index), np.array([_TO_DO], np.uint8))
+
+
+def _checksum(image: np.ndarray, label: Any) -> int:
+    return zlib.crc32(np.int32(label).tobytes(), zlib.crc32(np.ascontiguousarray(image)))  # pyright: ignore
+
+
+def _write_examples(folder: Path, start: int, images: np.ndarray, labels: np.ndarray) -> None:
+    """Writes consecutive examples with their checksums, where the folder has any."""
+    _write_rows(folder / "images.npy", start, images)
+    _write_rows(folder / "labels.npy", start, labels)
+    if (folder / "checksums.npy").exists():
+        checksums = [_checksum(image, label) for image, label in zip(images, labels, strict=True)]
+        _write_rows(folder / "checksums.npy", start, np.array(checksums, np.uint32))
 
 
 def _fill(folder: Path, source: Source, config: DataConfig, states: np.ndarray) -> None:
@@ -278,8 +345,7 @@ def _fill(folder: Path, source: Source, config: DataConfig, states: np.ndarray) 
             images[row - start], labels[row - start] = example
             marks[row - start] = _DONE
         with _one_line_for_write_errors(folder):
-            _write_rows(folder / "images.npy", start, images)
-            _write_rows(folder / "labels.npy", start, labels)
+            _write_examples(folder, start, images, labels)
             _add_reasons(folder, source, {row: error.reason for row, error in chunk.errors.items()})
             _write_rows(folder / "states.npy", start, marks)
 
@@ -335,11 +401,29 @@ def _image_error(source: Source, index: int, reasons: dict[int, str]) -> ImageEr
     return ImageError(reasons.get(index, "the image cannot be used"), source.where(index))
 
 
-def _open_array(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+def _open_arrays(folder: Path, num: int, config: DataConfig) -> dict[str, np.ndarray]:
+    """Opens the arrays of a folder through memory maps; folders of earlier versions have no ``checksums``.
+
+    Raises:
+        UserError: one is missing, cut off, or says that it is another than was made.
+    """
+    found = {}
+    for name, (dtype, shape) in _arrays(num, config).items():
+        path = folder / f"{name}.npy"
+        if name == "checksums" and not path.exists():
+            continue
+        try:
+            array: Any = np.load(path, mmap_mode="r")
+            if (array.dtype, array.shape, array.flags.c_contiguous) != (dtype, shape, True):
+                raise ValueError(f"it says that it is {array.dtype} {list(array.shape)}")
+            if path.stat().st_size != array.offset + array.nbytes:
+                raise ValueError("it has not the size that it says")
+        except Exception as error:
+            # What a wrong byte leads NumPy's reader to: no list of exceptions is complete.
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path} cannot be read: {reason}") from error
+        found[name] = array
+    return found
 
 
 @contextlib.contextmanager

@@ -1,11 +1,14 @@
 """Named arrays with a text beside them, in one file: ``.safetensors`` or ``.npz``.
 
-Both are read without running anything from them, and both say themselves how long they ought to be.
+Both are read without running anything from them, and both say themselves how long they ought to be. ``.npz`` has
+checksums of its own; in a ``.safetensors`` of ours there is one among the texts, which other programs pass over.
 """
 
+import json
 import pathlib
 import warnings
 import zipfile
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -14,6 +17,7 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as safetensors_bytes
 
+from ddim_jax.digests import crc32_of_array, crc32_of_bytes
 from ddim_jax.errors import UserError
 from ddim_jax.files import check_kind, write_whole
 from ddim_jax.npz import load_arrays, save_arrays
@@ -21,6 +25,9 @@ from ddim_jax.npz import load_arrays, save_arrays
 # NumPy's format has no bfloat16: its bits are kept as integers, under a name that says so.
 _BFLOAT16_SUFFIX = ":bfloat16"
 _TEXT_PREFIX = "text:"
+
+# The text that is the checksum of all others and of the arrays.
+_CHECKSUM = "ddim_jax.crc32"
 
 
 class ArrayFile(NamedTuple):
@@ -51,7 +58,7 @@ def is_npz(path: pathlib.Path) -> bool:
 
 
 def read_safetensors(path: pathlib.Path) -> ArrayFile:
-    """Reads a whole ``.safetensors``.
+    """Reads a whole ``.safetensors``, and compares it with its checksum where it has one of ours.
 
     Raises:
         UserError: it is damaged, cut short, or claims what it does not hold.
@@ -59,7 +66,12 @@ def read_safetensors(path: pathlib.Path) -> ArrayFile:
     check_kind(path)
     try:
         with safe_open(path, "np") as file:
-            return ArrayFile({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            texts = dict(file.metadata() or {})
+        written = texts.pop(_CHECKSUM, None)
+        if written is not None and written != _checksum(arrays, texts):
+            raise ValueError("it is not what its checksum says")
+        return ArrayFile(arrays, texts)
     except (SafetensorError, OSError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged or cut short: download or copy it again ({error})") from error
 
@@ -67,7 +79,14 @@ def read_safetensors(path: pathlib.Path) -> ArrayFile:
 def write_safetensors(path: epath.PathLike, contents: ArrayFile) -> None:
     """Writes ``.safetensors``, under its final name once it is whole."""
     arrays = {name: np.ascontiguousarray(array) for name, array in contents.arrays.items()}
-    write_whole(path, safetensors_bytes(arrays, contents.texts))
+    texts = {**contents.texts, _CHECKSUM: _checksum(arrays, contents.texts)}
+    write_whole(path, safetensors_bytes(arrays, texts))
+
+
+def _checksum(arrays: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> str:
+    """CRC-32 of all that a file holds, in whatever order."""
+    facts = {name: [array.dtype.name, array.shape, crc32_of_array(array)] for name, array in arrays.items()}
+    return crc32_of_bytes(json.dumps([facts, dict(texts)], sort_keys=True).encode())
 
 
 def read_npz(path: pathlib.Path) -> ArrayFile:

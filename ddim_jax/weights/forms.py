@@ -19,6 +19,7 @@ import numpy as np
 from flax import traverse_util
 
 from ddim_jax.config import Config
+from ddim_jax.digests import digest_of_arrays
 from ddim_jax.errors import UserError
 from ddim_jax.files import check_kind
 from ddim_jax.weights.agreement import agreed_config, deciding_values
@@ -104,7 +105,9 @@ def _read(path: pathlib.Path, config: Config | None, any_classes: bool) -> Weigh
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path} cannot be read: {reason}") from error
     if is_safetensors(start):
-        return _from_arrays(read_safetensors(path), path, config, any_classes)
+        contents = read_safetensors(path)
+        _check_hash(contents, path)
+        return _from_arrays(contents, path, config, any_classes)
     if start.startswith(ZIP_START) and is_npz(path):
         return _from_arrays(read_npz(path), path, config, any_classes)
     return _from_torch_file(path, config, any_classes)
@@ -126,6 +129,18 @@ def _from_folder(path: pathlib.Path, config: Config | None, any_classes: bool) -
     return Weights(
         first.config, {"params": first.params, "batch_stats": {}}, raw, first.averaged, first.step, first.file
     )
+
+
+def _check_hash(contents: ArrayFile, path: pathlib.Path) -> None:
+    """Compares arrays with the hash in their description, all that files of earlier versions have.
+
+    Raises:
+        UserError: they are not what was written.
+    """
+    if KEY not in contents.texts:
+        return
+    if digest_of_arrays(contents.arrays) != Description.from_json(contents.texts[KEY], str(path)).sha256:
+        raise UserError(f"{path} is damaged: its arrays have not the sha256 that it says; copy or export it again")
 
 
 def _from_arrays(contents: ArrayFile, path: pathlib.Path, config: Config | None, any_classes: bool) -> Weights:

@@ -33,7 +33,7 @@ from ddim_jax.errors import UserError
 
 NUM = 26
 BAD = (0, 7, 8, 25)
-ARRAYS = ("images.npy", "labels.npy", "states.npy")
+ARRAYS = ("images.npy", "labels.npy", "checksums.npy", "states.npy")
 
 
 def save_mixed(folder: Path, bad: tuple[int, ...] = ()) -> Path:
@@ -435,6 +435,88 @@ def test_a_damaged_folder_is_made_again(
     assert re.search(rf"warning: .*{name}\.npy .*; the images are prepared again", capsys.readouterr().err)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("name", ["images", "labels", "checksums"])
+def test_an_image_that_has_changed_on_the_disk_is_prepared_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Also after it was opened; whichever of the three files has changed."""
+    config = config_of(save_mixed(tmp_path / "images"))
+    source = open_images(config)
+    whole = load_images(source, config, range(NUM))
+    path = folders(config)[0] / f"{name}.npy"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    for opened in (source, open_images(config)) if name != "labels" else (open_images(config),):
+        assert isinstance(opened, PreparedSource)
+        images, labels = opened.rows(np.arange(NUM))
+        np.testing.assert_array_equal(images, whole.image)
+        np.testing.assert_array_equal(labels, whole.label)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert f"{path.parent}: image {NUM - 1} is damaged; it is prepared again from " in line
+    assert path.read_bytes() == content
+
+
+def test_a_damaged_image_that_cannot_be_prepared_again_is_named(tmp_path: Path) -> None:
+    config = config_of(save_mixed(tmp_path / "images"))
+    source = open_images(config)
+    path = folders(config)[0] / "images.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    Path(source.where(NUM - 1)).write_bytes(b"")
+    with pytest.raises(ImageError, match=r"what was prepared of it in .* is damaged, and it cannot be again"):
+        source[NUM - 1]
+
+
+def test_states_that_have_changed_are_done_again(tmp_path: Path) -> None:
+    """None of them hides an image: neither a state that there is not, nor one without a reason, nor one too early."""
+    config = config_of(save_mixed(tmp_path / "images"))
+    whole = load_images(open_images(config), config, range(NUM))
+    folder = folders(config)[0]
+    states = np.load(folder / "states.npy", mmap_mode="r+")
+    for value in (0, 2, 3, 65):
+        states[NUM - 1] = value
+        states.flush()
+        found = load_images(open_images(config), config, range(NUM))
+        np.testing.assert_array_equal(found.index, whole.index)
+        np.testing.assert_array_equal(found.image, whole.image)
+    for name in ("images", "labels", "checksums"):
+        array = np.load(folder / f"{name}.npy", mmap_mode="r+")
+        array[3] = 0
+        array.flush()
+    np.testing.assert_array_equal(load_images(open_images(config), config, range(NUM)).image, whole.image)
+
+
+def test_a_folder_of_an_earlier_version_is_read_and_finished(tmp_path: Path) -> None:
+    config = config_of(save_mixed(tmp_path / "images"))
+    whole = load_images(open_images(config), config, range(NUM))
+    folder = folders(config)[0]
+    (folder / "checksums.npy").unlink()
+    states = np.load(folder / "states.npy", mmap_mode="r+")
+    states[2:9] = 0
+    states.flush()
+    np.testing.assert_array_equal(load_images(open_images(config), config, range(NUM)).image, whole.image)
+    assert not (folder / "checksums.npy").exists()
+
+
+@pytest.mark.parametrize("name", ["images", "labels", "checksums", "states"])
+def test_a_header_that_has_changed_is_noticed_or_does_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    config = config_of(save_mixed(tmp_path / "images"))
+    whole = load_images(open_images(config), config, range(NUM))
+    path = folders(config)[0] / f"{name}.npy"
+    content = path.read_bytes()
+    noticed = 0
+    for place in range(0, np.load(path, mmap_mode="r").offset, 2):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        source = open_images(config)
+        noticed += "the images are prepared again" in capsys.readouterr().err
+        assert isinstance(source, PreparedSource)
+        np.testing.assert_array_equal(source.rows(np.arange(NUM))[0], whole.image)
+    assert noticed > 20
 
 
 @pytest.mark.parametrize("name", ["images", "labels"])

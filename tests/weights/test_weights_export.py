@@ -1,13 +1,16 @@
 """Our weights written for others, and read back."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import re
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 from weight_files import random_params, small_config, write_ddim_checkpoint
 
 import ddim_jax
@@ -245,6 +248,37 @@ def test_weights_of_nan_are_refused_as_such(tmp_path, monkeypatch, residual):
     with pytest.raises(UserError, match="the checkpoint has values that are not finite in"):
         export(with_weights(config, format="npz", out=str(tmp_path / "a.npz")), workdir)
     assert not (tmp_path / "a.npz").exists()
+
+
+def test_a_flipped_bit_in_any_byte_of_a_safetensors_file_is_noticed_or_does_nothing(tmp_path):
+    path = tmp_path / "a.safetensors"
+    arrays = {"b/a": np.arange(12, dtype=np.float32).reshape(3, 4), "c": np.ones(3, ml_dtypes.bfloat16)}
+    write_safetensors(path, ArrayFile(arrays, {"key": "text"}))
+    content = path.read_bytes()
+    missed = []
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << (place + place // 8) % 8
+        path.write_bytes(damaged)
+        with contextlib.suppress(UserError):
+            found = read_safetensors(path)
+            missed.append(place)
+            assert all(np.array_equal(found.arrays[name], value) for name, value in arrays.items())
+            assert found.texts["key"] == "text"
+    # But for white space, what does nothing is the name of the checksum.
+    assert len(missed) < 2 * len("ddim_jax.crc32")
+
+
+def test_safetensors_of_earlier_versions_are_compared_with_their_hash(tmp_path, residual):
+    workdir, config = residual
+    path = export(with_weights(config, format="safetensors", out=str(tmp_path / "a.safetensors")), workdir)
+    contents = read_safetensors(path)
+    path.write_bytes(safetensors.numpy.save(contents.arrays, contents.texts))
+    read_weights(path)
+    name = next(iter(contents.arrays))
+    path.write_bytes(safetensors.numpy.save({**contents.arrays, name: contents.arrays[name] + 1}, contents.texts))
+    with pytest.raises(UserError, match="is damaged: its arrays have not the sha256 that it says"):
+        read_weights(path)
 
 
 def test_values_too_large_for_float16_are_refused(tmp_path, residual):
