@@ -66,10 +66,10 @@ def load_arrays(path: epath.PathLike) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             _check_number(archive)
-            members = archive.infolist()
-            if others := [info.filename for info in members if not info.filename.endswith(".npy")]:
-                raise ValueError(f"{others[0]!r} is no array")
+            members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
             _check_sizes(members, file.seek(0, 2))
+            for info in archive.infolist():
+                archive.open(info).close()  # compares the name with that in the directory
             return {info.filename.removesuffix(".npy"): _read_member(archive, info) for info in members}
     except MemoryError:
         # How much of it there is, is no property of the file.
@@ -122,7 +122,9 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     if start.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
         raise ValueError("an array is not as long as its header says")
     with archive.open(info) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        file.read(1)  # at its end the archive compares its checksum
+    return array
 
 
 def _check_number(archive: zipfile.ZipFile) -> None:

@@ -1,6 +1,7 @@
 """From the results of rows to tables: seeds put together, published figures beside ours, as Markdown, CSV and JSON."""
 
 import csv
+import dataclasses
 import html
 import io
 import json
@@ -365,7 +366,7 @@ def to_json(settings: Mapping[str, Any], table: Sequence[Line], notes: Sequence[
             "published": None
             if line.published is None
             else {"figures": dict(line.published.figures), "source": line.published.source},
-            "rows": [json.loads(result.to_json()) for result in line.results],
+            "rows": [dataclasses.asdict(result) for result in line.results],
         }
         for line in table
     ]

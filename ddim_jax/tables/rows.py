@@ -93,8 +93,9 @@ class Result:
     versions: dict[str, str]
 
     def to_json(self) -> str:
-        """Returns the result as JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        """Returns the result as JSON, with a checksum."""
+        values = dataclasses.asdict(self)
+        return json.dumps({**values, _CHECKSUM: digest_of_facts(values)}, indent=2) + "\n"
 
     @classmethod
     def read(cls, path: epath.Path) -> Self:
@@ -105,6 +106,10 @@ class Result:
         """
         remedy = "delete it to measure that row again"
         values = read_object(path, remedy, _KINDS_OF_RESULT)
+        # Older versions wrote none.
+        checksum = values.pop(_CHECKSUM, None)
+        if checksum not in (None, digest_of_facts(values)):
+            raise UserError(f"{path} cannot be used: its {_CHECKSUM} is not that of its values; {remedy}")
         if values.keys() != _KINDS_OF_RESULT.keys() or not _are_columns(values["columns"]):
             raise UserError(f"{path} cannot be used: not the result of a row; {remedy}")
         if any(type(value) not in (int, float) for value in values["figures"].values()):
@@ -114,6 +119,7 @@ class Result:
         return cls(**values)
 
 
+_CHECKSUM = "sha256"
 _NUMBER = (int, float)
 _NONE = type(None)
 _KINDS_OF_RESULT: Kinds = {

