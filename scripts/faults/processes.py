@@ -76,8 +76,12 @@ def _started(program: Sequence[str], log: pathlib.Path) -> Iterator[_Started]:
         yield started
     finally:
         if started.process.poll() is None:
-            started.process.kill()
-            started.process.wait()
+            started.process.terminate()  # the launcher ends what it has started
+            try:
+                started.process.wait(60)
+            except subprocess.TimeoutExpired:
+                started.process.kill()
+                started.process.wait()
 
 
 def _program(*arguments: str) -> list[str]:
@@ -317,7 +321,8 @@ def _two_launches(folder: pathlib.Path) -> None:
             (folder / name).mkdir()
             program = _launched(folder / name, "--config.train.steps=5")
             runs.append(stack.enter_context(_started(program, folder / f"{name}.log")))
-        statuses = [run.wait() for run in runs]
+        # Four processes compile at the same time.
+        statuses = [run.wait(900) for run in runs]
         expect(statuses == [0, 0], f"statuses {statuses}: {runs[0].output[-400:]} {runs[1].output[-400:]}")
 
 
