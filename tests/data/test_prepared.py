@@ -68,8 +68,9 @@ def config_of(folder: Path, **keys: Any) -> DataConfig:
 
 
 def folders(config: DataConfig) -> list[Path]:
-    """What is in the cache, without what was given up half made."""
-    return [path for path in sorted(Path(config.cache_dir).iterdir()) if not path.name.endswith(".partial")]
+    """What is in the cache, without what was given up half made, and claims."""
+    found = sorted(Path(config.cache_dir).iterdir())
+    return [path for path in found if path.is_dir() and not path.name.endswith(".partial")]
 
 
 def contents(config: DataConfig) -> dict[str, bytes]:
