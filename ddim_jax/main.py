@@ -280,7 +280,7 @@ def _tree_of_json(path: str) -> ConfigTree:
     try:
         return to_config_dict(config_of_file(epath.Path(path), "name the config.json of a run"))
     except UserError as error:
-        raise UserError(f"--config: {error}") from error
+        raise UserError(f"--config={error}") from error
 
 
 def _find_config_file(named: str) -> tuple[str, str]:

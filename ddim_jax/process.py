@@ -7,7 +7,6 @@ is one of their tracebacks. Hence the program ends at once as long as there is n
 KeyboardInterrupt that does not get lost. Training is asked to save its step first.
 """
 
-import _thread
 import contextlib
 import os
 import pathlib
@@ -71,7 +70,9 @@ def interrupts_raised() -> Iterator[None]:
 
     def come_again(lost: "sys.UnraisableHookArgs") -> None:
         if lost.exc_type is KeyboardInterrupt:
-            timer = threading.Timer(_AGAIN_AFTER, _thread.interrupt_main)
+            # A real signal, which also wakes a main thread that waits.
+            again = (threading.main_thread().ident, signal.SIGINT)
+            timer = threading.Timer(_AGAIN_AFTER, signal.pthread_kill, again)
             timer.daemon = True
             timer.start()
         else:

@@ -40,7 +40,7 @@ def imported(*folders):
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add(node.module.split(".")[0])
-    own = {"ddim_jax", "benchmarks"} | {path.stem for path in files}
+    own = {"ddim_jax", "benchmarks", "faults"} | {path.stem for path in [*files, *(ROOT / "scripts").rglob("*.py")]}
     return {INSTALLED_AS.get(name, name).lower().replace("_", "-") for name in found - own - sys.stdlib_module_names}
 
 

@@ -116,6 +116,7 @@ def test_a_full_disk_is_one_error_also_in_the_thread_of_tensorboard(tmp_path, mo
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the file that could not be closed
 def test_who_fails_for_another_reason_says_that_one(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

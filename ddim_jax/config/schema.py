@@ -256,7 +256,8 @@ class TrainConfig:
     steps_per_call: int = key(1, Role.TRAINING, at_least=1, at_most=100_000)
     accumulate: int = key(1, Role.TRAINING, at_least=1, at_most=LARGEST_BATCH)
     optimizer: Optimizer = key("adam", Role.TRAINING)
-    learning_rate: float = key(2e-4, Role.TRAINING, above=0, at_most=1000)
+    # One that is too high is told by its loss.
+    learning_rate: float = key(2e-4, Role.TRAINING, above=0, at_most=1e30)
     warmup_steps: int = key(0, Role.TRAINING, at_least=0, at_most=LARGEST_INDEX)
     lr_schedule: LearningRateSchedule = key("constant", Role.TRAINING)
     adam_b1: float = key(0.9, Role.TRAINING, at_least=0, below=1)

@@ -270,7 +270,7 @@ def test_masks_that_cannot_be_used(tmp_path):
     (tmp_path / "text.png").write_text("no image")
     for path, message in {
         "": r"edit.mask: name the image file",
-        str(tmp_path / "none.png"): r"there is no file",
+        str(tmp_path / "none.png"): r"none.png cannot be used: there is no such file",
         str(tmp_path / "white.png"): r"all white",
         str(tmp_path / "large.png"): r"is 8x9, but the model's images are 8x8",
         str(tmp_path / "text.png"): r"text.png cannot be used: not a PNG",

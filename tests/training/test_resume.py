@@ -192,11 +192,11 @@ def test_sampling_computes_what_is_missing(tmp_path, uninterrupted, monkeypatch,
     def stopping(target):
         calls, original = [], getattr(*target)
 
-        def write(*args):
+        def write(*args, **options):
             calls.append(args)
             if len(calls) > files_written:
                 raise Stopped
-            return original(*args)
+            return original(*args, **options)
 
         return write
 
