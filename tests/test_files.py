@@ -75,7 +75,7 @@ def test_a_file_is_made_anew_or_not_at_all(tmp_path, monkeypatch):
     other = tmp_path / "other"
     monkeypatch.setattr(files, "_own_name", lambda path: path.with_name("guessed"))
     (tmp_path / "guessed").symlink_to(other)
-    with pytest.raises(UserError, match="config.json cannot be written: File exists"):
+    with pytest.raises(UserError, match=r"config\.json cannot be written: File exists"):
         write_whole(tmp_path / "config.json", "new")
     assert not other.exists() and not (tmp_path / "config.json").exists()
 
