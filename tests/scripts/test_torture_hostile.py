@@ -17,6 +17,8 @@ def torture():
 
 
 @pytest.mark.slow
+# A terminal and signals that are not ignored need a fork, of which JAX warns; the child runs another program at once.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", ["processes", "hostile_files"])
 def test_what_is_promised_holds(torture, kind):
     outcomes = [torture.run_trial(kind, trial) for trial in torture.trials_of(kind, long=False)]
