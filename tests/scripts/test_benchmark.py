@@ -4,20 +4,12 @@ import importlib
 import json
 import os
 import pathlib
-import sys
 import types
 import warnings
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def scripts_on_path():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    yield
-    sys.path.remove(str(ROOT / "scripts"))
 
 
 def load(name):

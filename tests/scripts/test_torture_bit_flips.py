@@ -1,19 +1,8 @@
 """Bits that flip in what a run has written, by ``scripts/torture.py``: one in each kind of files."""
 
 import importlib
-import pathlib
-import sys
 
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def scripts_on_path():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    yield
-    sys.path.remove(str(ROOT / "scripts"))
 
 
 @pytest.mark.slow

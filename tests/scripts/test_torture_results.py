@@ -1,19 +1,8 @@
 """A few faults of what runs leave behind, each held against what is promised; scripts/torture.py makes many more."""
 
 import importlib
-import pathlib
-import sys
 
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def scripts_on_path():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    yield
-    sys.path.remove(str(ROOT / "scripts"))
 
 
 @pytest.mark.slow

@@ -1,19 +1,8 @@
 """The short trials of ``scripts/torture.py`` with two jobs at once and with disks that cannot be written."""
 
 import importlib
-import pathlib
-import sys
 
 import pytest
-
-SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def scripts_on_path():
-    sys.path.insert(0, str(SCRIPTS))
-    yield
-    sys.path.remove(str(SCRIPTS))
 
 
 @pytest.mark.slow
