@@ -106,6 +106,14 @@ def build_levels(config: Config) -> np.ndarray:
     return sampling_levels(sample.spacing, config.diffusion.num_levels, sample.steps, build_schedule(config))
 
 
+def settings_of_levels(config: Config, levels: np.ndarray) -> dict[str, list[Any]]:
+    """Levels as keys of ``config.sample``: ``sigmas`` where they are real, else ``levels``."""
+    schedule = build_schedule(config)
+    if not schedule.has_real_levels:
+        return {"levels": levels.tolist()}
+    return {"sigmas": (_sigma_unit(config) * np.exp(-schedule.log_snr_at(levels) / 2)).tolist()}
+
+
 def _sigma_unit(config: Config) -> float:
     """What people's sigmas are multiples of the noise to signal by: EDM's are on images of ``sigma_data``."""
     return config.diffusion.sigma_data if config.diffusion.schedule == "edm" else 1.0
