@@ -560,7 +560,9 @@ class WeightsConfig:
     """``--mode=import``: other projects' checkpoints; ``--mode=export``: ours, for them and for sharing.
 
     Attributes:
-        path: file or folder to import.
+        path: file or folder to import; or ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION`` of the Hugging Face hub,
+            ``published:NAME`` (``weights/published_files.py``), or an address, ``https://...`` or
+            ``https://...#sha256=HASH``.
         ema: take the moving averages, where a file has both them and the raw weights.
         format: what to export: a ``diffusers`` folder, or one file, ``npz`` or ``safetensors``.
         dtype: of the exported weights; the shorter ones halve their size, and round them.
