@@ -119,7 +119,7 @@ def test_addresses():
     for text in ("https://", "https:///b", "https://a b/c", "https://a.org/ä", "https://[1/b"):
         with pytest.raises(UserError, match="is no address"):
             address_of(text)
-    with pytest.raises(UserError, match="not encrypted, .*: use https:, or append #sha256=HASH"):
+    with pytest.raises(UserError, match=r"not encrypted, .*: use https:, or append #sha256=HASH"):
         address_of("http://a.org/b")
     for fragment in ("#", "#sha256=12", "#md5=12", f"#{SHA256}"):
         with pytest.raises(UserError, match="after the # only sha256=HASH is understood"):
@@ -162,7 +162,7 @@ def test_a_server_that_is_gone_leaves_what_came(web, url, tmp_path):
 def test_a_part_that_cannot_be_gone_on_from(web, url, case):
     web.tags = case != "no versions"
     web.breaks = [1000] + [0] * 10
-    with pytest.raises(UserError, match="1,000 bytes of it are kept|could not be saved"):
+    with pytest.raises(UserError, match="could not be saved"):
         fetch_address(Address(url))
     web.breaks = []
     web.ranges = case != "no ranges"
@@ -195,7 +195,8 @@ def test_a_killed_download_goes_on_where_it_was(web, url, tmp_path):
     web.files["/large"] = large = os.urandom(2**20) * 8
     web.pause_after = 2**22
     published = PublishedFile("large", f"{web.url}/large", hashlib.sha256(large).hexdigest(), "f", "large.bin", "a.b")
-    program = "from ddim_jax.weights.download import *; fetch(PublishedFile(*__import__('json').loads(__import__('sys').argv[1])))"
+    program = "import json, sys; from ddim_jax.weights import download as d; "
+    program += "d.fetch(d.PublishedFile(*json.loads(sys.argv[1])))"
     process = subprocess.Popen([sys.executable, "-c", program, json.dumps(published)])
     part = tmp_path / "cache" / "f" / "large.bin.part"
     while not (part.exists() and part.stat().st_size >= 2**21):
@@ -277,7 +278,7 @@ def test_the_table_of_published_files():
             assert address_of(row.url) == Address(row.url)
             assert published_files.published_address(name).url == row.url
         assert len(row.md5) in (0, 32) and len(row.sha256) in (0, 64)
-        file, _, variant = row.config.partition(":")
+        file = row.config.partition(":")[0]
         assert not file or (pathlib.Path(__file__).parents[2] / file).exists()
     urls = [row.url for row in PUBLISHED_WEIGHTS.values() if row.url]
     assert len(set(urls)) == len(urls)
