@@ -126,7 +126,10 @@ def check(claim: Claim, workdir: pathlib.Path, num: int, options: Sequence[str])
     if status:
         return status
     sampler, eta, spacing, clip, steps = claim.row
-    reference = fetched(claim.reference) if claim.reference else None
+    reference = []
+    if claim.reference:
+        found = fetched(claim.reference)
+        reference = [f"--config.eval.reference={found.path if found else claim.reference}"]
     status = program.run(
         [
             "check_published",
@@ -139,11 +142,7 @@ def check(claim: Claim, workdir: pathlib.Path, num: int, options: Sequence[str])
             f"--config.sample.clip={clip}",
             f"--config.eval.num={num}",
             "--config.eval.metrics=('fid',)",
-            *(
-                [f"--config.eval.reference={reference.path if reference else claim.reference}"]
-                if claim.reference
-                else []
-            ),
+            *reference,
             *claim.options,
             *options,
         ]

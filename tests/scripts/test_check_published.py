@@ -1,7 +1,7 @@
 """The check of published weights, on a tiny file of this machine."""
 
 import pytest
-from small import CONFIGS
+from small import CONFIGS, tiny_config
 from weight_files import state_dict, write_torch
 
 from ddim_jax.tables.published_figures import NUM_IMAGES
@@ -18,8 +18,6 @@ def script():
 @pytest.fixture
 def tiny(script, cache, tmp_path, monkeypatch):
     """A claim about a tiny network that draws digits."""
-    from small import tiny_config
-
     config = tiny_config(CONFIGS / "digits.py")
     path = write_torch(tmp_path / "weights.pt", state_dict(config, "ddim"))
     claim = script.Claim(
@@ -47,11 +45,10 @@ def test_figures_within_the_band_pass_and_others_do_not(script, tiny, tmp_path, 
     assert "not compared, since that is of 50,000 images, not of 80" in capsys.readouterr().out
 
 
-def test_what_cannot_be_had_is_one_line(script, tiny, tmp_path, capsys):
+def test_what_cannot_be_had_is_one_line(script, tiny, tmp_path, monkeypatch, capsys):
     assert script.main(["tiny", f"--workdir={tmp_path}/run", f"--weights={tmp_path}/absent.pt"]) == 2
     assert "absent.pt cannot be read: No such file" in capsys.readouterr().err
-    monkey = tiny._replace(config="")
-    script.CLAIMS["tiny"] = monkey
+    monkeypatch.setitem(script.CLAIMS, "tiny", tiny._replace(config=""))
     assert script.main(["tiny", f"--workdir={tmp_path}/run", "--num=80"]) == 2
     assert "is none of the published networks: give the config" in capsys.readouterr().err
 
