@@ -62,3 +62,15 @@ def test_claims(script, capsys):
         assert not claim.config or (CONFIGS / f"{claim.config.partition(':')[0]}.py").exists()
     assert script.CLAIMS["ddim-cifar10-100"].published == 4.16
     assert script.CLAIMS["ddpm-church"].published == 7.89
+
+
+def test_the_document_has_all_names_and_their_bands(script):
+    text = (CONFIGS.parent / "docs" / "published_weights.md").read_text()
+    for name, row in PUBLISHED_WEIGHTS.items():
+        known = "SHA-256" if row.sha256 else "MD5" if row.md5 else "none" if row.url else "by hand"
+        assert f"\n| `{name}` | {row.network} | {known} | " in text
+    for name, claim in script.CLAIMS.items():
+        low, high = claim.band
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| `{name}` | `{claim.weights}` |")]
+        assert f"`{claim.row[0]}`" in line and f", S={claim.row[4]}, `{claim.row[2]}`" in line
+        assert f" | {claim.published:.4g} | {low:.4g} to {high:.4g} | " in line
