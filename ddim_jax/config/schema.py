@@ -238,8 +238,9 @@ class TrainConfig:
         tensorboard: also write TensorBoard event files.
         init_from: weights that a new run begins with, at step 0 and with everything else its own (fine-tuning): a
             workdir, whose newest checkpoint is taken, its ``WORKDIR/best`` or ``WORKDIR/checkpoints/STEP``; a file or
-            folder that ``--mode=import`` reads; or a model that comes with the package, ``mnist-small``. The network
-            must be the same but for ``model.num_classes``. It is read once: a resumed run does not need it.
+            folder that ``--mode=import`` reads; ``hf:OWNER/NAME``, ``hf:OWNER/NAME@REVISION`` or ``published:NAME``,
+            see ``weights.path``; or a model that comes with the package, ``mnist-small``. The network must be the same
+            but for ``model.num_classes``. It is read once: a resumed run does not need it.
         deterministic: on GPU, ask XLA for kernels whose results do not vary from run to run.
         cpu_devices: devices that the cores of a CPU are shared among, in all jobs; 0 makes one of each core, 8 at most,
             2 for networks wider than 64 channels. The operations of a small network keep one core busy.

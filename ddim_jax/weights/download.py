@@ -167,13 +167,14 @@ def fetch_address(address: Address) -> Fetched:
             f"{url}: no hash of it is published, and what lies in {path.parent} may be anybody's: append #sha256=HASH, "
             "or set DDIM_JAX_CACHE to a folder of your own"
         )
-    with _failures_told(address, path, remedy), _alone(path, remedy):
-        recorded = _recorded(path)
-        expected = address.sha256 or recorded
-        if expected and _has(path, expected):
-            if expected != recorded:
-                _record(path, expected)
-            return Fetched(path, expected)
+    with _failures_told(address, path, remedy), contextlib.ExitStack() as stack:
+        for is_alone in (False, True):
+            if is_alone:  # where it is there, nothing is written: the cache may be read-only
+                stack.enter_context(_alone(path, remedy))
+            recorded = _recorded(path)
+            expected = address.sha256 or recorded
+            if expected and _has(path, expected):
+                return Fetched(path, expected)
         found = _download(address, path, name, remedy, expected, "" if address.sha256 else recorded)
         _record(path, found)
         if not expected:

@@ -28,7 +28,8 @@ from ddim_jax.weights.agreement import agreed_config, deciding_values
 from ddim_jax.weights.array_files import ArrayFile, is_npz, is_safetensors, read_npz, read_safetensors
 from ddim_jax.weights.description import KEY, Description
 from ddim_jax.weights.diffusers_folder import read_folder
-from ddim_jax.weights.origins import fetched
+from ddim_jax.weights.hub import repository_named
+from ddim_jax.weights.origins import HUB, fetched
 from ddim_jax.weights.published_networks import published_networks, recognise
 from ddim_jax.weights.shapes import check_finite, check_shapes, variable_shapes
 from ddim_jax.weights.torch_file import ZIP_START, read_torch_file
@@ -115,7 +116,9 @@ def _read(path: pathlib.Path, config: Config | None, any_classes: bool) -> Weigh
             start = file.read(16)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path} cannot be read: {reason}") from error
+        is_perhaps_of_hub = isinstance(error, FileNotFoundError) and not path.suffix and repository_named(str(path))
+        hint = f"; if the Hugging Face hub is meant, write {HUB}{path}" if is_perhaps_of_hub else ""
+        raise UserError(f"{path} cannot be read: {reason}{hint}") from error
     if is_safetensors(start):
         contents = read_safetensors(path)
         _check_hash(contents, path)

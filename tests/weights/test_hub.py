@@ -243,6 +243,28 @@ def test_other_names_are_refused(web, name):
     assert web.asked == []
 
 
+def test_a_name_without_the_prefix_is_told_of_it(web):
+    with pytest.raises(UserError, match=r"No such file or directory; if the .* hub is meant, write hf:someone/small"):
+        read_weights(NAME)
+    assert web.asked == []
+
+
+def test_nothing_large_is_imported_with_it(web, files, tmp_path):
+    """The package that reads the hub can use PyTorch; a program that loads weights must not wait for that."""
+    web.repositories[NAME] = Repository(files)
+    program = (
+        f"import sys, ddim_jax; ddim_jax.load({NAME!r}); print(sorted({{'torch', 'tensorflow'}} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "HF_ENDPOINT": web.url, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout) == (0, "set()\n"), result.stderr
+
+
 def test_without_the_package(web, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"is read by huggingface_hub: pip install 'ddim_jax\[hub\]'"):
