@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from ddim_jax.config.keys import LARGEST_INDEX, check_values
-from ddim_jax.config.schema import Config, DataConfig, DiffusionConfig, EvalConfig, ModelConfig
+from ddim_jax.config.schema import AUGMENTATION_INPUTS, Config, DataConfig, DiffusionConfig, EvalConfig, ModelConfig
 from ddim_jax.errors import ConfigError, shown
 
 # Schedules whose betas go from diffusion.beta_start to diffusion.beta_end.
@@ -205,6 +205,14 @@ def _check_train(config: Config) -> None:
         "train.label_dropout",
         train.label_dropout,
         "replaces labels by 'no label', which the network has only with model.null_label=True",
+    )
+    _require(
+        train.augment_probability == 0
+        or (model.name == "song_unet" and model.augmentation_inputs == AUGMENTATION_INPUTS),
+        "train.augment_probability",
+        train.augment_probability,
+        "the network has to be told what was done to its images: use model.name=song_unet and "
+        f"model.augmentation_inputs={AUGMENTATION_INPUTS}, or 0",
     )
     _require(
         train.validate_every == 0 or bool(config.data.validation),

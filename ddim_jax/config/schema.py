@@ -53,6 +53,9 @@ LARGEST_LEVEL = 100_000  # published models have up to 4,000 levels; tables of s
 LARGEST_BATCH = 2**20
 NEVER = 10**12  # of intervals: larger than any step
 
+# What a network is told of an image's augmentation, see ``training/augmentation.py``.
+AUGMENTATION_INPUTS = 9
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -232,6 +235,9 @@ class TrainConfig:
         weight_decay: AdamW's decoupled decay.
         grad_clip: largest global norm of the gradient; 0 turns clipping off.
         label_dropout: share of the labels replaced by "none" in training, which classifier-free guidance needs.
+        augment_probability: with which images are turned, moved and the like, of which the network is told, see
+            ``training/augmentation.py``; Karras et al. 2022 use 0.12 on CIFAR-10, beside ``data.flip=False``. 0
+            augments nothing.
         ema_decay: decay of the moving average of the parameters.
         ema_warmup: use min(ema_decay, (1 + step) / (10 + step)).
         ema_on_host: keep the moving average in the host's memory, not the devices'. Each step then waits for its
@@ -280,6 +286,7 @@ class TrainConfig:
     weight_decay: float = key(0.0, Role.TRAINING, at_least=0, at_most=1000)
     grad_clip: float = key(1.0, Role.TRAINING, at_least=0, at_most=1e30)
     label_dropout: float = key(0.0, Role.TRAINING, at_least=0, below=1)
+    augment_probability: float = key(0.0, Role.TRAINING, at_least=0, at_most=1)
     ema_decay: float = key(0.9999, Role.TRAINING, at_least=0, below=1)
     ema_warmup: bool = key(False, Role.TRAINING)
     ema_on_host: bool = key(False, Role.MACHINE)
