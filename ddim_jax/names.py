@@ -31,9 +31,11 @@ OnError = Literal["fail", "skip"]
 
 # --- networks -----------------------------------------------------------------------------------
 
-NetworkName = Literal["unet", "residual_unet"]
+NetworkName = Literal["unet", "residual_unet", "song_unet"]
 Structure = Literal["keras", "ddim"]
 Norm = Literal["batch", "group"]
+TimeEmbedding = Literal["positional", "fourier"]
+Encoder = Literal["standard", "residual"]
 Initialization = Literal["ddpm", "torch"]
 ActivationDtype = Literal["float32", "bfloat16"]
 

@@ -29,6 +29,7 @@ class Stream(enum.IntEnum):
     IMAGE = 7  # sampling: x_T (draw 0) and the noise of step s (draw s + 1)
     PROBE = 8  # probe vectors of likelihood estimates
     VALIDATION = 9  # noise level and noise of the validation images
+    AUGMENTATION = 10  # what is done to a training image, and told the network
 
 
 def root_key(seed: int | jax.Array, stream: Stream) -> jax.Array:

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from ddim_jax.config.keys import LARGEST_INDEX, check_values
-from ddim_jax.config.schema import Config, DataConfig, DiffusionConfig, EvalConfig, ModelConfig
+from ddim_jax.config.schema import AUGMENTATION_INPUTS, Config, DataConfig, DiffusionConfig, EvalConfig, ModelConfig
 from ddim_jax.errors import ConfigError, shown
 
 # Schedules whose betas go from diffusion.beta_start to diffusion.beta_end.
@@ -77,8 +77,12 @@ def _check_model(model: ModelConfig, data: DataConfig) -> None:
             model.channels,
             f"must be a multiple of model.num_groups={model.num_groups}",
         )
+    elif model.name == "song_unet":
+        _check_song_unet(model)
     else:
         _check_residual_unet(model)
+    if model.name != "song_unet":
+        _check_untouched(model, ("embedding", "encoder", "resample_filter", "augmentation_inputs"))
     factor = 2 ** (len(model.multipliers) - 1)
     _require(
         data.image_size % factor == 0,
@@ -126,14 +130,42 @@ def _check_residual_unet(model: ModelConfig) -> None:
         model.channels,
         f"must be even, and with model.norm=group a multiple of model.num_groups={model.num_groups}",
     )
-    plain = ModelConfig()
-    for key, off in (
-        *(("attention_resolutions", ()), ("dropout", 0.0), ("num_classes", 0), ("dtype", "float32")),
-        *((name, getattr(plain, name)) for name in ("null_label", "time_freq_shift", "time_cos_first")),
-        *((name, getattr(plain, name)) for name in ("downsample_padding", "norm_eps", "head_channels")),
-    ):
+    for key, off in (("attention_resolutions", ()), ("dropout", 0.0), ("num_classes", 0), ("dtype", "float32")):
         value = getattr(model, key)
         _require(value == off, f"model.{key}", value, f"model.name=residual_unet knows only {off!r}")
+    _check_untouched(
+        model,
+        ("null_label", "time_freq_shift", "time_cos_first", "downsample_padding", "norm_eps", "head_channels"),
+    )
+
+
+def _check_song_unet(model: ModelConfig) -> None:
+    _require(model.channels % 4 == 0, "model.channels", model.channels, "model.name=song_unet needs a multiple of 4")
+    widths = [model.channels * multiplier for multiplier in (1, *model.multipliers)]
+    # A block on the way up normalises two widths at once.
+    for width in {*widths, *(one + other for one in widths for other in widths)}:
+        groups = min(model.num_groups, width // 4)
+        _require(
+            width % groups == 0,
+            "model.num_groups",
+            model.num_groups,
+            f"a norm of {width} channels would have {groups} groups, which do not divide them",
+        )
+    _require(
+        len(model.resample_filter) % 2 == 0,
+        "model.resample_filter",
+        model.resample_filter,
+        "needs an even number of weights, such as (1, 1) or (1, 3, 3, 1)",
+    )
+    _check_untouched(model, ("time_freq_shift", "time_cos_first", "downsample_padding"))
+
+
+def _check_untouched(model: ModelConfig, keys: tuple[str, ...]) -> None:
+    """Refuses values of keys that the network does not look at."""
+    plain = ModelConfig()
+    for key in keys:
+        value, off = getattr(model, key), getattr(plain, key)
+        _require(value == off, f"model.{key}", value, f"model.name={model.name} knows only {off!r}")
 
 
 def _check_train(config: Config) -> None:
@@ -173,6 +205,14 @@ def _check_train(config: Config) -> None:
         "train.label_dropout",
         train.label_dropout,
         "replaces labels by 'no label', which the network has only with model.null_label=True",
+    )
+    _require(
+        train.augment_probability == 0
+        or (model.name == "song_unet" and model.augmentation_inputs == AUGMENTATION_INPUTS),
+        "train.augment_probability",
+        train.augment_probability,
+        "the network has to be told what was done to its images: use model.name=song_unet and "
+        f"model.augmentation_inputs={AUGMENTATION_INPUTS}, or 0",
     )
     _require(
         train.validate_every == 0 or bool(config.data.validation),

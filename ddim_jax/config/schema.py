@@ -13,6 +13,7 @@ from ddim_jax.names import (
     DataSource,
     Divergence,
     EditTask,
+    Encoder,
     ExtractorName,
     ImageCache,
     ImageFormat,
@@ -38,6 +39,7 @@ from ddim_jax.names import (
     StoredDtype,
     Structure,
     TableName,
+    TimeEmbedding,
     TimeSampling,
     Variance,
     WeightsFormat,
@@ -50,6 +52,9 @@ LARGEST_WIDTH = 2**16  # channels of a network; the largest known have some thou
 LARGEST_LEVEL = 100_000  # published models have up to 4,000 levels; tables of steps are made row by row
 LARGEST_BATCH = 2**20
 NEVER = 10**12  # of intervals: larger than any step
+
+# What a network is told of an image's augmentation, see ``training/augmentation.py``.
+AUGMENTATION_INPUTS = 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +124,8 @@ class ModelConfig:
 
     Attributes:
         name: ``unet``, the U-Net of DDPM and DDIM; ``residual_unet``, that of Keras' DDIM example and its kin, see
-            ``models/residual_unet.py``.
+            ``models/residual_unet.py``; ``song_unet``, DDPM++ and NCSN++ of score SDE and EDM, see
+            ``models/song_unet.py``.
         structure: of ``residual_unet``: ``keras`` or ``ddim``.
         norm: of ``residual_unet``: ``batch`` (without scale and bias) or ``group`` (with them).
         channels: width of the first level.
@@ -138,6 +144,13 @@ class ModelConfig:
         downsample_padding: 0 puts zeros right and below an image before its resolution is halved, 1 on all sides.
         norm_eps: what group norms add to the variance; 1e-5 is PyTorch's default.
         head_channels: width of an attention head; 0 for one head of all channels.
+        embedding: of ``song_unet``: noise levels are told by sines at fixed frequencies (``positional``) or random ones
+            (``fourier``).
+        encoder: of ``song_unet``: ``standard``, or ``residual``, in which the image enters at each resolution.
+        resample_filter: of ``song_unet``: weights of the pixels, an even number of them, by which resolutions are
+            changed: (1, 1) for DDPM++, (1, 3, 3, 1) for NCSN++.
+        augmentation_inputs: of ``song_unet``: length of what it is told of an image's augmentation: 0 for nothing, 9
+            for those of ``train.augment_probability``.
         init: ``ddpm`` (the initialisation of the published CIFAR-10 and LSUN checkpoints) or
             ``torch`` (PyTorch's default, as in DDIM's code).
         dtype: dtype of activations; parameters, norms, softmax and loss stay float32.
@@ -160,6 +173,10 @@ class ModelConfig:
     downsample_padding: int = key(0, Role.NETWORK, at_least=0, at_most=1)
     norm_eps: float = key(1e-6, Role.NETWORK, above=0, at_most=1)
     head_channels: int = key(0, Role.NETWORK, at_least=0, at_most=LARGEST_WIDTH)
+    embedding: TimeEmbedding = key("positional", Role.NETWORK)
+    encoder: Encoder = key("standard", Role.NETWORK)
+    resample_filter: tuple[int, ...] = key((1, 1), Role.NETWORK, at_least=1, at_most=1000, longest=16, is_filled=True)
+    augmentation_inputs: int = key(0, Role.NETWORK, at_least=0, at_most=1000)
     init: Initialization = key("ddpm", Role.TRAINING)
     dtype: ActivationDtype = key("float32", Role.TRAINING)
     remat: bool = key(False, Role.TRAINING)
@@ -230,6 +247,9 @@ class TrainConfig:
         weight_decay: AdamW's decoupled decay.
         grad_clip: largest global norm of the gradient; 0 turns clipping off.
         label_dropout: share of the labels replaced by "none" in training, which classifier-free guidance needs.
+        augment_probability: with which images are turned, moved and the like, of which the network is told, see
+            ``training/augmentation.py``; Karras et al. 2022 use 0.12 on CIFAR-10, beside ``data.flip=False``. 0
+            augments nothing.
         ema_decay: decay of the moving average of the parameters.
         ema_warmup: use min(ema_decay, (1 + step) / (10 + step)).
         ema_on_host: keep the moving average in the host's memory, not the devices'. Each step then waits for its
@@ -279,6 +299,7 @@ class TrainConfig:
     weight_decay: float = key(0.0, Role.TRAINING, at_least=0, at_most=1000)
     grad_clip: float = key(1.0, Role.TRAINING, at_least=0, at_most=1e30)
     label_dropout: float = key(0.0, Role.TRAINING, at_least=0, below=1)
+    augment_probability: float = key(0.0, Role.TRAINING, at_least=0, at_most=1)
     ema_decay: float = key(0.9999, Role.TRAINING, at_least=0, below=1)
     ema_warmup: bool = key(False, Role.TRAINING)
     ema_on_host: bool = key(False, Role.MACHINE)

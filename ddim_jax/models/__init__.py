@@ -1,4 +1,4 @@
-"""The networks. ``unet.py`` is the one that the published results were made with; ``residual_unet.py`` that of Keras.
+"""The networks: ``unet.py``, that of the DDIM paper; ``residual_unet.py``, Keras'; ``song_unet.py``, score SDE's.
 
 A network is called as ``model.apply({"params": params}, x, time, label, dropout_keys)`` and knows nothing of schedules,
 losses or devices. Their parts: ``convolution.py``, ``group_norm.py``, ``dropout.py``, ``flash_attention.py`` (which GPU
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from ddim_jax.config import Config
 from ddim_jax.models.flash_attention import local_flash_attention_width
 from ddim_jax.models.residual_unet import ResidualUNet
+from ddim_jax.models.song_unet import SongUNet
 from ddim_jax.models.unet import UNet
 from ddim_jax.names import lookup
 
@@ -85,10 +86,37 @@ def _residual_unet(config: Config, mean_over_devices: MeanOverDevices, flash_att
     )
 
 
+def _song_unet(config: Config, mean_over_devices: MeanOverDevices, flash_attention: bool) -> SongUNet:
+    del mean_over_devices  # Group norms need no other example.
+    model = config.model
+    return SongUNet(
+        out_channels=config.data.channels,
+        channels=model.channels,
+        multipliers=model.multipliers,
+        num_blocks=model.num_blocks,
+        attention_resolutions=model.attention_resolutions,
+        dropout=model.dropout,
+        num_groups=model.num_groups,
+        num_classes=model.num_classes,
+        initialization=model.init,
+        dtype=jnp.dtype(model.dtype),
+        remat=model.remat,
+        flash_width=local_flash_attention_width(model.dtype) if flash_attention else 0,
+        null_label=model.null_label,
+        norm_eps=model.norm_eps,
+        head_channels=model.head_channels,
+        embedding=model.embedding,
+        encoder=model.encoder,
+        resample_filter=model.resample_filter,
+        augmentation_inputs=model.augmentation_inputs,
+    )
+
+
 # By names.NetworkName.
 NETWORKS: Mapping[str, Callable[[Config, MeanOverDevices, bool], Model]] = {
     "unet": _unet,
     "residual_unet": _residual_unet,
+    "song_unet": _song_unet,
 }
 
 

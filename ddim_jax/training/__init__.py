@@ -4,6 +4,7 @@ The mathematics:
 
 - ``state.py``: what a run carries from step to step; optimisers, learning rates and the moving average
 - ``step.py``: one step, DDPM's algorithm 1, as a pure function of state and batch
+- ``augmentation.py``: images changed at random, and what the network is told of it
 
 On the devices:
 

@@ -1,6 +1,7 @@
 """One training step (DDPM's algorithm 1) as a pure function of state and batch."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from ddim_jax.diffusion.schedule import Schedule
 from ddim_jax.models import Model
 from ddim_jax.pixels import to_float
 from ddim_jax.random_streams import Stream, example_keys, normal_each, root_key
+from ddim_jax.training.augmentation import augment
 from ddim_jax.training.state import TrainState, ema_decay, update_ema
 
 
@@ -57,8 +59,9 @@ class StepMetrics(NamedTuple):
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]
 
-# A network, for training or not: (x, time, label) -> (output, whatever else it returns).
-Network = Callable[[jax.Array, jax.Array, jax.Array | None], tuple[jax.Array, Any]]
+# A network, for training or not: (x, time, label) -> (output, whatever else it returns). Where images are augmented, it
+# takes what it is told of that, as ``augmentation``.
+Network = Callable[..., tuple[jax.Array, Any]]
 
 
 def make_example_losses(config: Config) -> Callable[..., tuple[Losses, Any]]:
@@ -72,15 +75,24 @@ def make_example_losses(config: Config) -> Callable[..., tuple[Losses, Any]]:
 
     Returns:
         The function. ``images`` are uint8 [n, h, w, c], ``label`` is int32 [n] or None, ``level`` [n] from
-        :func:`~ddim_jax.diffusion.losses.draw_levels`, ``noise_keys`` are n keys; the losses are float32 [n].
+        :func:`~ddim_jax.diffusion.losses.draw_levels`, ``noise_keys`` are n keys; the losses are float32 [n]. With
+        ``augmentation_keys``, n more, images are augmented first.
     """
     diffusion = config.diffusion
     schedule, normalization = build_schedule(config), build_normalization(config)
 
     def example_losses(
-        network: Network, images: jax.Array, label: jax.Array | None, level: jax.Array, noise_keys: jax.Array
+        network: Network,
+        images: jax.Array,
+        label: jax.Array | None,
+        level: jax.Array,
+        noise_keys: jax.Array,
+        augmentation_keys: jax.Array | None = None,
     ) -> tuple[Losses, Any]:
         x0 = to_float(images, normalization)
+        if augmentation_keys is not None:
+            x0, told = augment(x0, augmentation_keys, config.train.augment_probability)
+            network = functools.partial(network, augmentation=told)
         eps = normal_each(noise_keys, 0, x0.shape[1:], x0.dtype)
         alpha_bar, time = schedule.at(level)
         x = losses.diffuse(x0, eps, alpha_bar)
@@ -137,15 +149,18 @@ def make_train_step(
     def batch_loss(params: Any, batch_stats: Any, batch: Any, step: jax.Array) -> tuple[jax.Array, Any]:
         dropout_keys = example_keys(seed, Stream.DROPOUT, step, batch.index) if config.model.dropout else None
 
-        def network(x: jax.Array, time: jax.Array, label: jax.Array | None) -> tuple[jax.Array, Any]:
+        def network(x: jax.Array, time: jax.Array, label: jax.Array | None, **told: Any) -> tuple[jax.Array, Any]:
             variables = {"params": params, "batch_stats": batch_stats}
-            return model.apply(variables, x, time, label, dropout_keys=dropout_keys, mutable=["batch_stats"])
+            return model.apply(variables, x, time, label, dropout_keys=dropout_keys, mutable=["batch_stats"], **told)
 
         time_key = jax.random.fold_in(root_key(seed, Stream.TIME), step)
         level = draw_training_levels(config, schedule, time_key, batch.index, train.batch_size)
         noise_keys = example_keys(seed, Stream.NOISE, step, batch.index)
         label = drop_labels(batch.label, step, batch.index) if config.model.num_classes else None
-        each, new_stats = example_losses(network, batch.image, label, level, noise_keys)
+        augmentation_keys = (
+            example_keys(seed, Stream.AUGMENTATION, step, batch.index) if train.augment_probability else None
+        )
+        each, new_stats = example_losses(network, batch.image, label, level, noise_keys, augmentation_keys)
         mean = Losses(jnp.mean(each.loss), jnp.mean(each.image_loss))
         return mean.loss, (mean, new_stats.get("batch_stats", {}))
 
