@@ -131,7 +131,7 @@ def _ddpm_pp(config: ConfigTree) -> None:
     config.train.learning_rate = 1e-3
     config.train.warmup_steps = 19_531
     config.train.grad_clip = 0.0
-    config.train.ema_decay = 0.99931  # a half-life of 500,000 images
+    config.train.ema_decay = 0.99929  # a half-life of 500,000 images
     config.train.ema_warmup = True
 
 
