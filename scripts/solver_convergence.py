@@ -26,22 +26,8 @@ from ddim_jax.diffusion.schedule import Schedule, make_schedule
 from ddim_jax.names import SamplerName
 
 SOLVERS: tuple[SamplerName, ...] = (
-    *(
-        "ddim",
-        "heun",
-        "flow_heun",
-        "ab2",
-        "ab3",
-        "ab4",
-        "deis2",
-        "deis3",
-        "plms",
-        "ipndm",
-        "dpmpp_2m",
-        "unipc2",
-        "unipc3",
-    ),
-)
+    "ddim", "heun", "flow_heun", "ab2", "ab3", "ab4", "deis2", "deis3", "plms", "ipndm", "dpmpp_2m", "unipc2", "unipc3"
+)  # fmt: skip
 WEIGHTS, MEANS, DEVIATION = np.array([0.3, 0.7]), np.array([-0.6, 0.5]), 0.2
 # The usual linear schedule in 200 times as many levels, so that steps can be as equal as one likes.
 FINENESS = 200
@@ -111,6 +97,7 @@ def main() -> None:
     x = np.linspace(-2.5, 2.5, 100)
     exact = exact_flow(x, schedule.alpha_bar[-1], schedule.alpha_bar[FINENESS])
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    axes.set_prop_cycle(color=[plt.get_cmap("tab20")(i) for i in range(20)])  # more than the usual ten
     print("error after S steps" + "".join(f"{steps:>9}" for steps in arguments.steps) + "   order")
     for name in SOLVERS:
         evaluations, errors = measure(name, schedule, arguments.steps, x, exact)
