@@ -10,13 +10,23 @@ import jax
 import numpy as np
 
 from ddim_jax.config import Config
+from ddim_jax.config.schema import DiffusionConfig
 from ddim_jax.diffusion.editing import InpaintTable, inpaint_table
 from ddim_jax.diffusion.guidance import guided
 from ddim_jax.diffusion.inversion import make_encoder
+from ddim_jax.diffusion.losses import TIME_SAMPLINGS
 from ddim_jax.diffusion.prediction import Predict, make_predict
 from ddim_jax.diffusion.samplers import SAMPLERS, Sampler, make_sampler
-from ddim_jax.diffusion.schedule import SCHEDULES, Schedule, ScheduleRule, make_schedule, noise_variance
-from ddim_jax.diffusion.spacing import explicit_levels, level_pairs, levels_from, sampling_levels
+from ddim_jax.diffusion.schedule import (
+    SCHEDULES,
+    Schedule,
+    ScheduleRule,
+    ScheduleSettings,
+    make_schedule,
+    noise_variance,
+)
+from ddim_jax.diffusion.sde_solvers import Churn
+from ddim_jax.diffusion.spacing import explicit_levels, level_pairs, levels_from, levels_of_sigmas, sampling_levels
 from ddim_jax.errors import ConfigError, shown
 from ddim_jax.models import Model
 from ddim_jax.names import Clip, lookup
@@ -24,6 +34,9 @@ from ddim_jax.pixels import Normalization
 
 # Network evaluations that a repeated sampler may make: its table has a row for each of them, made one by one.
 _MOST_EVALUATIONS = 200_000
+
+# The largest sample.churn_max, and its default: no limit.
+_NO_LIMIT = 1e9
 
 
 def build_schedule(config: Config) -> Schedule:
@@ -33,9 +46,7 @@ def build_schedule(config: Config) -> Schedule:
         ConfigError: the objective, the drawing of noise levels or the network does not go with it.
     """
     diffusion = config.diffusion
-    schedule = make_schedule(
-        diffusion.schedule, diffusion.num_levels, diffusion.beta_start, diffusion.beta_end, diffusion.zero_terminal_snr
-    )
+    schedule = configured_schedule(diffusion)
     if schedule.ends_in_noise and diffusion.objective == "eps":
         what = "diffusion.zero_terminal_snr" if diffusion.zero_terminal_snr else f"the {schedule.name} schedule"
         raise ConfigError(
@@ -49,11 +60,17 @@ def build_schedule(config: Config) -> Schedule:
             f"(below {smallest:.2g}, float32's smallest, from level {np.argmax(schedule.alpha_bar < smallest)} on), "
             "where the noise says nothing about the image; lower diffusion.beta_end or num_levels, or use x0 or v"
         )
-    if diffusion.time_sampling == "continuous" and not schedule.is_continuous:
+    drawing = lookup(TIME_SAMPLINGS, diffusion.time_sampling, "time sampling")
+    if drawing.is_continuous and not schedule.is_continuous:
         raise ConfigError(
-            "diffusion.time_sampling=continuous: only diffusion.schedule="
-            f"{_schedules(lambda rule: rule.continuous is not None)} has a continuous time; use antithetic, uniform or "
+            f"diffusion.time_sampling={diffusion.time_sampling}: only diffusion.schedule="
+            f"{_schedules(lambda rule: rule.curve is not None)} has a continuous time; use antithetic, uniform or "
             "stratified"
+        )
+    if drawing.needs_real_levels and not schedule.has_real_levels:
+        raise ConfigError(
+            f"diffusion.time_sampling={diffusion.time_sampling}: only diffusion.schedule="
+            f"{_schedules(lambda rule: rule.is_real)} has a level for any noise; use continuous"
         )
     if config.model.name == "residual_unet" and not schedule.tells_variance:
         raise ConfigError(
@@ -61,6 +78,12 @@ def build_schedule(config: Config) -> Schedule:
             f"{_schedules(lambda rule: rule.told is noise_variance)} alone tells; use that"
         )
     return schedule
+
+
+def configured_schedule(diffusion: DiffusionConfig) -> Schedule:
+    """The noise schedule of a group of the config, whatever the network and the objective."""
+    settings = {name: getattr(diffusion, name) for name in ScheduleSettings._fields}
+    return make_schedule(diffusion.schedule, zero_terminal_snr=diffusion.zero_terminal_snr, **settings)
 
 
 def _schedules(suits: Callable[[ScheduleRule], bool]) -> str:
@@ -75,9 +98,25 @@ def build_levels(config: Config) -> np.ndarray:
         UserError: steps or levels that the schedule does not have.
     """
     sample = config.sample
+    if sample.sigmas:
+        schedule = build_schedule(config)
+        return levels_of_sigmas(schedule, sample.sigmas, _sigma_unit(config))
     if sample.levels:
         return explicit_levels(sample.levels, config.diffusion.num_levels)
     return sampling_levels(sample.spacing, config.diffusion.num_levels, sample.steps, build_schedule(config))
+
+
+def settings_of_levels(config: Config, levels: np.ndarray) -> dict[str, list[Any]]:
+    """Levels as keys of ``config.sample``: ``sigmas`` where they are real, else ``levels``."""
+    schedule = build_schedule(config)
+    if not schedule.has_real_levels:
+        return {"levels": levels.tolist()}
+    return {"sigmas": (_sigma_unit(config) * np.exp(-schedule.log_snr_at(levels) / 2)).tolist()}
+
+
+def _sigma_unit(config: Config) -> float:
+    """What people's sigmas are multiples of the noise to signal by: EDM's are on images of ``sigma_data``."""
+    return config.diffusion.sigma_data if config.diffusion.schedule == "edm" else 1.0
 
 
 def build_sampler(config: Config, start_level: int | None = None) -> Sampler:
@@ -100,7 +139,13 @@ def build_sampler(config: Config, start_level: int | None = None) -> Sampler:
         raise ConfigError(
             f"sample.eta={sample.eta}: sample.sampler={sample.sampler} adds no noise: set it to 0, or choose ddim"
         )
-    return make_sampler(sample.sampler, build_schedule(config), level_pairs(levels), eta)
+    if sample.churn and not lookup(SAMPLERS, sample.sampler, "sampler").churns:
+        churning = ", ".join(name for name, rule in SAMPLERS.items() if rule.churns)
+        raise ConfigError(f"sample.churn={sample.churn:g}: sample.sampler={sample.sampler} has none; choose {churning}")
+    unit = _sigma_unit(config)
+    high = sample.churn_max / unit if sample.churn_max < _NO_LIMIT else np.inf
+    churn = Churn(sample.churn, sample.churn_min / unit, high, sample.churn_noise)
+    return make_sampler(sample.sampler, build_schedule(config), level_pairs(levels), eta, churn)
 
 
 def build_encoder(config: Config, iterations: int = 0) -> Sampler:
@@ -129,14 +174,13 @@ def build_inpainting(config: Config, resamplings: int, jump: int) -> InpaintTabl
     _check_evaluations(config, resamplings, "resamplings")
     sampler = build_sampler(config)
     if not sampler.table.is_first_order:
-        first_order = ", ".join(name for name, rule in SAMPLERS.items() if rule.eta != "zero")
-        raise ConfigError(f"sampler '{sampler.name}' cannot inpaint; choose from: {first_order}")
+        raise ConfigError(f"sampler '{sampler.name}' cannot inpaint; choose from: ddim, ddpm_small, ddpm_large")
     return inpaint_table(sampler.table, resamplings, jump)
 
 
 def _check_evaluations(config: Config, times: int, name: str) -> None:
     """Refuses tables that would take all memory, or all time."""
-    steps = len(config.sample.levels) or config.sample.steps
+    steps = len(config.sample.sigmas) or len(config.sample.levels) or config.sample.steps
     if steps * times > _MOST_EVALUATIONS:
         raise ConfigError(
             f"{name}={shown(times)} in {steps:,} steps: {_MOST_EVALUATIONS:,} network evaluations an image are the most"
@@ -145,7 +189,7 @@ def _check_evaluations(config: Config, times: int, name: str) -> None:
 
 def build_predict(config: Config, model: Model, variables: Any, label: jax.Array, clip: Clip) -> Predict:
     """The network as samplers call it, guided towards its labels if ``config.sample`` says so."""
-    sample, num_classes = config.sample, config.model.num_classes
+    sample, num_classes, schedule = config.sample, config.model.num_classes, build_schedule(config)
 
     def conditional(x: jax.Array, time: jax.Array, label: jax.Array) -> Any:
         return model.apply(variables, x, time, label)
@@ -156,9 +200,12 @@ def build_predict(config: Config, model: Model, variables: Any, label: jax.Array
     network = unconditional
     if num_classes:
         levels = sample.guidance_levels
-        interval = (levels[0] - 1.0, levels[1] - 1.0) if levels else None
+        interval = (float(schedule.time_input(levels[0])), float(schedule.time_input(levels[1]))) if levels else None
         network = guided(conditional, label, num_classes, sample.guidance_scale, interval)
-    return make_predict(network, config.diffusion.objective, clip, sample.threshold_percentile, sample.threshold_limit)
+    return make_predict(
+        network, config.diffusion.objective, clip, sample.threshold_percentile, sample.threshold_limit,
+        schedule.network_input, build_normalization(config).limits,
+    )  # fmt: skip
 
 
 def build_normalization(config: Config) -> Normalization:

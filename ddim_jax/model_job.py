@@ -11,7 +11,7 @@ from etils import epath
 from tqdm import tqdm
 
 from ddim_jax import parallel, pipeline
-from ddim_jax.config import Config, Role, SampleConfig, keys_with
+from ddim_jax.config import Config, Role, SampleConfig, deciding_values, keys_with
 from ddim_jax.diffusion.samplers import takes_eta
 from ddim_jax.pipeline import Pipeline
 from ddim_jax.workdir import config_for_job, job_dir, read_run_record, write_run_record
@@ -71,8 +71,8 @@ class ModelJob:
         """
         decides = {
             "checkpoint_step": self.pipe.step,
-            "sample": {key: getattr(self.config.sample, key) for key in _DECIDING},
-            "settings": None if settings is None else dataclasses.asdict(settings),
+            "sample": deciding_values(self.config.sample, _DECIDING),
+            "settings": None if settings is None else deciding_values(settings),
         }
         return job_dir(self.workdir, mode, f"step{self.pipe.step}-{name}", decides, make)
 
@@ -96,7 +96,7 @@ class ModelJob:
 
 def sampler_name(sample: SampleConfig) -> str:
     """The sampler in short, for names of folders: e.g. ``ddim-S50-eta0``."""
-    steps = len(sample.levels) or sample.steps
+    steps = len(sample.sigmas) or len(sample.levels) or sample.steps
     noise = f"-eta{sample.eta:g}" if takes_eta(sample.sampler) and not sample.eta_per_step else ""
     return f"{sample.sampler}-S{steps}{noise}"
 

@@ -39,19 +39,23 @@ ActivationDtype = Literal["float32", "bfloat16"]
 
 # --- the process and its training ---------------------------------------------------------------
 
-ScheduleName = Literal["linear", "quad", "const", "jsd", "sigmoid", "cosine", "offset_cosine"]
-Objective = Literal["eps", "x0", "v"]
+ScheduleName = Literal[
+    "linear", "quad", "const", "jsd", "sigmoid", "cosine", "offset_cosine", "edm", "flow", "vp", "ve"
+]
+Objective = Literal["eps", "x0", "v", "flow"]
 Loss = Literal["mse", "mae"]
 Reduction = Literal["mean", "sum"]
-TimeSampling = Literal["antithetic", "uniform", "stratified", "continuous"]
+TimeSampling = Literal["antithetic", "uniform", "stratified", "continuous", "lognormal", "logitnormal"]
 Optimizer = Literal["adam", "adamw"]
 LearningRateSchedule = Literal["constant", "cosine"]
 
 # --- sampling -----------------------------------------------------------------------------------
 
 SamplerName = Literal[
-    "ddim", "ddpm_small", "ddpm_large", "heun", "ab2", "ab3", "ab4", "plms", "dpmpp_2m", "unipc2", "unipc3"
-]
+    "ddim", "ddpm_small", "ddpm_large", "heun", "ab2", "ab3", "ab4", "plms", "dpmpp_2m", "unipc2", "unipc3",
+    "ipndm", "deis2", "deis3", "deis4", "flow_heun", "edm", "edm_euler", "dpmpp_2m_sde", "dpmpp_3m_sde",
+    "euler_ancestral",
+]  # fmt: skip
 EncoderName = Literal["ddim", "heun"]
 Spacing = Literal[
     "uniform", "quad", "uniform_published", "quad_published", "trailing", "linspace", "openai", "logsnr", "karras"
@@ -94,7 +98,7 @@ def choices(names: Any) -> tuple[str, ...]:
     """The names of a list, in its order, and those that were added to it.
 
     >>> choices(Objective)
-    ('eps', 'x0', 'v')
+    ('eps', 'x0', 'v', 'flow')
 
     Args:
         names: one of the ``Literal`` types of this file.

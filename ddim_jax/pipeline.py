@@ -22,14 +22,24 @@ from PIL import Image
 
 from ddim_jax import arguments, parallel, writers
 from ddim_jax.config import Config, with_sample
-from ddim_jax.configured import build_encoder, build_inpainting, build_sampler
+from ddim_jax.configured import (
+    build_encoder,
+    build_inpainting,
+    build_predict,
+    build_sampler,
+    build_schedule,
+    settings_of_levels,
+)
+from ddim_jax.diffusion.adaptive import adaptive_levels
 from ddim_jax.diffusion.interpolation import slerp_grid, slerp_path
 from ddim_jax.diffusion.loop import PaddedTable, padded
+from ddim_jax.diffusion.samplers import initial_noise
 from ddim_jax.diffusion.table import as_data
 from ddim_jax.errors import UserError, shown
 from ddim_jax.images import grid, to_pillow
 from ddim_jax.memory import check_room
 from ddim_jax.models import Model, build_model, parameter_count
+from ddim_jax.random_streams import image_keys
 from ddim_jax.sampling import programs
 from ddim_jax.sampling.image_sampler import image_indices, image_items, program_config, reusable_batch_size_for
 from ddim_jax.sharded_map import ShardedMap
@@ -194,6 +204,31 @@ class Pipeline:
             image_items(config, image_indices(config)),
             progress=progress,
         )
+
+    def steps_within(self, tolerance: float, num: int = 16, **settings: Any) -> dict[str, list[Any]]:
+        """Chooses steps such that each of them is off by a tolerance, see ``diffusion/adaptive.py``.
+
+        >>> settings = pipe.steps_within(0.2)  # {"levels": [1000, ...]}; sigmas, where levels are real
+        >>> images = pipe.sample(4, **settings)
+
+        Args:
+            tolerance: of a step, in units of the network's input, whose pixels have variance 1.
+            num: images on which it is tried, the first ones.
+            **settings: see the class; those that say how predictions are made matter.
+
+        Returns:
+            Settings for the other methods, which visit these levels by any sampler.
+
+        Raises:
+            UserError: a tolerance that cannot be held, or settings that cannot be used.
+        """
+        config = self._config(**settings)
+        items = image_items(config, np.arange(arguments.whole_number(num, "num", 1)))
+        x = initial_noise(image_keys(items.seed, items.index), config.data.image_shape)
+        label = jnp.asarray(items.label)
+        with jax.default_matmul_precision(config.sample.precision):
+            predict = build_predict(config, self.model, self.variables, label, config.sample.clip)
+            return settings_of_levels(config, adaptive_levels(predict, x, build_schedule(config), tolerance))
 
     def noise(self, indices: Sequence[int] | np.ndarray, **settings: Any) -> np.ndarray:
         """The noise x_T that images are drawn from: float32 [n, h, w, c]; ``decode`` makes the images of it.

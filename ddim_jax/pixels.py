@@ -7,6 +7,7 @@ and its output.
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 
 class Normalization(NamedTuple):
@@ -19,6 +20,12 @@ class Normalization(NamedTuple):
 
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
+
+    @property
+    def limits(self) -> tuple[np.ndarray, np.ndarray]:
+        """The floats of black and of white, one or one per channel: -1 and 1 for mean = std = 0.5."""
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        return (0 - mean) / std, (1 - mean) / std
 
 
 def to_float(images: Any, normalization: Normalization, dtype: Any = jnp.float32) -> Any:

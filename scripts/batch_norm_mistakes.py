@@ -18,6 +18,7 @@ import numpy as np
 
 import ddim_jax
 from ddim_jax.config import Config
+from ddim_jax.configured import build_schedule
 from ddim_jax.data.first_images import read_first_images
 from ddim_jax.diffusion.losses import draw_levels
 from ddim_jax.images import labelled_rows, save_png
@@ -43,7 +44,7 @@ def noise_loss(pipe: Pipeline, images: np.ndarray) -> float:
     config: Config = pipe.config
     numbers = jnp.arange(len(images))
     key = root_key(config.seed, Stream.VALIDATION)
-    level = draw_levels("continuous", config.diffusion.num_levels, key, numbers, len(images))
+    level = draw_levels("continuous", build_schedule(config), key, numbers, len(images))
 
     def network(x: jax.Array, time: jax.Array, label: None) -> tuple[Any, None]:
         return pipe.model.apply(pipe.variables, x, time), None

@@ -27,7 +27,7 @@ from ddim_jax.config.convert import (
     with_sample,
     with_values,
 )
-from ddim_jax.config.keys import Role, check_path, flatten, keys_of, keys_with
+from ddim_jax.config.keys import Role, check_path, deciding_values, flatten, keys_of, keys_with
 from ddim_jax.config.schema import (
     TRAINED_GROUPS,
     Config,
@@ -76,6 +76,7 @@ __all__ = [
     "check_key",
     "check_new_network",
     "check_path",
+    "deciding_values",
     "default_config",
     "differences",
     "flatten",

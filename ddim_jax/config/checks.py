@@ -200,12 +200,6 @@ def _check_sample(config: Config) -> None:
         _require(
             1 <= steps <= num_levels, key, steps, f"must lie in 1 ... {num_levels}, the levels of diffusion.num_levels"
         )
-    _require(
-        sample.clip == "none" or (set(config.data.mean), set(config.data.std)) == ({0.5}, {0.5}),
-        "sample.clip",
-        sample.clip,
-        "clips to [-1, 1], but data.mean and data.std are not 0.5; use none",
-    )
     repeated = [i for i, count in collections.Counter(sample.indices).items() if count > 1]
     _require(
         not repeated,

@@ -9,7 +9,7 @@ import difflib
 import enum
 import os
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Literal, NamedTuple
 
 from ddim_jax.errors import ConfigError, shown
@@ -124,6 +124,8 @@ class Key(NamedTuple):
         is_traced: whether it is data to compiled programs, so that another value compiles nothing.
         is_filled: whether it is a list that must not be empty.
         longest: of a list, the most values that it may hold.
+        is_later: whether it came after version 0.1.0. At its default, it is no part of the hashes in names of folders:
+            jobs of earlier versions find theirs.
     """
 
     role: Role
@@ -132,6 +134,7 @@ class Key(NamedTuple):
     is_traced: bool = False
     is_filled: bool = False
     longest: int = _LONGEST
+    is_later: bool = False
 
 
 def key(
@@ -146,10 +149,11 @@ def key(
     is_traced: bool = False,
     is_filled: bool = False,
     longest: int = _LONGEST,
+    is_later: bool = False,
 ) -> Any:
     """A key of the schema: its default, and what :class:`Key` and :class:`Range` know."""
     bounds = Range(at_least, at_most, above, below)
-    known = Key(role, None if bounds == Range() else bounds, is_path, is_traced, is_filled, longest)
+    known = Key(role, None if bounds == Range() else bounds, is_path, is_traced, is_filled, longest, is_later)
     return dataclasses.field(default=default, metadata={"key": known})
 
 
@@ -170,6 +174,21 @@ def keys_of(config: Any) -> Iterator[tuple[str, Key]]:
 def keys_with(config: Any, *roles: Role) -> tuple[str, ...]:
     """The dotted names of all keys with one of these roles, in the order of the schema."""
     return tuple(name for name, known in keys_of(config) if known.role in roles)
+
+
+def deciding_values(group: Any, names: Collection[str] | None = None) -> dict[str, Any]:
+    """The values of a group of the config that names of folders are made of, see :attr:`Key.is_later`.
+
+    Args:
+        group: e.g. ``config.sample``.
+        names: of the keys that decide; all when None.
+    """
+    default = type(group)()
+    return {
+        name: getattr(group, name)
+        for name, known in keys_of(group)
+        if (names is None or name in names) and not (known.is_later and getattr(group, name) == getattr(default, name))
+    }
 
 
 def flatten(config: Any) -> dict[str, Any]:

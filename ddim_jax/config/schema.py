@@ -175,11 +175,18 @@ class DiffusionConfig:
         beta_start: first beta of the linear, quad, const and sigmoid schedules.
         beta_end: last beta of those.
         zero_terminal_snr: move the schedule so that alpha_bar is 0 at level T (Lin et al. 2024); for x0 and v.
-        objective: what the network predicts: the noise, the clean image, or v.
+        sigma_min: noise at level 1 of the schedules edm and ve; for ve, score SDE has 0.01.
+        sigma_max: noise at level T of those; for ve 50.
+        sigma_data: standard deviation of the images in whose units edm's sigmas are, for pixels in [-1, 1];
+            ``data.std`` should be half of it, so that the network's images have variance 1.
+        objective: what the network predicts: the noise, the clean image, v, or rectified flow's velocity.
         loss: ``mse`` or ``mae``.
         reduction: over the values of an image; ``mean`` as in DDPM, ``sum`` as in DDIM's code.
-        time_sampling: how noise levels are drawn; ``antithetic`` pairs level t with T + 1 - t; ``continuous`` draws
-            times between levels too, for ``offset_cosine``.
+        time_sampling: how noise levels are drawn, see ``diffusion/losses.py``; ``antithetic`` pairs level t with
+            T + 1 - t; ``continuous`` draws times between levels too, for continuous schedules; ``lognormal`` is EDM's,
+            ``logitnormal`` that of rectified flows.
+        time_mean: mean of the normal distribution of the last two; EDM has -1.2.
+        time_std: its standard deviation; EDM has 1.2.
         min_snr_gamma: weight losses by min(SNR, gamma) (Hang et al. 2023, who use 5); 0 weights none.
     """
 
@@ -188,10 +195,15 @@ class DiffusionConfig:
     beta_start: float = key(1e-4, Role.NETWORK, above=0, below=1)
     beta_end: float = key(0.02, Role.NETWORK, above=0, below=1)
     zero_terminal_snr: bool = key(False, Role.NETWORK)
+    sigma_min: float = key(0.002, Role.NETWORK, above=0, at_most=1e6)
+    sigma_max: float = key(80.0, Role.NETWORK, above=0, at_most=1e6)
+    sigma_data: float = key(0.5, Role.NETWORK, above=0, at_most=1e6)
     objective: Objective = key("eps", Role.NETWORK)
     loss: Loss = key("mse", Role.TRAINING)
     reduction: Reduction = key("mean", Role.TRAINING)
     time_sampling: TimeSampling = key("antithetic", Role.TRAINING)
+    time_mean: float = key(0.0, Role.TRAINING, at_least=-100, at_most=100)
+    time_std: float = key(1.0, Role.TRAINING, above=0, at_most=100)
     min_snr_gamma: float = key(0.0, Role.TRAINING, at_least=0, at_most=1e9)
 
 
@@ -310,8 +322,14 @@ class SampleConfig:
         steps: steps S; network evaluations too, but for ``heun`` (2 S - 1) and ``plms`` (S + 1).
         eta: DDIM's stochasticity; 0 is deterministic, 1 is DDPM's posterior variance.
         eta_per_step: an eta for each step, first (noisiest) step first; replaces ``eta``.
+        churn: of the samplers edm and edm_euler: noise added before each step, S_churn of Karras et al. 2022.
+        churn_min: the least noise at which that is done, S_tmin, in the units of ``sigmas``.
+        churn_max: the largest, S_tmax; from 1e9 on there is none.
+        churn_noise: deviation of what is added, S_noise.
         spacing: the subsequence of levels, see ``diffusion/spacing.py``.
         levels: the subsequence itself, noisiest first, in 1 ... T; replaces ``steps`` and ``spacing``.
+        sigmas: the subsequence by its noise, largest first: noise to signal, in the units of ``diffusion.sigma_data``
+            with the schedule edm; replaces ``steps`` and ``spacing``, for schedules with real levels.
         clip: what is done to the predicted clean image, see ``diffusion/prediction.py``.
         threshold_percentile: of ``dynamic_threshold``, in percent.
         threshold_limit: largest threshold of ``dynamic_threshold``.
@@ -339,9 +357,16 @@ class SampleConfig:
     eta_per_step: tuple[float, ...] = key(
         (), Role.PIXELS, at_least=0, at_most=1000, longest=LARGEST_LEVEL, is_traced=True
     )
+    churn: float = key(0.0, Role.PIXELS, at_least=0, at_most=1e6, is_traced=True, is_later=True)
+    churn_min: float = key(0.0, Role.PIXELS, at_least=0, at_most=1e9, is_traced=True, is_later=True)
+    churn_max: float = key(1e9, Role.PIXELS, at_least=0, at_most=1e9, is_traced=True, is_later=True)
+    churn_noise: float = key(1.0, Role.PIXELS, at_least=0, at_most=100, is_traced=True, is_later=True)
     spacing: Spacing = key("uniform", Role.PIXELS, is_traced=True)
     levels: tuple[int, ...] = key(
         (), Role.PIXELS, at_least=0, at_most=LARGEST_INDEX, longest=LARGEST_LEVEL, is_traced=True
+    )
+    sigmas: tuple[float, ...] = key(
+        (), Role.PIXELS, above=0, at_most=1e9, longest=LARGEST_LEVEL, is_traced=True, is_later=True
     )
     clip: Clip = key("none", Role.PIXELS)
     threshold_percentile: float = key(99.5, Role.PIXELS, above=0, at_most=100)

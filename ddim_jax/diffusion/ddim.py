@@ -41,7 +41,7 @@ def ddim_table(schedule: Schedule, pairs: np.ndarray, eta: ArrayLike = 0.0) -> S
 
     Args:
         schedule: the noise levels.
-        pairs: int [S, 2]: each step's level (1 ... T) and the one it leads to, which is not noisier.
+        pairs: [S, 2]: each step's level (1 ... T) and the one it leads to, which is not noisier.
         eta: a number, or [S] numbers, first step first; not negative.
 
     Returns:
@@ -107,9 +107,13 @@ def ddpm_large_table(schedule: Schedule, pairs: np.ndarray) -> SamplerTable:
 
 def _levels(schedule: Schedule, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     level, level_next = pairs[:, 0], pairs[:, 1]
-    if not np.all((level >= 1) & (level <= schedule.num_levels) & (level_next >= 0) & (level_next <= level)):
+    if not np.all((level > 0) & (level <= schedule.num_levels) & (level_next >= 0) & (level_next <= level)):
         raise ValueError(f"steps must lead from a level in 1 ... {schedule.num_levels} to one that is not noisier")
-    return schedule.time_input(level).astype(np.float64), schedule.alpha_bar[level], schedule.alpha_bar[level_next]
+    return (
+        schedule.time_input(level).astype(np.float64),
+        schedule.alpha_bar_at(level),
+        schedule.alpha_bar_at(level_next),
+    )
 
 
 def _forward_variance(alpha_bar: np.ndarray, alpha_bar_next: np.ndarray) -> np.ndarray:

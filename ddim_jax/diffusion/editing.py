@@ -23,7 +23,7 @@ from ddim_jax.errors import UserError
 from ddim_jax.random_streams import normal_each
 
 
-def noise_to_level(x0: jax.Array, schedule: Schedule, level: int, keys: jax.Array) -> jax.Array:
+def noise_to_level(x0: jax.Array, schedule: Schedule, level: float, keys: jax.Array) -> jax.Array:
     """Adds noise to pictures: x_t of DDPM's eq. 4, with the noise that the same keys would have as x_T.
 
     >>> from ddim_jax.diffusion import image_keys, make_schedule
@@ -42,7 +42,7 @@ def noise_to_level(x0: jax.Array, schedule: Schedule, level: int, keys: jax.Arra
     """
     if not 0 <= level <= schedule.num_levels:
         raise UserError(f"level {level} does not exist; choose from 0 (no noise) to {schedule.num_levels}")
-    return diffuse(x0, initial_noise(keys, x0.shape[1:], x0.dtype), schedule.alpha_bar[level].astype(x0.dtype))
+    return diffuse(x0, initial_noise(keys, x0.shape[1:], x0.dtype), schedule.alpha_bar_at(level).astype(x0.dtype))
 
 
 class InpaintTable(NamedTuple):

@@ -301,7 +301,7 @@ def flow_table(schedule: Schedule, levels: np.ndarray) -> FlowTable:
     if len(levels) < 2:
         raise UserError("the probability flow needs at least 2 levels to go from one to the other")
     rising = np.asarray(levels)[::-1]
-    alpha_bar, time = schedule.alpha_bar[rising], schedule.time_input(rising).astype(np.float64)
+    alpha_bar, time = schedule.alpha_bar_at(rising), schedule.time_input(rising).astype(np.float64)
     if alpha_bar[-1] == 0:
         raise UserError(
             f"level {rising[-1]} is pure noise in schedule '{schedule.name}', infinitely far along the probability "

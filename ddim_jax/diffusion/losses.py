@@ -6,12 +6,14 @@ of DDPM (Ho et al. 2020, eq. 14 and algorithm 1), which DDIM shares: its models 
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ddim_jax.diffusion.objectives import OBJECTIVES
 from ddim_jax.diffusion.prediction import per_image
+from ddim_jax.diffusion.schedule import Schedule
 from ddim_jax.errors import UserError
 from ddim_jax.names import Loss, Objective, Reduction, TimeSampling, lookup
 from ddim_jax.random_streams import fold_in_each
@@ -33,13 +35,13 @@ def diffuse(x0: jax.Array, eps: jax.Array, alpha_bar: jax.typing.ArrayLike) -> j
 
 
 def training_target(objective: Objective, x0: jax.Array, eps: jax.Array, alpha_bar: jax.typing.ArrayLike) -> jax.Array:
-    """What the network shall answer: eps, x0, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0.
+    """What the network shall answer: eps, x0, v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0, or eps - x0.
 
     The inverse of :func:`~ddim_jax.diffusion.prediction.to_prediction`. v asks for the noise where there is little of
     it and for the image where there is little of that, so it is never given away by the input.
 
     Args:
-        objective: ``eps``, ``x0`` or ``v``.
+        objective: a row of ``OBJECTIVES``.
         x0: [n, h, w, c].
         eps: like x0.
         alpha_bar: scalar or [n].
@@ -52,66 +54,121 @@ def training_target(objective: Objective, x0: jax.Array, eps: jax.Array, alpha_b
     return rule.target(x0, eps, jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar))
 
 
-def draw_levels(kind: TimeSampling, num_levels: int, key: jax.Array, index: jax.Array, batch_size: int) -> jax.Array:
-    """Draws the noise levels of a training batch: int32 [n], in 1 ... T; ``continuous`` ones float32 [n], in (0, T].
+def draw_levels(
+    kind: TimeSampling,
+    schedule: Schedule,
+    key: jax.Array,
+    index: jax.Array,
+    batch_size: int,
+    mean: float = 0.0,
+    std: float = 1.0,
+) -> jax.Array:
+    """Draws the noise levels of a training batch: int32 [n], in 1 ... T; of the last three kinds float32 [n], above 0.
 
-    Over a batch, levels are uniform on 1 ... T in expectation. The kinds differ in how the examples depend on each
-    other, which changes the variance of the gradient but not its mean.
+    The first three are uniform on 1 ... T in expectation. They differ in how the examples depend on each other, which
+    changes the variance of the gradient but not its mean.
 
     - ``uniform``: not at all (DDPM).
     - ``antithetic``: examples 2j and 2j + 1 get t and T + 1 - t, so that a batch holds as much high noise as low (as
       in DDIM's code, which pairs the first half of the batch with the second).
     - ``stratified``: example i draws from the i-th of ``batch_size`` equal parts of the range, so that a batch covers
       all of it evenly. Low positions always get low levels, which is harmless since the data come in random order.
-    - ``continuous``: not at all, and levels between the levels too (Keras' DDIM example).
+    - ``continuous``: not at all, and levels between the levels too (Keras' DDIM example), in (0, T].
+    - ``lognormal``: the log of the noise, ln sqrt((1 - alpha_bar) / alpha_bar), is normal (Karras et al. 2022, table 1:
+      they mean that of their sigma, larger by ln sigma_data, with mean -1.2 and deviation 1.2). Rarely, levels lie
+      above T.
+    - ``logitnormal``: the logit of t = level / T is normal (Esser et al. 2024, section 3.1, with 0 and 1).
 
     A level is a function of the key and the example's position in the global batch, so the split of a batch over
     devices, or into micro-batches, does not change it.
 
     Args:
         kind: one of these.
-        num_levels: T.
+        schedule: the levels.
         key: of this training step.
         index: int [n], positions in the global batch.
         batch_size: size of the global batch.
+        mean: of the normal distribution of the last two kinds.
+        std: its standard deviation.
 
     Raises:
-        UserError: an unknown kind.
+        UserError: an unknown kind, or real levels of a schedule that has whole ones only.
     """
-    return lookup(TIME_SAMPLINGS, kind, "time sampling")(num_levels, key, index, batch_size)
+    return lookup(TIME_SAMPLINGS, kind, "time sampling").draw(schedule, key, index, batch_size, mean, std)
 
 
-def _uniform(num_levels: int, key: jax.Array, index: jax.Array, batch_size: int) -> jax.Array:
-    return _uniform_levels(fold_in_each(key, index), num_levels)
+def _uniform(
+    schedule: Schedule, key: jax.Array, index: jax.Array, batch_size: int, mean: float, std: float
+) -> jax.Array:
+    return _uniform_levels(fold_in_each(key, index), schedule.num_levels)
 
 
-def _antithetic(num_levels: int, key: jax.Array, index: jax.Array, batch_size: int) -> jax.Array:
-    level = _uniform_levels(fold_in_each(key, index // 2), num_levels)
-    return jnp.where(index % 2 == 0, level, num_levels + 1 - level)
+def _antithetic(
+    schedule: Schedule, key: jax.Array, index: jax.Array, batch_size: int, mean: float, std: float
+) -> jax.Array:
+    level = _uniform_levels(fold_in_each(key, index // 2), schedule.num_levels)
+    return jnp.where(index % 2 == 0, level, schedule.num_levels + 1 - level)
 
 
-def _stratified(num_levels: int, key: jax.Array, index: jax.Array, batch_size: int) -> jax.Array:
+def _stratified(
+    schedule: Schedule, key: jax.Array, index: jax.Array, batch_size: int, mean: float, std: float
+) -> jax.Array:
     # floor(T (i + u) / n), u uniform in [0, 1), depends on floor(T u) alone: in integers nothing is rounded.
-    within = _uniform_levels(fold_in_each(key, index), num_levels) - 1
-    return 1 + (num_levels * index + within) // batch_size
+    within = _uniform_levels(fold_in_each(key, index), schedule.num_levels) - 1
+    return 1 + (schedule.num_levels * index + within) // batch_size
 
 
-def _continuous(num_levels: int, key: jax.Array, index: jax.Array, batch_size: int) -> jax.Array:
+def _continuous(
+    schedule: Schedule, key: jax.Array, index: jax.Array, batch_size: int, mean: float, std: float
+) -> jax.Array:
     # 1 - u, since u may be 0 but not 1.
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(fold_in_each(key, index))
-    return num_levels * (1 - uniform)
+    return schedule.num_levels * (1 - uniform)
+
+
+def _lognormal(
+    schedule: Schedule, key: jax.Array, index: jax.Array, batch_size: int, mean: float, std: float
+) -> jax.Array:
+    return schedule.level_at(-2 * (mean + std * _normal(key, index)))
+
+
+def _logitnormal(
+    schedule: Schedule, key: jax.Array, index: jax.Array, batch_size: int, mean: float, std: float
+) -> jax.Array:
+    # Below 1 - 2^-24, where float32 would round to t = 1, and at pure noise the loss of eps has no image.
+    return schedule.num_levels * jnp.clip(jax.nn.sigmoid(mean + std * _normal(key, index)), 2**-24, 1 - 2**-23)
+
+
+def _normal(key: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.normal(key, (), jnp.float32))(fold_in_each(key, index))
 
 
 def _uniform_levels(keys: jax.Array, num_levels: int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.randint(key, (), 1, num_levels + 1, jnp.int32))(keys)
 
 
-# From T, the step's key, positions in the global batch and its size to levels.
-TIME_SAMPLINGS: dict[str, Callable[[int, jax.Array, jax.Array, int], jax.Array]] = {
-    "antithetic": _antithetic,
-    "uniform": _uniform,
-    "stratified": _stratified,
-    "continuous": _continuous,
+class TimeSamplingRule(NamedTuple):
+    """What makes a way to draw levels: a row of ``TIME_SAMPLINGS``.
+
+    Attributes:
+        draw: from the schedule, the step's key, positions in the global batch, its size, and mean and deviation, to
+            levels.
+        is_continuous: whether there are levels between the levels among them.
+        needs_real_levels: whether it draws noise, and asks the schedule for its level.
+    """
+
+    draw: Callable[[Schedule, jax.Array, jax.Array, int, float, float], jax.Array]
+    is_continuous: bool = False
+    needs_real_levels: bool = False
+
+
+TIME_SAMPLINGS: dict[str, TimeSamplingRule] = {
+    "antithetic": TimeSamplingRule(_antithetic),
+    "uniform": TimeSamplingRule(_uniform),
+    "stratified": TimeSamplingRule(_stratified),
+    "continuous": TimeSamplingRule(_continuous, is_continuous=True),
+    "lognormal": TimeSamplingRule(_lognormal, is_continuous=True, needs_real_levels=True),
+    "logitnormal": TimeSamplingRule(_logitnormal, is_continuous=True),
 }
 
 # Distance of the values of two images.
@@ -149,10 +206,11 @@ def min_snr_weight(alpha_bar: jax.typing.ArrayLike, objective: Objective, gamma:
     - ``eps``: |eps - ε̂|² = SNR |x_0 - x̂0|², hence min(SNR, gamma) / SNR = min(1, gamma / SNR).
     - ``v``: |v - v̂|² = (SNR + 1) |x_0 - x̂0|², hence min(SNR, gamma) / (SNR + 1), which is
       min(alpha_bar, gamma (1 - alpha_bar)).
+    - ``flow``: that of v, divided by (sqrt(alpha_bar) + sqrt(1 - alpha_bar))².
 
     Args:
         alpha_bar: scalar or [n], in (0, 1); 0 is possible too.
-        objective: ``eps``, ``x0`` or ``v``.
+        objective: a row of ``OBJECTIVES``.
         gamma: positive; the paper uses 5.
 
     Returns:

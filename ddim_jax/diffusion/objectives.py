@@ -5,8 +5,10 @@ image x_0, the noise eps or the velocity (Salimans and Ho 2022, appendix D)
 
     v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0,
 
-knows the other two. So networks differ in what they are asked for; a row of ``OBJECTIVES`` says how the question is put
-in training, and how the answer is read.
+knows the other two. Rectified flow (Liu et al. 2023) asks for the velocity of the straight line from the image to the
+noise, u = eps - x_0; as all of these are made of x_0 and eps alone, they are the same whichever way x_t is scaled. So
+networks differ in what they are asked for; a row of ``OBJECTIVES`` says how the question is put in training, and how
+the answer is read.
 
 >>> rule = OBJECTIVES["v"]
 >>> x0, eps = jnp.array(1.0), jnp.array(0.5)
@@ -75,5 +77,15 @@ OBJECTIVES: dict[str, ObjectiveRule] = {
             x0=signal * x - noise * output, eps=noise * x + signal * output
         ),
         min_snr=lambda alpha_bar, gamma: jnp.minimum(alpha_bar, gamma * (1 - alpha_bar)),
+    ),
+    # x = signal x_0 + noise (u + x_0). |u - û|² = ((signal + noise) / noise)² |x_0 - x̂0|².
+    "flow": ObjectiveRule(
+        target=lambda x0, eps, signal, noise: eps - x0,
+        read=lambda output, x, signal, noise: Prediction(
+            x0=(x - noise * output) / (signal + noise), eps=(x + signal * output) / (signal + noise)
+        ),
+        min_snr=lambda alpha_bar, gamma: (
+            jnp.minimum(alpha_bar, gamma * (1 - alpha_bar)) / (jnp.sqrt(alpha_bar) + jnp.sqrt(1 - alpha_bar)) ** 2
+        ),
     ),
 }

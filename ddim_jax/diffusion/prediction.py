@@ -35,6 +35,10 @@ class Question(Protocol):
 
 # network(x [n, h, w, c], time [n]) -> output like x; time is in x's dtype.
 Network = Callable[[jax.Array, jax.Array], jax.Array]
+# The smallest and the largest normalised pixel: numbers, or arrays [c].
+Limits = tuple[Any, Any]
+# network_input(x, alpha_bar) -> like x; alpha_bar in a shape that multiplies x.
+NetworkInput = Callable[[jax.Array, jax.Array], jax.Array]
 # predict(x [n, h, w, c], row) -> Prediction; rows of all tables are questions.
 Predict = Callable[[jax.Array, Question], Prediction]
 
@@ -45,15 +49,19 @@ def make_predict(
     clip: Clip = "none",
     percentile: float = 99.5,
     largest: float = math.inf,
+    network_input: NetworkInput = lambda x, alpha_bar: x,
+    limits: Limits = (-1.0, 1.0),
 ) -> Predict:
     """Turns a network into what samplers call.
 
     Args:
         network: of x [n, h, w, c] and time [n], the same number for all images.
-        objective: what it was trained to predict: ``eps``, ``x0`` or ``v``.
+        objective: what it was trained to predict, a row of ``OBJECTIVES``.
         clip: see :func:`clipped`.
         percentile: of ``dynamic_threshold``.
         largest: of ``dynamic_threshold``.
+        network_input: what the network sees of x, see :meth:`~ddim_jax.diffusion.schedule.Schedule.network_input`.
+        limits: see :func:`clipped`.
 
     Raises:
         UserError: an unknown objective or clip, or thresholds that cannot be used.
@@ -62,9 +70,10 @@ def make_predict(
 
     def predict(x: jax.Array, row: Question) -> Prediction:
         time = jnp.full(x.shape[0], row.time, x.dtype)
-        return to_prediction(network(x, time).astype(x.dtype), x, row.alpha_bar, objective)
+        seen = network_input(x, per_image(row.alpha_bar, x))
+        return to_prediction(network(seen, time).astype(x.dtype), x, row.alpha_bar, objective)
 
-    return clipped(predict, clip, percentile, largest)
+    return clipped(predict, clip, percentile, largest, limits)
 
 
 def to_prediction(output: jax.Array, x: jax.Array, alpha_bar: jax.typing.ArrayLike, objective: Objective) -> Prediction:
@@ -74,6 +83,8 @@ def to_prediction(output: jax.Array, x: jax.Array, alpha_bar: jax.typing.ArrayLi
       and the noise says nothing about the image (the last level of ``jsd``); the other two are.
     - ``x0``: ε̂ = (x - sqrt(alpha_bar) x̂0) / sqrt(1 - alpha_bar).
     - ``v``: x̂0 = sqrt(alpha_bar) x - sqrt(1 - alpha_bar) v̂ and ε̂ = sqrt(1 - alpha_bar) x + sqrt(alpha_bar) v̂.
+    - ``flow``: with s = sqrt(alpha_bar) + sqrt(1 - alpha_bar), x̂0 = (x - sqrt(1 - alpha_bar) û) / s and
+      ε̂ = (x + sqrt(alpha_bar) û) / s.
 
     >>> x = 0.8 * 1.0 + 0.6 * 0.5  # alpha_bar = 0.64, x_0 = 1, eps = 0.5
     >>> x0, eps = to_prediction(jnp.full((1, 1, 1, 1), 0.5), jnp.full((1, 1, 1, 1), x), 0.64, "eps")
@@ -84,7 +95,7 @@ def to_prediction(output: jax.Array, x: jax.Array, alpha_bar: jax.typing.ArrayLi
         output: [n, ...].
         x: the noisy images, [n, ...].
         alpha_bar: their level's, below 1; a scalar or [n].
-        objective: ``eps``, ``x0`` or ``v``.
+        objective: a row of ``OBJECTIVES``.
 
     Raises:
         UserError: an unknown objective.
@@ -93,8 +104,14 @@ def to_prediction(output: jax.Array, x: jax.Array, alpha_bar: jax.typing.ArrayLi
     return lookup(OBJECTIVES, objective, "objective").read(output, x, jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar))
 
 
-def clipped(predict: Predict, clip: Clip, percentile: float = 99.5, largest: float = math.inf) -> Predict:
-    """Keeps predicted clean images inside [-1, 1], the range of normalised pixels.
+def clipped(
+    predict: Predict,
+    clip: Clip,
+    percentile: float = 99.5,
+    largest: float = math.inf,
+    limits: Limits = (-1.0, 1.0),
+) -> Predict:
+    """Keeps predicted clean images inside the range of normalised pixels, [-1, 1] in all published work.
 
     Projects differ in what becomes of the noise, and results with them:
 
@@ -111,30 +128,33 @@ def clipped(predict: Predict, clip: Clip, percentile: float = 99.5, largest: flo
         clip: one of the four.
         percentile: of ``dynamic_threshold``.
         largest: of ``dynamic_threshold``.
+        limits: the smallest and the largest normalised pixel, numbers or one per channel.
 
     Raises:
         UserError: an unknown clip, or thresholds that cannot be used.
     """
-    return lookup(CLIPS, clip, "clip")(predict, percentile, largest)
+    return lookup(CLIPS, clip, "clip")(predict, percentile, largest, limits)
 
 
-def _kept_eps(predict: Predict) -> Predict:
+def _kept_eps(predict: Predict, limits: Limits) -> Predict:
     def keep_eps(x: jax.Array, row: Question) -> Prediction:
         x0, eps = predict(x, row)
-        return Prediction(jnp.clip(x0, -1, 1), eps)
+        return Prediction(jnp.clip(x0, *limits), eps)
 
     return keep_eps
 
 
-def _rederived_eps(predict: Predict) -> Predict:
+def _rederived_eps(predict: Predict, limits: Limits) -> Predict:
     def rederive_eps(x: jax.Array, row: Question) -> Prediction:
-        x0 = jnp.clip(predict(x, row).x0, -1, 1)
+        x0 = jnp.clip(predict(x, row).x0, *limits)
         return to_prediction(x0, x, row.alpha_bar, "x0")
 
     return rederive_eps
 
 
-def dynamically_thresholded(predict: Predict, percentile: float = 99.5, largest: float = math.inf) -> Predict:
+def dynamically_thresholded(
+    predict: Predict, percentile: float = 99.5, largest: float = math.inf, limits: Limits = (-1.0, 1.0)
+) -> Predict:
     """Imagen's dynamic thresholding (Saharia et al. 2022, section 2.3), for strongly guided models.
 
     Guidance drives pixels out of [-1, 1], and cutting them there leaves flat, saturated pictures. Instead each image is
@@ -146,6 +166,7 @@ def dynamically_thresholded(predict: Predict, percentile: float = 99.5, largest:
         percentile: of |x̂0| over an image, above 0 and at most 100. Imagen's text gives no number; 99.5 is usual.
         largest: upper limit of s, 1 or more; diffusers' ``sample_max_value``, whose default of 1 makes all this
             ordinary clipping.
+        limits: see :func:`clipped`; s counts from their middle, in units of half their distance.
 
     Raises:
         UserError: a percentile or limit that cannot be used.
@@ -157,9 +178,12 @@ def dynamically_thresholded(predict: Predict, percentile: float = 99.5, largest:
 
     def thresholded(x: jax.Array, row: Question) -> Prediction:
         x0 = predict(x, row).x0
-        size = jnp.percentile(jnp.abs(x0).reshape(len(x0), -1), percentile, axis=1)
+        low, high = (jnp.asarray(limit, x0.dtype) for limit in limits)
+        middle, reach = (low + high) / 2, (high - low) / 2
+        size = jnp.percentile(jnp.abs((x0 - middle) / reach).reshape(len(x0), -1), percentile, axis=1)
         size = per_image(jnp.clip(size, 1, largest), x0)
-        return to_prediction(jnp.clip(x0, -size, size) / size, x, row.alpha_bar, "x0")
+        within = jnp.clip((x0 - middle) / reach, -size, size) / size
+        return to_prediction(middle + reach * within, x, row.alpha_bar, "x0")
 
     return thresholded
 
@@ -170,10 +194,11 @@ def per_image(values: jax.typing.ArrayLike, images: jax.Array) -> jax.Array:
     return values.reshape(values.shape + (1,) * (images.ndim - 1) * values.ndim)
 
 
-# From predict, and the percentile and the largest threshold of dynamic thresholding, to a predict that clips.
-CLIPS: dict[str, Callable[[Predict, float, float], Predict]] = {
-    "none": lambda predict, percentile, largest: predict,
-    "keep_eps": lambda predict, percentile, largest: _kept_eps(predict),
-    "rederive_eps": lambda predict, percentile, largest: _rederived_eps(predict),
+# From predict, the percentile and the largest threshold of dynamic thresholding, and the limits of pixels, to a predict
+# that clips.
+CLIPS: dict[str, Callable[[Predict, float, float, Limits], Predict]] = {
+    "none": lambda predict, percentile, largest, limits: predict,
+    "keep_eps": lambda predict, percentile, largest, limits: _kept_eps(predict, limits),
+    "rederive_eps": lambda predict, percentile, largest, limits: _rederived_eps(predict, limits),
     "dynamic_threshold": dynamically_thresholded,
 }

@@ -1,6 +1,7 @@
 """Every sampler by name, and the noise that they begin with.
 
-The tables are made in ``ddim.py`` and ``solvers.py``, the loop that runs them all is that of ``table.py``.
+The tables are made in ``ddim.py``, ``solvers.py`` and ``sde_solvers.py``, the loop that runs them all is that of
+``table.py``.
 """
 
 import dataclasses
@@ -13,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ddim_jax.diffusion import solvers
+from ddim_jax.diffusion import sde_solvers, solvers
 from ddim_jax.diffusion.ddim import ddim_table, ddpm_large_table, ddpm_small_table
 from ddim_jax.diffusion.loop import KeptStates
 from ddim_jax.diffusion.prediction import Predict
 from ddim_jax.diffusion.schedule import Schedule
+from ddim_jax.diffusion.sde_solvers import Churn
 from ddim_jax.diffusion.table import SamplerTable, sample, sample_keeping
 from ddim_jax.errors import UserError
 from ddim_jax.names import SamplerName, lookup
@@ -76,10 +78,12 @@ class SamplerRule(NamedTuple):
         table: from the schedule and the pairs [S, 2] of levels to the table; one that takes an eta has it as its third.
         eta: ``taken``; ``implied`` by the sampler's name, which then wins over any number; or ``zero``, which anything
             else contradicts, since the sampler adds no noise.
+        churns: whether the table takes a :class:`~ddim_jax.diffusion.sde_solvers.Churn` as its third.
     """
 
     table: Callable[..., SamplerTable]
     eta: Literal["taken", "implied", "zero"] = "zero"
+    churns: bool = False
 
 
 SAMPLERS: dict[str, SamplerRule] = {
@@ -94,6 +98,16 @@ SAMPLERS: dict[str, SamplerRule] = {
     "dpmpp_2m": SamplerRule(solvers.dpm_solver_pp_2m_table),
     "unipc2": SamplerRule(functools.partial(solvers.unipc_table, order=2)),
     "unipc3": SamplerRule(functools.partial(solvers.unipc_table, order=3)),
+    "ipndm": SamplerRule(solvers.ipndm_table),
+    "deis2": SamplerRule(functools.partial(solvers.deis_table, order=2)),
+    "deis3": SamplerRule(functools.partial(solvers.deis_table, order=3)),
+    "deis4": SamplerRule(functools.partial(solvers.deis_table, order=4)),
+    "flow_heun": SamplerRule(solvers.flow_heun_table),
+    "edm": SamplerRule(sde_solvers.edm_table, churns=True),
+    "edm_euler": SamplerRule(functools.partial(sde_solvers.edm_table, order=1), churns=True),
+    "dpmpp_2m_sde": SamplerRule(sde_solvers.dpm_solver_pp_2m_sde_table, eta="implied"),
+    "dpmpp_3m_sde": SamplerRule(sde_solvers.dpm_solver_pp_3m_sde_table, eta="implied"),
+    "euler_ancestral": SamplerRule(ddpm_small_table, eta="implied"),
 }
 
 
@@ -102,7 +116,13 @@ def takes_eta(name: str) -> bool:
     return lookup(SAMPLERS, name, "sampler").eta == "taken"
 
 
-def make_sampler(name: SamplerName, schedule: Schedule, pairs: np.ndarray, eta: ArrayLike = 0.0) -> Sampler:
+def make_sampler(
+    name: SamplerName,
+    schedule: Schedule,
+    pairs: np.ndarray,
+    eta: ArrayLike = 0.0,
+    churn: Churn = Churn(),  # noqa: B008 - immutable
+) -> Sampler:
     """Builds a sampler by name.
 
     With S steps, ending at the clean image:
@@ -116,6 +136,12 @@ def make_sampler(name: SamplerName, schedule: Schedule, pairs: np.ndarray, eta: 
     | ``plms`` | pseudo linear multistep, as published (Liu et al. 2022) | S + 1 |
     | ``dpmpp_2m`` | DPM-Solver++ 2M, order 2 (Lu et al. 2022) | S |
     | ``unipc2``, ``unipc3`` | UniPC with predictor of order 2 or 3 (Zhao et al. 2023) | S |
+    | ``ipndm`` | PLMS without its trial, order grows to 4 (Zhang and Chen 2023) | S |
+    | ``deis2``, ``deis3``, ``deis4`` | DEIS in log(sigma / alpha) (Zhang and Chen 2023) | S |
+    | ``flow_heun`` | Heun on rectified flow's velocity, order 2 | 2 S - 1 |
+    | ``edm``, ``edm_euler`` | Heun or Euler, with noise before each step (Karras et al. 2022) | 2 S - 1, S |
+    | ``dpmpp_2m_sde``, ``dpmpp_3m_sde`` | SDE-DPM-Solver++ (Lu et al. 2022; k-diffusion) | S |
+    | ``euler_ancestral`` | another name of ``ddpm_small``, k-diffusion's | S |
 
     >>> from ddim_jax.diffusion import level_pairs, make_schedule, sampling_levels
     >>> schedule = make_schedule("linear")
@@ -128,7 +154,8 @@ def make_sampler(name: SamplerName, schedule: Schedule, pairs: np.ndarray, eta: 
         schedule: the noise levels.
         pairs: [S, 2], see :func:`~ddim_jax.diffusion.spacing.level_pairs`.
         eta: of ``ddim``, a number or one per step. Ignored by DDPM, whose name says it; not 0 is an error for the
-            others, which are deterministic.
+            others, which have no use for it.
+        churn: of ``edm`` and ``edm_euler``.
 
     Raises:
         UserError: an unknown name, an eta that cannot be used, or levels that the sampler cannot use.
@@ -136,7 +163,7 @@ def make_sampler(name: SamplerName, schedule: Schedule, pairs: np.ndarray, eta: 
     rule = lookup(SAMPLERS, name, "sampler")
     if rule.eta == "zero" and np.any(np.asarray(eta) != 0):
         raise UserError(f"eta={np.asarray(eta).tolist()}: sampler '{name}' adds no noise; set eta=0, or choose ddim")
-    further: tuple[Any, ...] = (eta,) if rule.eta == "taken" else ()
+    further: tuple[Any, ...] = (eta,) if rule.eta == "taken" else (churn,) if rule.churns else ()
     return Sampler(name, rule.table(schedule, pairs, *further))
 
 

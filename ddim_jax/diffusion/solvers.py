@@ -13,6 +13,9 @@ they put for the integrand between the points where the network was asked:
 - Heun (:func:`heun_table`): the mean of the predictions at both ends, the far one asked at a trial point.
 - Adams-Bashforth (:func:`adams_bashforth_table`), and PLMS (:func:`plms_table`) with coefficients for equal steps: the
   polynomial in sigma / alpha through earlier predictions of ε̂.
+- iPNDM (:func:`ipndm_table`): PLMS without its trial step. DEIS (:func:`deis_table`): the polynomial in the log of
+  sigma / alpha.
+- Heun in the coordinates of rectified flow (:func:`flow_heun_table`): the mean of û = ε̂ - x̂0.
 - DPM-Solver++ 2M (:func:`dpm_solver_pp_2m_table`), UniPC (:func:`unipc_table`): polynomials through earlier predictions
   of x̂0, in lambda = log(alpha / sigma), in which predictions change evenly.
 
@@ -56,13 +59,13 @@ def implicit_ddim_table(schedule: Schedule, pairs: np.ndarray, iterations: int) 
         iterations: rows of each step, 1 or more.
     """
     rows = []
-    for step, (level, level_next) in enumerate(_check(schedule, pairs, "ddim")):
-        row = _noise_row(schedule, step, level, level_next, [1.0])
+    for step, (level, level_next) in enumerate(check_pairs(schedule, pairs, "ddim")):
+        row = noise_row(schedule, step, level, level_next, [1.0])
         at_end = _asking_noise(schedule, step, level_next)
         rows.append(at_end._replace(keep=row.keep, weights=row.weights))
         for _ in range(iterations - 1):
             rows.append(at_end._replace(weights=np.concatenate([row.weights, -row.weights])))
-    return _stack(rows)
+    return stack_rows(rows)
 
 
 def heun_table(schedule: Schedule, pairs: np.ndarray) -> SamplerTable:
@@ -76,11 +79,11 @@ def heun_table(schedule: Schedule, pairs: np.ndarray) -> SamplerTable:
         pairs: [S, 2], falling or rising.
     """
     rows = []
-    for step, (level, level_next) in enumerate(_check(schedule, pairs, "heun")):
-        rows.append(_noise_row(schedule, step, level, level_next, [1.0]))
+    for step, (level, level_next) in enumerate(check_pairs(schedule, pairs, "heun")):
+        rows.append(noise_row(schedule, step, level, level_next, [1.0]))
         if level_next > 0:
-            rows.append(_trapezoid_row(schedule, step, level, level_next))
-    return _stack(rows)
+            rows.append(trapezoid_row(schedule, step, level, level_next))
+    return stack_rows(rows)
 
 
 def adams_bashforth_table(schedule: Schedule, pairs: np.ndarray, order: int) -> SamplerTable:
@@ -106,15 +109,15 @@ def adams_bashforth_table(schedule: Schedule, pairs: np.ndarray, order: int) -> 
     """
     if order not in (1, 2, 3, 4):
         raise UserError(f"Adams-Bashforth of order {order} does not exist here; choose from: 1, 2, 3, 4")
-    pairs = _check(schedule, pairs, f"ab{order}")
-    noise_to_signal = np.sqrt(1 / schedule.alpha_bar[pairs] - 1)
+    pairs = check_pairs(schedule, pairs, f"ab{order}")
+    noise_to_signal = np.sqrt(1 / schedule.alpha_bar_at(pairs) - 1)
     rows = []
     for step, (level, level_next) in enumerate(pairs):
         begin, end = noise_to_signal[step]
         nodes = noise_to_signal[max(0, step + 1 - order) : step + 1, 0][::-1]
         weights = _integrated_lagrange(nodes, begin, end) / (end - begin)
-        rows.append(_noise_row(schedule, step, level, level_next, weights))
-    return _stack(rows)
+        rows.append(noise_row(schedule, step, level, level_next, weights))
+    return stack_rows(rows)
 
 
 # Newest first. Adams and Bashforth's for equal steps, and the weights that make the mean of the interval.
@@ -136,42 +139,128 @@ def plms_table(schedule: Schedule, pairs: np.ndarray) -> SamplerTable:
         schedule: the noise levels.
         pairs: [S, 2], falling.
     """
-    pairs = _check(schedule, pairs, "plms")
+    pairs = check_pairs(schedule, pairs, "plms")
     first, second = pairs[0]
-    rows = [_noise_row(schedule, 0, first, second, [1.0])]
+    rows = [noise_row(schedule, 0, first, second, [1.0])]
     if second > 0:
-        rows.append(_trapezoid_row(schedule, 0, first, second))
+        rows.append(trapezoid_row(schedule, 0, first, second))
     for step, (level, level_next) in enumerate(pairs[1:], start=1):
         weights = _EQUAL_STEPS[min(step, 3)]
         if step < 4:  # The trial's prediction lies between the first and the others, and has no part in them.
             weights = [*weights[:step], 0.0, *weights[step:]]
-        rows.append(_noise_row(schedule, step, level, level_next, weights))
-    return _stack(rows)
+        rows.append(noise_row(schedule, step, level, level_next, weights))
+    return stack_rows(rows)
 
 
-def _noise_row(
-    schedule: Schedule, step: int, level: int, level_next: int, weights: Sequence[float] | np.ndarray
+def ipndm_table(schedule: Schedule, pairs: np.ndarray) -> SamplerTable:
+    """iPNDM, Adams and Bashforth's coefficients for equal steps as in PLMS, of order 4 after three steps of 1, 2 and 3.
+
+    The improved form of Liu et al.'s that Zhang and Chen (2023, section 4) compare with: no trial at the beginning, so
+    that S steps make S evaluations. What is said of unequal steps in :func:`plms_table` holds here too.
+
+    Args:
+        schedule: the noise levels.
+        pairs: [S, 2], falling.
+    """
+    pairs = check_pairs(schedule, pairs, "ipndm")
+    return stack_rows(
+        [
+            noise_row(schedule, step, level, level_next, _EQUAL_STEPS[min(step, 3)])
+            for step, (level, level_next) in enumerate(pairs)
+        ]
+    )
+
+
+def deis_table(schedule: Schedule, pairs: np.ndarray, order: int) -> SamplerTable:
+    """DEIS with polynomials in the log of sigma / alpha (Zhang and Chen 2023, section 3.3, in diffusers' form).
+
+    ε̂ is interpolated through the last ``order`` predictions in log(sigma / alpha), where it changes more evenly than in
+    sigma / alpha, whose integral it is (:func:`adams_bashforth_table`). A step to the clean image, whose logarithm is
+    infinite, is DDIM's.
+
+    Args:
+        schedule: the noise levels.
+        pairs: [S, 2], falling.
+        order: 2 to 4.
+
+    Raises:
+        UserError: another order, equal levels in a pair, or a level of pure noise (alpha_bar = 0).
+    """
+    if order not in (2, 3, 4):
+        raise UserError(f"DEIS of order {order} does not exist here; choose from: 2, 3, 4")
+    pairs = check_pairs(schedule, pairs, f"deis{order}")
+    log_ratio = -schedule.log_snr_at(pairs) / 2
+    rows = []
+    for step, (level, level_next) in enumerate(pairs):
+        begin, end = log_ratio[step]
+        weights = np.ones(1)
+        if level_next > 0:
+            nodes = log_ratio[max(0, step + 1 - order) : step + 1, 0][::-1]
+            integral = _integrated_lagrange(nodes, begin, end, lambda u, begin=begin: np.exp(u - begin))
+            weights = integral / np.expm1(end - begin)
+        rows.append(noise_row(schedule, step, level, level_next, weights))
+    return stack_rows(rows)
+
+
+def noise_row(
+    schedule: Schedule, step: int, level: float, level_next: float, weights: Sequence[float] | np.ndarray
 ) -> SamplerTable:
     """A row from one level to the next whose ε̂ is an average, with these weights, of known ones."""
-    (alpha, sigma), (alpha_next, sigma_next) = _rates(schedule, level), _rates(schedule, level_next)
+    (alpha, sigma), (alpha_next, sigma_next) = rates(schedule, level), rates(schedule, level_next)
     asked = level if level > 0 else level_next
     return _asking_noise(schedule, step, asked)._replace(
-        alpha_bar_next=schedule.alpha_bar[level_next],
+        alpha_bar_next=schedule.alpha_bar_at(level_next),
         keep=alpha_next / alpha,
         weights=(sigma_next - alpha_next * sigma / alpha) * np.asarray(weights),
     )
 
 
-def _trapezoid_row(schedule: Schedule, step: int, level: int, level_next: int) -> SamplerTable:
+def trapezoid_row(schedule: Schedule, step: int, level: float, level_next: float) -> SamplerTable:
     """After a step with the ε̂ of its beginning: replaces that by the mean with the ε̂ found at its end."""
-    half = _noise_row(schedule, step, level, level_next, [1.0]).weights / 2
+    half = noise_row(schedule, step, level, level_next, [1.0]).weights / 2
     return _asking_noise(schedule, step, level_next)._replace(correction=np.concatenate([half, -half]))
 
 
-def _asking_noise(schedule: Schedule, step: int, level: int) -> SamplerTable:
+def _asking_noise(schedule: Schedule, step: int, level: float) -> SamplerTable:
     """A row that asks for the noise at a level and leaves x as it is."""
-    alpha, sigma = _rates(schedule, level)
-    return _asking_image(schedule, step, level)._replace(of_x=1 / sigma, of_x0=-alpha / sigma)
+    alpha, sigma = rates(schedule, level)
+    return asking_image(schedule, step, level)._replace(of_x=1 / sigma, of_x0=-alpha / sigma)
+
+
+# --- a solver that interpolates the velocity of a straight flow ----------------------------------
+
+
+def flow_heun_table(schedule: Schedule, pairs: np.ndarray) -> SamplerTable:
+    """Heun's method in the coordinates of rectified flow, where the flow of one image to one noise is a straight line.
+
+    Any level has a time t = sigma / (alpha + sigma); x / (alpha + sigma) = (1 - t) x_0 + t ε there, whose derivative is
+    u = ε - x_0 (Liu et al. 2023). A step is an integral of û over t, by the mean of both ends. Its Euler step is
+    DDIM's. Unlike sigma / alpha, t is finite at pure noise, so this may start there.
+
+    Args:
+        schedule: the noise levels.
+        pairs: [S, 2], falling. Levels of pure noise (alpha_bar = 0) are possible.
+    """
+    rows = []
+    for step, (level, level_next) in enumerate(check_pairs(schedule, pairs, "flow_heun", through_images=True)):
+        (alpha, sigma), (alpha_next, sigma_next) = rates(schedule, level), rates(schedule, level_next)
+        scale, scale_next = alpha + sigma, alpha_next + sigma_next
+        weight = np.array([scale_next * (sigma_next / scale_next - sigma / scale)])
+        rows.append(
+            _asking_velocity(schedule, step, level)._replace(
+                alpha_bar_next=schedule.alpha_bar_at(level_next), keep=scale_next / scale, weights=weight
+            )
+        )
+        if level_next > 0:
+            correction = np.concatenate([weight, -weight]) / 2
+            rows.append(_asking_velocity(schedule, step, level_next)._replace(correction=correction))
+    return stack_rows(rows)
+
+
+def _asking_velocity(schedule: Schedule, step: int, level: float) -> SamplerTable:
+    """A row that asks for u = (x - alpha x̂0) / sigma - x̂0 at a level and leaves x as it is."""
+    alpha, sigma = rates(schedule, level)
+    return asking_image(schedule, step, level)._replace(of_x=1 / sigma, of_x0=-(alpha + sigma) / sigma)
 
 
 # --- solvers that interpolate the clean image ---------------------------------------------------
@@ -216,22 +305,21 @@ def unipc_table(schedule: Schedule, pairs: np.ndarray, order: int = 2) -> Sample
 
 
 def _image_solver(schedule: Schedule, pairs: np.ndarray, order: int, corrected: bool, name: str) -> SamplerTable:
-    pairs = _check(schedule, pairs, name, through_images=True)
-    level_lambda = schedule.log_snr / 2
+    pairs = check_pairs(schedule, pairs, name, through_images=True)
     rows = []
     correction = np.zeros(0)
     for step, (level, level_next) in enumerate(pairs):
-        (alpha, sigma), (alpha_next, sigma_next) = _rates(schedule, level), _rates(schedule, level_next)
-        end = float(level_lambda[level_next])
+        (alpha, sigma), (alpha_next, sigma_next) = rates(schedule, level), rates(schedule, level_next)
+        end = float(schedule.log_snr_at(level_next) / 2)
         # Levels of pure noise are infinitely far: no polynomial goes through what was predicted there.
-        nodes = level_lambda[pairs[: step + 1, 0]][::-1]
+        nodes = schedule.log_snr_at(pairs[: step + 1, 0])[::-1] / 2
         nodes = nodes[np.isfinite(nodes)]
         points = max(1, min(order, len(nodes), len(pairs) - step if pairs[-1, 1] == 0 else order))
         reach = alpha_next - alpha * sigma_next / sigma
         weights = reach * _image_weights(nodes[:points], end)
         rows.append(
-            _asking_image(schedule, step, level)._replace(
-                alpha_bar_next=schedule.alpha_bar[level_next],
+            asking_image(schedule, step, level)._replace(
+                alpha_bar_next=schedule.alpha_bar_at(level_next),
                 correction=correction,
                 keep=sigma_next / sigma,
                 weights=weights,
@@ -244,7 +332,7 @@ def _image_solver(schedule: Schedule, pairs: np.ndarray, order: int, corrected: 
                 all_nodes = np.concatenate([[end], nodes[:points]])
                 better = alpha_next * _integrated_lagrange(all_nodes, nodes[0], end, lambda u, end=end: np.exp(u - end))
             correction = better - np.concatenate([[0.0], weights])
-    return _stack(rows)
+    return stack_rows(rows)
 
 
 def _image_weights(nodes: np.ndarray, end: float) -> np.ndarray:
@@ -261,9 +349,9 @@ def _image_weights(nodes: np.ndarray, end: float) -> np.ndarray:
     return _integrated_lagrange(nodes, nodes[0], end, density) / -np.expm1(nodes[0] - end)
 
 
-def _asking_image(schedule: Schedule, step: int, level: int) -> SamplerTable:
+def asking_image(schedule: Schedule, step: int, level: float) -> SamplerTable:
     """A row that asks for the clean image at a level and leaves x as it is."""
-    alpha_bar = schedule.alpha_bar[level]
+    alpha_bar = schedule.alpha_bar_at(level)
     return SamplerTable(
         step=step,
         time=schedule.time_input(level),
@@ -300,12 +388,24 @@ def _integrated_lagrange(
     return np.array([np.sum(half * point_weights * density(u) * polynomial) for polynomial in lagrange])
 
 
-def _rates(schedule: Schedule, level: int) -> tuple[float, float]:
+def rates(schedule: Schedule, level: float) -> tuple[float, float]:
     """Signal and noise rate, alpha and sigma, of a level."""
-    return np.sqrt(schedule.alpha_bar[level]), np.sqrt(1 - schedule.alpha_bar[level])
+    return np.sqrt(schedule.alpha_bar_at(level)), np.sqrt(1 - schedule.alpha_bar_at(level))
 
 
-def _check(schedule: Schedule, pairs: np.ndarray, solver: str, through_images: bool = False) -> np.ndarray:
+def check_pairs(schedule: Schedule, pairs: np.ndarray, solver: str, through_images: bool = False) -> np.ndarray:
+    """Checks that pairs of levels are a chain that a solver can go along, and returns them.
+
+    Args:
+        schedule: the noise levels.
+        pairs: [S, 2].
+        solver: its name, for messages.
+        through_images: whether it interpolates what is finite at pure noise, and cannot go up.
+
+    Raises:
+        UserError: levels that occur twice, that rise where they must not, or that are pure noise where they must not.
+        ValueError: no chain.
+    """
     pairs = np.asarray(pairs)
     if not (np.all(pairs >= 0) and np.all(pairs <= schedule.num_levels) and np.all(pairs[1:, 0] == pairs[:-1, 1])):
         raise ValueError(f"steps must form a chain of levels in 0 ... {schedule.num_levels}")
@@ -319,15 +419,15 @@ def _check(schedule: Schedule, pairs: np.ndarray, solver: str, through_images: b
         raise ValueError("steps must all lead to less noise, or all to more")
     if through_images and rise[0] > 0:
         raise UserError(f"sampler '{solver}' cannot encode; choose from: ddim, heun")
-    if not through_images and np.any(schedule.alpha_bar[pairs[:, 0]] == 0):
+    if not through_images and np.any(schedule.alpha_bar_at(pairs[:, 0]) == 0):
         raise UserError(
             f"sampler '{solver}' cannot start at level {pairs[0, 0]}, which is pure noise in schedule "
-            f"'{schedule.name}'; choose from: ddim, dpmpp_2m, unipc2, unipc3"
+            f"'{schedule.name}'; choose from: ddim, flow_heun, dpmpp_2m, dpmpp_2m_sde, unipc2, unipc3"
         )
     return pairs
 
 
-def _stack(rows: Sequence[SamplerTable]) -> SamplerTable:
+def stack_rows(rows: Sequence[SamplerTable]) -> SamplerTable:
     """Rows to columns; weights and corrections are filled up with zeros to the longest."""
     width = max(max(len(row.weights), len(row.correction)) for row in rows)
     correction_width = width if any(len(row.correction) for row in rows) else 0

@@ -3,9 +3,13 @@
 A network trained on T levels may be sampled on any S of them. The paper takes them ``uniform``, or ``quad`` (closer
 together at low noise), which it uses for CIFAR-10; its tables name S, but its code does not always make S levels. So
 each of these spacings exists twice: as it was meant, and as it was published. Others came later.
+
+Schedules with real levels (:attr:`~ddim_jax.diffusion.schedule.Schedule.has_real_levels`) need none of the rounding: a
+row of ``SPACINGS`` says what the spacing is on whole levels, and on real ones.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,8 +21,20 @@ from ddim_jax.names import Spacing, lookup
 SpacingFunction = Callable[[int, int, Schedule | None], np.ndarray]
 
 
+class SpacingRule(NamedTuple):
+    """What makes a spacing: a row of ``SPACINGS``.
+
+    Attributes:
+        whole: int64 [S], each in 1 ... T.
+        real: float64 [S], each in (0, T], for schedules with real levels; None where the spacing is about rounding.
+    """
+
+    whole: SpacingFunction
+    real: Callable[[Schedule, int], np.ndarray] | None = None
+
+
 def sampling_levels(spacing: Spacing, num_levels: int, steps: int, schedule: Schedule | None = None) -> np.ndarray:
-    """Returns the levels to visit, noisiest first: int64, each in 1 ... T.
+    """Returns the levels to visit, noisiest first: int64, each in 1 ... T; or float64, in (0, T], where they are real.
 
     With i = 0 ... S - 1 and levels less one, as the DDIM paper's code counts them:
 
@@ -42,6 +58,11 @@ def sampling_levels(spacing: Spacing, num_levels: int, steps: int, schedule: Sch
     coincide, they are moved to the next free one. A last level of pure noise (as in ``jsd``) lies infinitely far, and
     they begin at the one before it.
 
+    On real levels, with k = S, S - 1 ... 1: ``uniform`` and ``trailing`` are k T / S, rectified flow's list of times;
+    ``quad`` is T (k / S)²; ``linspace`` and ``openai`` are S levels in equal steps from T to 1, which for ``edm`` is
+    Karras et al.'s list of sigmas to the last digit; ``logsnr`` and ``karras`` are what they say, from level T (or, if
+    that is pure noise, level T - 1) to level 1.
+
     All give exactly S distinct levels, but for the published ones; the first two, wherever the published lists are S
     distinct levels, give those. The one exception is S = 1. There the published list is level 1 alone, which would take
     pure noise for an almost clean image. One step has to start at the top: at 0.8 T for ``quad``, where all its other
@@ -57,11 +78,20 @@ def sampling_levels(spacing: Spacing, num_levels: int, steps: int, schedule: Sch
         schedule: with these T levels; ``logsnr`` and ``karras`` need it.
 
     Raises:
-        UserError: an unknown spacing, or steps outside 1 ... T.
+        UserError: an unknown spacing, one about rounding for real levels, or steps outside 1 ... T.
     """
     if not 1 <= steps <= num_levels:
         raise UserError(f"steps={steps}: choose from 1 to {num_levels}, the number of noise levels")
-    return lookup(SPACINGS, spacing, "spacing")(num_levels, steps, schedule)
+    rule = lookup(SPACINGS, spacing, "spacing")
+    if schedule is None or not schedule.has_real_levels:
+        return rule.whole(num_levels, steps, schedule)
+    if rule.real is None:
+        real = ", ".join(name for name, each in SPACINGS.items() if each.real is not None)
+        raise UserError(
+            f"spacing '{spacing}' is about whole levels, those of schedule '{schedule.name}' are real; choose from: "
+            f"{real}"
+        )
+    return rule.real(_known(schedule, num_levels), steps)
 
 
 def uniform(num_levels: int, steps: int, schedule: Schedule | None = None) -> np.ndarray:
@@ -129,16 +159,44 @@ def karras(num_levels: int, steps: int, schedule: Schedule | None = None) -> np.
     return _nearest_levels(schedule, wanted)
 
 
-SPACINGS: dict[str, SpacingFunction] = {
-    "uniform": uniform,
-    "quad": quad,
-    "uniform_published": uniform_published,
-    "quad_published": quad_published,
-    "trailing": trailing,
-    "linspace": linspace,
-    "openai": openai,
-    "logsnr": logsnr,
-    "karras": karras,
+def _equal_parts(schedule: Schedule, steps: int) -> np.ndarray:
+    return schedule.num_levels * np.arange(steps, 0, -1) / steps
+
+
+def _equal_steps(schedule: Schedule, steps: int) -> np.ndarray:
+    return np.linspace(schedule.num_levels, 1, steps)
+
+
+def _equal_log_snr(schedule: Schedule, steps: int) -> np.ndarray:
+    return _levels_of(schedule, np.linspace(*_ends(schedule), steps))
+
+
+def _karras_sigmas(schedule: Schedule, steps: int) -> np.ndarray:
+    first, last = (np.exp(-log_snr / 14) for log_snr in _ends(schedule))
+    return _levels_of(schedule, -14 * np.log(np.linspace(first, last, steps)))
+
+
+def _levels_of(schedule: Schedule, log_snr: np.ndarray) -> np.ndarray:
+    """Real levels of log SNRs; level T, found by way of logarithms, may come out above itself."""
+    return np.minimum(schedule.level_at(log_snr), schedule.num_levels)
+
+
+def _ends(schedule: Schedule) -> tuple[float, float]:
+    """The log SNR of the noisiest level that is not all noise, and of level 1."""
+    noisiest = schedule.num_levels - schedule.ends_in_noise
+    return float(schedule.log_snr_at(float(noisiest))), float(schedule.log_snr_at(1.0))
+
+
+SPACINGS: dict[str, SpacingRule] = {
+    "uniform": SpacingRule(uniform, _equal_parts),
+    "quad": SpacingRule(quad, lambda schedule, steps: schedule.num_levels * (np.arange(steps, 0, -1) / steps) ** 2),
+    "uniform_published": SpacingRule(uniform_published),
+    "quad_published": SpacingRule(quad_published),
+    "trailing": SpacingRule(trailing, _equal_parts),
+    "linspace": SpacingRule(linspace, _equal_steps),
+    "openai": SpacingRule(openai, _equal_steps),
+    "logsnr": SpacingRule(logsnr, _equal_log_snr),
+    "karras": SpacingRule(karras, _karras_sigmas),
 }
 
 
@@ -198,6 +256,32 @@ def explicit_levels(levels: Sequence[int] | np.ndarray, num_levels: int) -> np.n
     return levels
 
 
+def levels_of_sigmas(schedule: Schedule, sigmas: Sequence[float] | np.ndarray, sigma_data: float = 1.0) -> np.ndarray:
+    """The levels with these amounts of noise, noisiest first: float64 [S]. For lists that others publish.
+
+    >>> from ddim_jax.diffusion import make_schedule
+    >>> schedule = make_schedule("flow")
+    >>> levels_of_sigmas(schedule, [9.0, 1.0]).round(6).tolist()  # of t / (1 - t)
+    [900.0, 500.0]
+
+    Args:
+        schedule: with real levels.
+        sigmas: noise to signal, sqrt((1 - alpha_bar) / alpha_bar) times ``sigma_data``; positive and falling.
+        sigma_data: standard deviation of the images in whose units they are.
+
+    Raises:
+        UserError: they are not positive and falling, more than level T holds, or the schedule has whole levels only.
+    """
+    sigmas = np.asarray(sigmas, np.float64)
+    if sigmas.ndim != 1 or not sigmas.size or not np.all(sigmas > 0) or not np.all(np.diff(sigmas) < 0):
+        raise UserError(f"sigmas={sigmas.tolist()}: give a list of one or more positive numbers, the largest first")
+    levels = schedule.level_at(2 * np.log(sigma_data / sigmas))
+    if levels[0] > schedule.num_levels * (1 + 1e-12):
+        highest = sigma_data * np.exp(-schedule.log_snr[-1] / 2)
+        raise UserError(f"sigma={sigmas[0]:g} is above that of level {schedule.num_levels}, {highest:g}; leave it out")
+    return np.minimum(levels, schedule.num_levels)
+
+
 def levels_from(levels: np.ndarray, start: int) -> np.ndarray:
     """The part of a subsequence for images that begin at a given level: ``start``, and the levels below it.
 
@@ -211,7 +295,7 @@ def levels_from(levels: np.ndarray, start: int) -> np.ndarray:
 
 
 def level_pairs(levels: np.ndarray) -> np.ndarray:
-    """Pairs each level with the one that the step from it leads to: int64 [S, 2], the last one to level 0.
+    """Pairs each level with the one that the step from it leads to: [S, 2] like levels, the last one to level 0.
 
     Steps are explicit pairs, so that no sampler computes "the previous timestep" by itself, a common source of
     errors when S does not divide T.
@@ -223,7 +307,7 @@ def level_pairs(levels: np.ndarray) -> np.ndarray:
 
 
 def rising_pairs(levels: np.ndarray) -> np.ndarray:
-    """The pairs for encoding, from the clean image to the noisiest level: int64 [S, 2], the first one from level 0.
+    """The pairs for encoding, from the clean image to the noisiest level: [S, 2], the first one from level 0.
 
     Args:
         levels: noisiest first, without repeats.

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from etils import epath
 
-from ddim_jax.config import Config, Role, SampleConfig, keys_with, with_sample
+from ddim_jax.config import Config, Role, SampleConfig, deciding_values, keys_with, with_sample
 from ddim_jax.diffusion.samplers import takes_eta
 from ddim_jax.digests import digest_of_facts
 from ddim_jax.errors import UserError, shown
@@ -24,6 +24,7 @@ _IN_COLUMNS = ("sampler", "eta", "spacing", "clip", "steps", "seed")
 # These would be silently passed over, since a row sets what they replace.
 _REFUSED = {
     "levels": "eval.steps and eval.spacings",
+    "sigmas": "eval.steps and eval.spacings",
     "eta_per_step": "eval.etas",
     "checkpoint": "eval.checkpoints",
 }
@@ -202,7 +203,7 @@ def model_rows(config: Config, checkpoints: Iterable[int]) -> list[Row]:
 
 
 def _model_row(checkpoint: int, sample: SampleConfig) -> Row:
-    deciding = {key: getattr(sample, key) for key in _DECIDING}
+    deciding = deciding_values(sample, _DECIDING)
     plain = dataclasses.asdict(SampleConfig())
     others = {key: value for key, value in deciding.items() if key not in _IN_COLUMNS and value != plain[key]}
     columns: dict[str, Any] = {"checkpoint": checkpoint}

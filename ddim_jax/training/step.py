@@ -1,6 +1,7 @@
 """One training step (DDPM's algorithm 1) as a pure function of state and batch."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ import optax
 from ddim_jax.config import Config
 from ddim_jax.configured import build_normalization, build_schedule
 from ddim_jax.diffusion import losses
-from ddim_jax.diffusion.prediction import to_prediction
+from ddim_jax.diffusion.prediction import per_image, to_prediction
+from ddim_jax.diffusion.schedule import Schedule
 from ddim_jax.models import Model
 from ddim_jax.pixels import to_float
 from ddim_jax.random_streams import Stream, example_keys, normal_each, root_key
@@ -82,7 +84,7 @@ def make_example_losses(config: Config) -> Callable[..., tuple[Losses, Any]]:
         eps = normal_each(noise_keys, 0, x0.shape[1:], x0.dtype)
         alpha_bar, time = schedule.at(level)
         x = losses.diffuse(x0, eps, alpha_bar)
-        output, extra = network(x, time, label)
+        output, extra = network(schedule.network_input(x, per_image(alpha_bar, x)), time, label)
         target = losses.training_target(diffusion.objective, x0, eps, alpha_bar)
         loss = losses.example_loss(output, target, diffusion.loss, diffusion.reduction)
         if diffusion.min_snr_gamma:
@@ -91,6 +93,17 @@ def make_example_losses(config: Config) -> Callable[..., tuple[Losses, Any]]:
         return Losses(loss, losses.example_loss(implied, x0, diffusion.loss)), extra
 
     return example_losses
+
+
+def draw_training_levels(
+    config: Config, schedule: Schedule, key: jax.Array, index: jax.Array, batch_size: int
+) -> jax.Array:
+    """Noise levels as ``config.diffusion`` draws them, see :func:`~ddim_jax.diffusion.losses.draw_levels`."""
+    diffusion = config.diffusion
+    mean = diffusion.time_mean
+    if diffusion.time_sampling == "lognormal":
+        mean = mean - math.log(diffusion.sigma_data)  # of noise to signal, in whose units x is
+    return losses.draw_levels(diffusion.time_sampling, schedule, key, index, batch_size, mean, diffusion.time_std)
 
 
 def make_train_step(
@@ -118,8 +131,8 @@ def make_train_step(
         ``label`` int32 [n] and ``index`` int32 [n], the examples' positions in the global batch; n is the device's
         share.
     """
-    diffusion, train, seed = config.diffusion, config.train, config.seed
-    example_losses = make_example_losses(config)
+    train, seed = config.train, config.seed
+    example_losses, schedule = make_example_losses(config), build_schedule(config)
 
     def batch_loss(params: Any, batch_stats: Any, batch: Any, step: jax.Array) -> tuple[jax.Array, Any]:
         dropout_keys = example_keys(seed, Stream.DROPOUT, step, batch.index) if config.model.dropout else None
@@ -129,9 +142,7 @@ def make_train_step(
             return model.apply(variables, x, time, label, dropout_keys=dropout_keys, mutable=["batch_stats"])
 
         time_key = jax.random.fold_in(root_key(seed, Stream.TIME), step)
-        level = losses.draw_levels(
-            diffusion.time_sampling, diffusion.num_levels, time_key, batch.index, train.batch_size
-        )
+        level = draw_training_levels(config, schedule, time_key, batch.index, train.batch_size)
         noise_keys = example_keys(seed, Stream.NOISE, step, batch.index)
         label = drop_labels(batch.label, step, batch.index) if config.model.num_classes else None
         each, new_stats = example_losses(network, batch.image, label, level, noise_keys)

@@ -7,16 +7,18 @@ import numpy as np
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
+from ddim_jax.configured import build_schedule
 from ddim_jax.data.reading import load_images
 from ddim_jax.data.sources import Source
-from ddim_jax.diffusion import losses
+from ddim_jax.diffusion.losses import TIME_SAMPLINGS, draw_levels
 from ddim_jax.models import Model
+from ddim_jax.names import lookup
 from ddim_jax.random_streams import Stream, fold_in_each, root_key
 from ddim_jax.sampling.image_sampler import batch_size_for
 from ddim_jax.sharded_map import ShardedMap
 from ddim_jax.training.checkpoint import select_weights
 from ddim_jax.training.state import TrainState
-from ddim_jax.training.step import Losses, make_example_losses, shows_image_loss
+from ddim_jax.training.step import Losses, draw_training_levels, make_example_losses, shows_image_loss
 
 
 class Validation:
@@ -36,7 +38,8 @@ class Validation:
         self._ema = config.sample.ema
         self._shows_image_loss = shows_image_loss(config)
         count = len(self._images.image)
-        kind = "continuous" if config.diffusion.time_sampling == "continuous" else "stratified"
+        schedule = build_schedule(config)
+        is_continuous = lookup(TIME_SAMPLINGS, config.diffusion.time_sampling, "time sampling").is_continuous
         example_losses = make_example_losses(config)
 
         def program(variables: Any, items: tuple[jax.Array, jax.Array, jax.Array]) -> Losses:
@@ -45,7 +48,10 @@ class Validation:
 
             image, label, number = items
             key = root_key(config.seed, Stream.VALIDATION)
-            level = losses.draw_levels(kind, config.diffusion.num_levels, key, number, count)
+            if is_continuous:
+                level = draw_training_levels(config, schedule, key, number, count)
+            else:
+                level = draw_levels("stratified", schedule, key, number, count)
             noise_keys = fold_in_each(jax.random.fold_in(key, 1), number)
             return example_losses(
                 network, image, label if config.model.num_classes else None, level, noise_keys

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from ddim_jax.config import Config, Role, flatten, keys_with, with_values
-from ddim_jax.diffusion.schedule import SCHEDULES
+from ddim_jax.diffusion.schedule import ScheduleSettings, make_schedule
 from ddim_jax.errors import UserError
-from ddim_jax.names import lookup
 
 
 def deciding_values(config: Config) -> dict[str, Any]:
@@ -77,16 +76,24 @@ def _comparable(key: str, value: Any) -> Any:
     return value
 
 
+# Keys that not all schedules look at.
+_OF_SOME_SCHEDULES = tuple(
+    f"diffusion.{name}" for name in ("beta_start", "beta_end", "sigma_min", "sigma_max", "sigma_data")
+)
+
+
 def _matters(key: str, value: Any, config: Config) -> bool:
     """Whether the network and the schedule of a config look at a key, of which a file has another value."""
     if key in ("model.structure", "model.norm"):
         return config.model.name != "unet"
-    if key in ("diffusion.beta_start", "diffusion.beta_end"):
+    if key in _OF_SOME_SCHEDULES:
         ours = config.diffusion
         theirs = dataclasses.replace(ours, **{key.removeprefix("diffusion."): value})
-        rule = lookup(SCHEDULES, ours.schedule, "diffusion.schedule")
-        here, there = (rule.alpha_bar(each.num_levels, each.beta_start, each.beta_end) for each in (ours, theirs))
-        return not np.array_equal(here, there)
+        here, there = (
+            make_schedule(each.schedule, **{name: getattr(each, name) for name in ScheduleSettings._fields})
+            for each in (ours, theirs)
+        )
+        return not (np.array_equal(here.alpha_bar, there.alpha_bar) and np.array_equal(here.times, there.times))
     return True
 
 

@@ -44,7 +44,7 @@ _EVAL = (
 JOBS = {
     "train": Job((*TINY, "--config.train.steps=30", "--config.train.checkpoint_every=5"), "checkpoints", is_alone=True),
     "import": Job((*TINY, "--mode=import"), "checkpoints", is_new=True, is_alone=True),
-    "prepare": Job((*TINY, "--config.train.steps=12", "--config.data.cache=disk"), "checkpoints", is_alone=True),
+    "prepare": Job((*TINY, "--config.train.steps=30", "--config.data.cache=disk"), "checkpoints", is_alone=True),
     "sample png": Job(_on_run("sample", _SAMPLE), "sample/*"),
     "sample npz": Job(_on_run("sample", _SAMPLE, "--config.sample.format=npz"), "sample/*", is_alone=True),
     "evaluate": Job(_on_run("evaluate", *_EVAL), "evaluate/*"),

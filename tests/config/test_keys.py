@@ -48,7 +48,8 @@ def test_imported_weights_agree_on_these_keys():
         *("model.null_label", "model.time_freq_shift", "model.time_cos_first", "model.downsample_padding"),
         *("model.norm_eps", "model.head_channels"),
         *("diffusion.schedule", "diffusion.num_levels", "diffusion.beta_start", "diffusion.beta_end"),
-        *("diffusion.zero_terminal_snr", "diffusion.objective"),
+        *("diffusion.zero_terminal_snr", "diffusion.sigma_min", "diffusion.sigma_max", "diffusion.sigma_data"),
+        "diffusion.objective",
     )
 
 

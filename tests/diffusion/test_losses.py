@@ -5,9 +5,11 @@ import pytest
 
 from ddim_jax.diffusion.losses import diffuse, draw_levels, example_loss, min_snr_weight, training_target
 from ddim_jax.diffusion.prediction import to_prediction
+from ddim_jax.diffusion.schedule import make_schedule
 from ddim_jax.errors import UserError
 from ddim_jax.random_streams import Stream, root_key
 
+LINEAR = make_schedule("linear")
 KINDS = ("antithetic", "uniform", "stratified")
 
 
@@ -31,7 +33,9 @@ def test_diffusing_keeps_unit_variance_and_mixes_by_level():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_levels", [1, 7, 1000])
 def test_levels_lie_in_range_and_cover_it_uniformly(kind, num_levels):
-    draw = jax.jit(jax.vmap(lambda step: draw_levels(kind, num_levels, key(step), jnp.arange(64), 64)))
+    draw = jax.jit(
+        jax.vmap(lambda step: draw_levels(kind, make_schedule("linear", num_levels), key(step), jnp.arange(64), 64))
+    )
     levels = np.asarray(draw(jnp.arange(200)))
     assert levels.dtype == np.int32
     assert levels.min() == 1
@@ -47,22 +51,22 @@ def test_levels_lie_in_range_and_cover_it_uniformly(kind, num_levels):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_split_of_the_batch_gives_the_same_levels(kind):
-    whole = draw_levels(kind, 1000, key(3), jnp.arange(24), 24)
+    whole = draw_levels(kind, LINEAR, key(3), jnp.arange(24), 24)
     for parts in (3, 8, 24):
-        split = jax.vmap(lambda index: draw_levels(kind, 1000, key(3), index, 24))(jnp.arange(24).reshape(parts, -1))
+        split = jax.vmap(lambda index: draw_levels(kind, LINEAR, key(3), index, 24))(jnp.arange(24).reshape(parts, -1))
         np.testing.assert_array_equal(np.ravel(split), whole)
-    assert not np.array_equal(draw_levels(kind, 1000, key(4), jnp.arange(24), 24), whole)
+    assert not np.array_equal(draw_levels(kind, LINEAR, key(4), jnp.arange(24), 24), whole)
 
 
 def test_antithetic_pairs_mirror_each_other():
-    levels = np.asarray(draw_levels("antithetic", 1000, key(0), jnp.arange(33), 33))
+    levels = np.asarray(draw_levels("antithetic", LINEAR, key(0), jnp.arange(33), 33))
     np.testing.assert_array_equal(levels[:-1:2] + levels[1::2], 1001)
     assert len(set(levels[::2])) > 12
 
 
 @pytest.mark.parametrize("batch_size", [10, 100, 1000])
 def test_strata_hold_one_example_each(batch_size):
-    levels = np.asarray(draw_levels("stratified", 1000, key(0), jnp.arange(batch_size), batch_size))
+    levels = np.asarray(draw_levels("stratified", LINEAR, key(0), jnp.arange(batch_size), batch_size))
     width = 1000 // batch_size
     np.testing.assert_array_equal((levels - 1) // width, np.arange(batch_size))
 
@@ -111,7 +115,7 @@ def test_wrong_names_are_explained():
     with pytest.raises(UserError, match="choose from: eps, x0, v"):
         training_target("noise", x, x, 0.5)
     with pytest.raises(UserError, match="choose from: antithetic"):
-        draw_levels("importance", 1000, key(0), jnp.arange(4), 4)
+        draw_levels("importance", LINEAR, key(0), jnp.arange(4), 4)
     with pytest.raises(UserError, match="choose from: mse, mae"):
         example_loss(x, x, "huber")
     with pytest.raises(UserError, match="choose from: mean, sum"):
@@ -124,9 +128,9 @@ def test_wrong_names_are_explained():
 
 def test_continuous_levels_are_uniform_and_never_0():
     key, index = jax.random.key(0), jnp.arange(20_000)
-    levels = np.asarray(draw_levels("continuous", 1000, key, index, 20_000))
+    levels = np.asarray(draw_levels("continuous", LINEAR, key, index, 20_000))
     assert levels.dtype == np.float32
     assert levels.min() > 0 and levels.max() <= 1000
     histogram = np.histogram(levels, 10, (0, 1000))[0]
     assert np.abs(histogram / 2000 - 1).max() < 0.1
-    np.testing.assert_array_equal(levels[100:110], draw_levels("continuous", 1000, key, index[100:110], 20_000))
+    np.testing.assert_array_equal(levels[100:110], draw_levels("continuous", LINEAR, key, index[100:110], 20_000))

@@ -12,7 +12,7 @@ from ddim_jax.data.sources import SOURCES, Example, Source
 from ddim_jax.diffusion.ddim import ddim_table
 from ddim_jax.diffusion.samplers import SAMPLERS, SamplerRule
 from ddim_jax.diffusion.schedule import SCHEDULES, ScheduleRule
-from ddim_jax.diffusion.spacing import SPACINGS
+from ddim_jax.diffusion.spacing import SPACINGS, SpacingRule
 from ddim_jax.jobs.evaluate import evaluate
 from ddim_jax.jobs.sample import sample
 from ddim_jax.jobs.train import train
@@ -69,7 +69,7 @@ def added(monkeypatch):
         (names.DataSource, SOURCES, "stripes", lambda config: Stripes()),
         (names.ScheduleName, SCHEDULES, "straight", ScheduleRule(straight)),
         (names.SamplerName, SAMPLERS, "half", SamplerRule(half, eta="implied")),
-        (names.Spacing, SPACINGS, "every_other", every_other),
+        (names.Spacing, SPACINGS, "every_other", SpacingRule(every_other)),
         (names.ExtractorName, EXTRACTORS, "row_means", row_means),
         (
             names.MetricName,

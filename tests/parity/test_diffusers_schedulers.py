@@ -39,6 +39,7 @@ with warnings.catch_warnings():
         DDIMInverseScheduler,
         DDIMScheduler,
         DDPMScheduler,
+        DEISMultistepScheduler,
         DPMSolverMultistepScheduler,
         HeunDiscreteScheduler,
         PNDMScheduler,
@@ -197,6 +198,24 @@ def test_unipc(steps, order):
     theirs = run_theirs(scheduler, torch.tensor(normal(100)))
     # It solves for the weights in float32.
     np.testing.assert_allclose(ours, theirs, rtol=1e-4 if order == 3 else 1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("steps", [3, 7, 20])
+def test_deis(steps, order):
+    """Its "logrho", the only one it has; to the last level, since its step from there is NaN unless of first order."""
+    scheduler = DEISMultistepScheduler(
+        beta_start=1e-4, beta_end=0.02, timestep_spacing="trailing", solver_order=order, lower_order_final=False
+    )
+    scheduler.set_timesteps(steps)
+    scheduler.sigmas[-1] = 0
+    with_our_sigmas(scheduler, scheduler.timesteps)
+    scheduler.timesteps = scheduler.timesteps[:-1]
+    pairs = level_pairs(sampling_levels("trailing", 1000, steps))[:-1]
+    sampler = make_sampler(f"deis{order}", LINEAR, pairs)
+    ours = np.asarray(sampler.run(make_predict(toy_network, "eps"), jnp.asarray(normal(100))))
+    np.testing.assert_allclose(ours, run_theirs(scheduler, torch.tensor(normal(100))), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [2, 5, 10, 50])
