@@ -125,7 +125,6 @@ def check(claim: Claim, workdir: pathlib.Path, num: int, options: Sequence[str])
     status = _import(claim, workdir)
     if status:
         return status
-    sampler, eta, spacing, clip, steps = claim.row
     reference = []
     if claim.reference:
         found = fetched(claim.reference)
@@ -134,14 +133,7 @@ def check(claim: Claim, workdir: pathlib.Path, num: int, options: Sequence[str])
         [
             "check_published",
             "--mode=evaluate",
-            f"--workdir={workdir}",
-            f"--config.eval.samplers=('{sampler}',)",
-            f"--config.eval.etas=({eta},)",
-            f"--config.eval.spacings=('{spacing}',)",
-            f"--config.eval.steps=({steps},)",
-            f"--config.sample.clip={clip}",
-            f"--config.eval.num={num}",
-            "--config.eval.metrics=('fid',)",
+            *settings_of(claim, workdir, num),
             *reference,
             *claim.options,
             *options,
@@ -158,6 +150,21 @@ def check(claim: Claim, workdir: pathlib.Path, num: int, options: Sequence[str])
         return 0
     print(f"{about}: {'within' if is_within else 'NOT within'} {low:.4g} to {high:.4g}")
     return 0 if is_within else 1
+
+
+def settings_of(claim: Claim, workdir: pathlib.Path, num: int) -> list[str]:
+    """The flags that make the images of a claim."""
+    sampler, eta, spacing, clip, steps = claim.row
+    return [
+        f"--workdir={workdir}",
+        f"--config.eval.samplers=('{sampler}',)",
+        f"--config.eval.etas=({eta},)",
+        f"--config.eval.spacings=('{spacing}',)",
+        f"--config.eval.steps=({steps},)",
+        f"--config.sample.clip={clip}",
+        f"--config.eval.num={num}",
+        "--config.eval.metrics=('fid',)",
+    ]
 
 
 def _import(claim: Claim, workdir: pathlib.Path) -> int:

@@ -16,6 +16,7 @@ from web import serving
 from weight_files import random_params, small_config, state_dict, write_torch
 
 import ddim_jax
+from ddim_jax import main
 from ddim_jax.errors import UserError
 from ddim_jax.jobs.import_weights import import_weights
 from ddim_jax.weights import published_files
@@ -282,3 +283,10 @@ def test_the_table_of_published_files():
         assert not file or (pathlib.Path(__file__).parents[2] / file).exists()
     urls = [row.url for row in PUBLISHED_WEIGHTS.values() if row.url]
     assert len(set(urls)) == len(urls)
+
+
+def test_a_new_run_does_not_begin_with_an_address(tmp_path, capsys):
+    asked = ["ddim_jax", "--config=digits:tiny", f"--workdir={tmp_path}/run"]
+    assert main.run([*asked, "--config.train.init_from=https://a.org/b"]) == 2
+    assert "import it first, by --mode=import, and name that workdir" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
