@@ -49,6 +49,8 @@ class Web:
         self.types: dict[str, str] = {}
         self.tags = True
         self.ranges = True
+        # Added to the beginning of each part that is asked for.
+        self.shift = 0
         self.repositories: dict[str, Repository] = {}
         self.asked: list[Asked] = []
         # Each answer of a file is broken off after so many bytes, as long as there are such numbers.
@@ -130,7 +132,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
         is_same = self.headers.get("If-Range") in (None, tag)
         if match and self.web.ranges and is_same:
-            start = int(match[1])
+            start = int(match[1]) + self.web.shift
             if start >= len(data):
                 return self._send(416, b"", with_body, {"Content-Range": f"bytes */{len(data)}"})
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"

@@ -323,8 +323,11 @@ def _receive_more(address: Address, part: pathlib.Path, note: pathlib.Path, titl
     ) as response:
         _check_encrypted(response.geturl(), address.sha256 or address.md5)
         # A server that cannot go on, or has another file by now, sends all of it.
-        begins_at = re.match(rf"bytes {done}-", response.headers.get("Content-Range") or "")
-        done = done if response.status == http.client.PARTIAL_CONTENT and begins_at else 0
+        if response.status != http.client.PARTIAL_CONTENT:
+            done = 0
+        elif not re.match(rf"bytes {done}-", response.headers.get("Content-Range") or ""):
+            part.unlink()
+            raise _BrokenOffError(f"the server sent another part of the file than that from byte {done:,} on")
         length = int(response.headers.get("Content-Length") or 0)
         total = done + length if length else 0
         _check_contents(address, response.headers, total)

@@ -171,6 +171,13 @@ def test_a_part_that_cannot_be_gone_on_from(web, url, case):
     assert fetch_address(Address(url)).path.read_bytes() == expected
 
 
+def test_a_server_that_sends_another_part(web, url):
+    web.breaks = [1000]
+    web.shift = 5
+    assert fetch_address(Address(url)).path.read_bytes() == DATA
+    assert ranges(web) == ["", "bytes=1000-", ""]
+
+
 def test_without_versions_a_known_hash_suffices(web, url):
     web.tags = False
     web.breaks = [1000]
@@ -210,6 +217,24 @@ def test_a_killed_download_goes_on_where_it_was(web, url, tmp_path):
     assert fetch(published).read_bytes() == large
     assert ranges(web) == [f"bytes={there}-"]
     assert sorted(cached(tmp_path)) == ["large.bin"]
+
+
+@pytest.mark.slow
+def test_two_processes_download_a_file_once(web, url):
+    web.pause_after = 5000
+    program = f"from ddim_jax.weights import download as d; print(d.fetch_address(d.Address({url!r})).sha256)"
+    first, second = (
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    )
+    # Whichever comes second says that it waits.
+    for line in second.stderr:
+        if "waiting for it" in line or web.asked:
+            break
+    web.pause_after = None
+    said = [process.communicate(timeout=60) for process in (first, second)]
+    assert [out.strip() for out, _ in said] == [SHA256, SHA256]
+    assert len(web.asked) == 1
 
 
 def test_what_is_no_file_of_weights(web, url):

@@ -109,6 +109,8 @@ def test_the_revision_that_is_meant(web, files, tmp_path):
     assert_params(ddim_jax.load(NAME))
     repository.commit(other)
     assert_params(ddim_jax.load(NAME), seed=1)
+    with pytest.raises(UserError, match="someone/small has one checkpoint: load it without step"):
+        ddim_jax.load(NAME, step=1)
     with pytest.raises(UserError, match=r"hf:someone/small@v3: there is no such revision: name a branch"):
         ddim_jax.load_weights(f"hf:{NAME}@v3")
 
