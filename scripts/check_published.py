@@ -31,6 +31,8 @@ BAND = 0.05
 _PESSER = "https://github.com/pesser/pytorch_diffusion, measured with torch-fidelity"
 _EDM = "Karras, Aittala, Aila, Laine, NeurIPS 2022, the least of three times 50,000 images"
 _EDM_STATISTICS = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs"
+_GUIDED = "https://github.com/openai/guided-diffusion, table in its README"
+_GUIDED_STATISTICS = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/lsun"
 # The images that a row of DDPM's is drawn by: all levels, the large variance, clipped.
 _DDPM_LARGE = ("ddpm_large", 0.0, "uniform", "rederive_eps", 1000)
 
@@ -110,6 +112,17 @@ CLAIMS: dict[str, Claim] = {
         _EDM,
         f"{_EDM_STATISTICS}/cifar10-32x32.npz",
     ),
+    **{
+        f"openai-lsun-{name}": Claim(
+            f"published:openai-lsun-{name}",
+            "",
+            ("ddpm_learned", 0.0, "uniform", "rederive_eps", 1000),
+            fid,
+            _GUIDED,
+            f"{_GUIDED_STATISTICS}/{name}/VIRTUAL_lsun_{name}256.npz",
+        )
+        for name, fid in (("bedroom", 1.90), ("cat", 5.57), ("horse", 2.57))
+    },
 }
 
 

@@ -10,14 +10,18 @@ import sys
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 from PIL import Image
 from web import Repository, serving
 from weight_files import random_params, small_config, state_dict, write_diffusers, write_torch
 
 import ddim_jax
 from ddim_jax import main
+from ddim_jax.digests import digest_of_arrays
 from ddim_jax.errors import UserError
 from ddim_jax.weights.array_files import ArrayFile, write_safetensors
+from ddim_jax.weights.description import Description
+from ddim_jax.weights.diffusers_folder import write_folder
 from ddim_jax.weights.forms import read_weights
 from ddim_jax.workdir import read_run_record
 
@@ -91,6 +95,18 @@ def test_a_network_at_the_top_and_older_files(web, files, capsys):
     del top["model_index.json"]
     web.repositories[NAME] = Repository(top)
     assert_params(ddim_jax.load(NAME), seed=5)
+
+
+def test_our_own_export_says_what_it_is(web, tmp_path, capsys):
+    config = small_config()
+    arrays = traverse_util.flatten_dict({"params": random_params(config, 3)}, sep="/")
+    description = Description(config, 12, True, "float32", digest_of_arrays(arrays))
+    write_folder(tmp_path / "exported", arrays, description)
+    web.repositories[NAME] = Repository(files_of(tmp_path / "exported"))
+    pipe = ddim_jax.load(NAME)
+    assert_params(pipe, seed=3)
+    assert (pipe.step, pipe.config.sample.steps) == (12, 4)
+    assert "took the EMA weights of " in capsys.readouterr().err
 
 
 def test_a_folder_of_that_name_wins(web, files, tmp_path):
