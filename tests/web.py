@@ -4,9 +4,11 @@ import contextlib
 import hashlib
 import http.server
 import json
+import os
 import re
 import threading
 import time
+import unittest.mock
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -173,7 +175,9 @@ def serving() -> Iterator[Web]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
-        yield Handler.web
+        # Whoever is asked for the way to other machines knows none to this one.
+        with unittest.mock.patch.dict(os.environ, {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}):
+            yield Handler.web
     finally:
         server.shutdown()
         server.server_close()

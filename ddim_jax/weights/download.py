@@ -24,7 +24,7 @@ from typing import IO, NamedTuple
 from tqdm import tqdm
 
 from ddim_jax.cache import cache_dir, is_trusted
-from ddim_jax.errors import UserError
+from ddim_jax.errors import UserError, on_one_line
 from ddim_jax.files import make_folder, whole_file, write_whole, writing
 from ddim_jax.one_writer import one_writer
 from ddim_jax.records import read_if_sound
@@ -141,10 +141,10 @@ def address_of(text: str) -> Address | None:
     except ValueError:
         is_address = False
     if not is_address:
-        raise UserError(f"{text} is no address: https://HOST/FILE is meant, other letters written as %XX")
+        raise UserError(f"{on_one_line(text)} is no address: https://HOST/FILE is meant, other letters written as %XX")
     sha256 = fragment.removeprefix("sha256=").lower()
     if sharp and not (fragment.startswith("sha256=") and re.fullmatch(r"[0-9a-f]{64}", sha256)):
-        raise UserError(f"{text}: after the # only sha256=HASH is understood, of 64 hexadecimal digits")
+        raise UserError(f"{on_one_line(text)}: after the # only sha256=HASH is understood, of 64 hexadecimal digits")
     _check_encrypted(url, sha256)
     return Address(url, sha256)
 

@@ -259,10 +259,11 @@ def test_other_repositories_are_refused_before_anything_large_comes(web, files, 
     assert not [path for path in web.paths() if path.endswith((".bin", ".safetensors"))]
 
 
-@pytest.mark.parametrize("name", ["hf:", "hf:small", "hf:a/b/c", "hf:/a/b", "hf:../b", "hf:a/b@"])
+@pytest.mark.parametrize("name", ["hf:", "hf:small", "hf:a/b/c", "hf:/a/b", "hf:../b", "hf:a/b@", "hf:a/b\n"])
 def test_other_names_are_refused(web, name):
-    with pytest.raises(UserError, match=r"hf:OWNER/NAME or hf:OWNER/NAME@REVISION is meant"):
+    with pytest.raises(UserError, match=r"hf:OWNER/NAME or hf:OWNER/NAME@REVISION is meant") as caught:
         read_weights(name)
+    assert "\n" not in str(caught.value)
     assert web.asked == []
 
 
