@@ -51,6 +51,7 @@ class Web:
         self.types: dict[str, str] = {}
         self.tags = True
         self.ranges = True
+        self.lengths = True
         # Added to the beginning of each part that is asked for.
         self.shift = 0
         self.repositories: dict[str, Repository] = {}
@@ -147,7 +148,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        if self.web.lengths:
+            self.send_header("Content-Length", str(len(body)))
+        else:
+            self.close_connection = True
+            self.send_header("Connection", "close")
         if breaks and with_body and self.web.breaks:
             self.close_connection = True
             self.send_header("Connection", "close")

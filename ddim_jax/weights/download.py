@@ -35,6 +35,7 @@ _TIMEOUT_SECONDS = 60
 _CHUNK_BYTES = 2**20
 # How often a connection may break without a byte in between.
 _ATTEMPTS = 3
+_MOST_CONNECTIONS = 10_000
 _PAUSE_SECONDS = 1.0
 # Of files of unknown size: larger than any network that is published.
 _MOST_BYTES = 2**36
@@ -292,7 +293,7 @@ def _download(address: Address, path: pathlib.Path, title: str, remedy: str, exp
 def _receive(address: Address, part: pathlib.Path, note: pathlib.Path, title: str, can_be_checked: bool) -> None:
     """Receives all of a file, over as many connections as it takes while each brings something."""
     idle = 0
-    while True:
+    for connection in range(_MOST_CONNECTIONS):
         before = _size(part)
         try:
             return _receive_more(address, part, note, title, can_be_checked)
@@ -303,7 +304,7 @@ def _receive(address: Address, part: pathlib.Path, note: pathlib.Path, title: st
             raise
         except _BREAKS:
             idle = 0 if _size(part) > before else idle + 1
-            if idle == _ATTEMPTS:
+            if idle == _ATTEMPTS or connection == _MOST_CONNECTIONS - 1:
                 raise
             time.sleep(_PAUSE_SECONDS)
 
@@ -326,7 +327,7 @@ def _receive_more(address: Address, part: pathlib.Path, note: pathlib.Path, titl
         if response.status != http.client.PARTIAL_CONTENT:
             done = 0
         elif not re.match(rf"bytes {done}-", response.headers.get("Content-Range") or ""):
-            part.unlink()
+            part.unlink(missing_ok=True)
             raise _BrokenOffError(f"the server sent another part of the file than that from byte {done:,} on")
         length = int(response.headers.get("Content-Length") or 0)
         total = done + length if length else 0
@@ -341,6 +342,7 @@ def _receive_more(address: Address, part: pathlib.Path, note: pathlib.Path, titl
             while chunk := response.read(_CHUNK_BYTES):
                 done += len(chunk)
                 if done > _most_bytes(address):
+                    part.unlink()
                     raise _too_large(address, done)
                 with writing(part):
                     file.write(chunk)
@@ -352,7 +354,13 @@ def _receive_more(address: Address, part: pathlib.Path, note: pathlib.Path, titl
 
 def _opened(part: pathlib.Path, keep: bool) -> IO[bytes]:
     # A link, which a stranger may have put there, is not followed.
-    how = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | (os.O_APPEND if keep else os.O_TRUNC)
+    how = (
+        os.O_WRONLY
+        | os.O_CREAT
+        | getattr(os, "O_NOFOLLOW", 0)
+        | getattr(os, "O_BINARY", 0)
+        | (os.O_APPEND if keep else os.O_TRUNC)
+    )
     return os.fdopen(os.open(part, how, 0o666), "ab" if keep else "wb")
 
 

@@ -87,7 +87,10 @@ def fetch_snapshot(repository: Repository) -> Snapshot:
         from huggingface_hub import errors
     except ImportError as error:
         raise UserError(f"{repository}: the Hugging Face hub is read by huggingface_hub: {_EXTRA}") from error
-    kept = _kept(huggingface_hub, repository)
+    try:
+        kept = _kept(huggingface_hub, repository)
+    except errors.HFValidationError as error:
+        raise UserError(f"{repository} is no name that the hub can have: {_reason(error)}") from error
     if kept is not None and _COMMIT.fullmatch(repository.revision) and _has_schedule(kept.folder):
         return kept
     try:
@@ -223,8 +226,6 @@ def _refusal(errors: Any, repository: Repository, error: Exception) -> UserError
             )
         case errors.RevisionNotFoundError():
             return UserError(f"{repository}: there is no such revision: name a branch, a tag or a commit of it")
-        case errors.HFValidationError():
-            return UserError(f"{repository} is no name that the Hugging Face hub can have: {_reason(error)}")
         case errors.LocalEntryNotFoundError():
             return None  # something else failed before
         case errors.EntryNotFoundError():

@@ -253,7 +253,17 @@ def test_sizes_are_bounded(web, url, monkeypatch, tmp_path):
     monkeypatch.setattr("ddim_jax.weights.download._MOST_BYTES", 10_000)
     with pytest.raises(UserError, match="has 10,240 bytes or more, 10,000 are the most"):
         fetch_address(Address(url))
-    assert cached(tmp_path) == {}
+    # Nor where the server does not say how large it is.
+    web.lengths = False
+    with pytest.raises(UserError, match="has 10,240 bytes or more, 10,000 are the most"):
+        fetch_address(Address(url))
+    assert [name for name in cached(tmp_path) if not name.endswith(".json")] == []
+    monkeypatch.undo()
+
+
+def test_without_a_length(web, url):
+    web.lengths = False
+    assert fetch_address(Address(url)).path.read_bytes() == DATA
 
 
 # --- weights ------------------------------------------------------------------------------------

@@ -267,6 +267,12 @@ def test_other_names_are_refused(web, name):
     assert web.asked == []
 
 
+def test_names_that_the_hub_cannot_have(web):
+    with pytest.raises(UserError, match=r"hf:a/b--c is no name that the hub can have: HFValidationError"):
+        read_weights("hf:a/b--c")
+    assert web.asked == []
+
+
 def test_a_name_without_the_prefix_is_told_of_it(web):
     with pytest.raises(UserError, match=r"No such file or directory; if the .* hub is meant, write hf:someone/small"):
         read_weights(NAME)
