@@ -354,13 +354,8 @@ def _receive_more(address: Address, part: pathlib.Path, note: pathlib.Path, titl
 
 def _opened(part: pathlib.Path, keep: bool) -> IO[bytes]:
     # A link, which a stranger may have put there, is not followed.
-    how = (
-        os.O_WRONLY
-        | os.O_CREAT
-        | getattr(os, "O_NOFOLLOW", 0)
-        | getattr(os, "O_BINARY", 0)
-        | (os.O_APPEND if keep else os.O_TRUNC)
-    )
+    how = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if keep else os.O_TRUNC)
+    how |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     return os.fdopen(os.open(part, how, 0o666), "ab" if keep else "wb")
 
 
