@@ -343,6 +343,7 @@ def _receive_more(address: Address, part: pathlib.Path, note: pathlib.Path, titl
                 done += len(chunk)
                 if done > _most_bytes(address):
                     part.unlink()
+                    note.unlink()
                     raise _too_large(address, done)
                 with writing(part):
                     file.write(chunk)
