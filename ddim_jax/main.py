@@ -183,10 +183,13 @@ def parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
     given = _given_keys(own)
     for key, known in keys_of(Config):
         value = values.get(key.split(".")[0], {}).get(key.split(".")[1]) if known.is_path and key in given else None
+        if not isinstance(value, str) or "://" not in value:
+            continue
         # What is imported may be at an address of the web, where folders cannot be.
-        is_fetched = key == "weights.path" and str(value).lower().startswith(("https://", "http://"))
-        if isinstance(value, str) and "://" in value and not is_fetched:
+        if not value.lower().startswith(("https://", "http://")) or key not in ("weights.path", "train.init_from"):
             _check_path(key, value)
+        elif key == "train.init_from":
+            raise UserError(f"{key}={value}: import it first, by --mode=import, and name that workdir")
     of_run = own.mode in _ON_A_RUN and not (own.mode == "evaluate" and values.eval.images)
     if of_run and _has_config(own.workdir):
         return _config_on_run(values, own, given), own

@@ -31,6 +31,8 @@ BAND = 0.05
 _PESSER = "https://github.com/pesser/pytorch_diffusion, measured with torch-fidelity"
 _EDM = "Karras, Aittala, Aila, Laine, NeurIPS 2022, the least of three times 50,000 images"
 _EDM_STATISTICS = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs"
+_GUIDED = "https://github.com/openai/guided-diffusion, table in its README"
+_GUIDED_STATISTICS = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/lsun"
 # The images that a row of DDPM's is drawn by: all levels, the large variance, clipped.
 _DDPM_LARGE = ("ddpm_large", 0.0, "uniform", "rederive_eps", 1000)
 
@@ -110,6 +112,17 @@ CLAIMS: dict[str, Claim] = {
         _EDM,
         f"{_EDM_STATISTICS}/cifar10-32x32.npz",
     ),
+    **{
+        f"openai-lsun-{name}": Claim(
+            f"published:openai-lsun-{name}",
+            "",
+            ("ddpm_learned", 0.0, "uniform", "rederive_eps", 1000),
+            fid,
+            _GUIDED,
+            f"{_GUIDED_STATISTICS}/{name}/VIRTUAL_lsun_{name}256.npz",
+        )
+        for name, fid in (("bedroom", 1.90), ("cat", 5.57), ("horse", 2.57))
+    },
 }
 
 
@@ -125,7 +138,6 @@ def check(claim: Claim, workdir: pathlib.Path, num: int, options: Sequence[str])
     status = _import(claim, workdir)
     if status:
         return status
-    sampler, eta, spacing, clip, steps = claim.row
     reference = []
     if claim.reference:
         found = fetched(claim.reference)
@@ -134,14 +146,7 @@ def check(claim: Claim, workdir: pathlib.Path, num: int, options: Sequence[str])
         [
             "check_published",
             "--mode=evaluate",
-            f"--workdir={workdir}",
-            f"--config.eval.samplers=('{sampler}',)",
-            f"--config.eval.etas=({eta},)",
-            f"--config.eval.spacings=('{spacing}',)",
-            f"--config.eval.steps=({steps},)",
-            f"--config.sample.clip={clip}",
-            f"--config.eval.num={num}",
-            "--config.eval.metrics=('fid',)",
+            *settings_of(claim, workdir, num),
             *reference,
             *claim.options,
             *options,
@@ -158,6 +163,21 @@ def check(claim: Claim, workdir: pathlib.Path, num: int, options: Sequence[str])
         return 0
     print(f"{about}: {'within' if is_within else 'NOT within'} {low:.4g} to {high:.4g}")
     return 0 if is_within else 1
+
+
+def settings_of(claim: Claim, workdir: pathlib.Path, num: int) -> list[str]:
+    """The flags that make the images of a claim."""
+    sampler, eta, spacing, clip, steps = claim.row
+    return [
+        f"--workdir={workdir}",
+        f"--config.eval.samplers=('{sampler}',)",
+        f"--config.eval.etas=({eta},)",
+        f"--config.eval.spacings=('{spacing}',)",
+        f"--config.eval.steps=({steps},)",
+        f"--config.sample.clip={clip}",
+        f"--config.eval.num={num}",
+        "--config.eval.metrics=('fid',)",
+    ]
 
 
 def _import(claim: Claim, workdir: pathlib.Path) -> int:

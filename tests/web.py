@@ -4,9 +4,11 @@ import contextlib
 import hashlib
 import http.server
 import json
+import os
 import re
 import threading
 import time
+import unittest.mock
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -49,6 +51,9 @@ class Web:
         self.types: dict[str, str] = {}
         self.tags = True
         self.ranges = True
+        self.lengths = True
+        # Added to the beginning of each part that is asked for.
+        self.shift = 0
         self.repositories: dict[str, Repository] = {}
         self.asked: list[Asked] = []
         # Each answer of a file is broken off after so many bytes, as long as there are such numbers.
@@ -130,7 +135,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
         is_same = self.headers.get("If-Range") in (None, tag)
         if match and self.web.ranges and is_same:
-            start = int(match[1])
+            start = int(match[1]) + self.web.shift
             if start >= len(data):
                 return self._send(416, b"", with_body, {"Content-Range": f"bytes */{len(data)}"})
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
@@ -143,7 +148,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        if self.web.lengths:
+            self.send_header("Content-Length", str(len(body)))
+        else:
+            self.close_connection = True
+            self.send_header("Connection", "close")
         if breaks and with_body and self.web.breaks:
             self.close_connection = True
             self.send_header("Connection", "close")
@@ -171,7 +180,9 @@ def serving() -> Iterator[Web]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
-        yield Handler.web
+        # Whoever is asked for the way to other machines knows none to this one.
+        with unittest.mock.patch.dict(os.environ, {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}):
+            yield Handler.web
     finally:
         server.shutdown()
         server.server_close()

@@ -24,7 +24,7 @@ from typing import IO, NamedTuple
 from tqdm import tqdm
 
 from ddim_jax.cache import cache_dir, is_trusted
-from ddim_jax.errors import UserError
+from ddim_jax.errors import UserError, on_one_line
 from ddim_jax.files import make_folder, whole_file, write_whole, writing
 from ddim_jax.one_writer import one_writer
 from ddim_jax.records import read_if_sound
@@ -35,6 +35,7 @@ _TIMEOUT_SECONDS = 60
 _CHUNK_BYTES = 2**20
 # How often a connection may break without a byte in between.
 _ATTEMPTS = 3
+_MOST_CONNECTIONS = 10_000
 _PAUSE_SECONDS = 1.0
 # Of files of unknown size: larger than any network that is published.
 _MOST_BYTES = 2**36
@@ -141,10 +142,10 @@ def address_of(text: str) -> Address | None:
     except ValueError:
         is_address = False
     if not is_address:
-        raise UserError(f"{text} is no address: https://HOST/FILE is meant, other letters written as %XX")
+        raise UserError(f"{on_one_line(text)} is no address: https://HOST/FILE is meant, other letters written as %XX")
     sha256 = fragment.removeprefix("sha256=").lower()
     if sharp and not (fragment.startswith("sha256=") and re.fullmatch(r"[0-9a-f]{64}", sha256)):
-        raise UserError(f"{text}: after the # only sha256=HASH is understood, of 64 hexadecimal digits")
+        raise UserError(f"{on_one_line(text)}: after the # only sha256=HASH is understood, of 64 hexadecimal digits")
     _check_encrypted(url, sha256)
     return Address(url, sha256)
 
@@ -292,7 +293,7 @@ def _download(address: Address, path: pathlib.Path, title: str, remedy: str, exp
 def _receive(address: Address, part: pathlib.Path, note: pathlib.Path, title: str, can_be_checked: bool) -> None:
     """Receives all of a file, over as many connections as it takes while each brings something."""
     idle = 0
-    while True:
+    for connection in range(_MOST_CONNECTIONS):
         before = _size(part)
         try:
             return _receive_more(address, part, note, title, can_be_checked)
@@ -303,7 +304,7 @@ def _receive(address: Address, part: pathlib.Path, note: pathlib.Path, title: st
             raise
         except _BREAKS:
             idle = 0 if _size(part) > before else idle + 1
-            if idle == _ATTEMPTS:
+            if idle == _ATTEMPTS or connection == _MOST_CONNECTIONS - 1:
                 raise
             time.sleep(_PAUSE_SECONDS)
 
@@ -323,8 +324,11 @@ def _receive_more(address: Address, part: pathlib.Path, note: pathlib.Path, titl
     ) as response:
         _check_encrypted(response.geturl(), address.sha256 or address.md5)
         # A server that cannot go on, or has another file by now, sends all of it.
-        begins_at = re.match(rf"bytes {done}-", response.headers.get("Content-Range") or "")
-        done = done if response.status == http.client.PARTIAL_CONTENT and begins_at else 0
+        if response.status != http.client.PARTIAL_CONTENT:
+            done = 0
+        elif not re.match(rf"bytes {done}-", response.headers.get("Content-Range") or ""):
+            part.unlink(missing_ok=True)
+            raise _BrokenOffError(f"the server sent another part of the file than that from byte {done:,} on")
         length = int(response.headers.get("Content-Length") or 0)
         total = done + length if length else 0
         _check_contents(address, response.headers, total)
@@ -338,6 +342,8 @@ def _receive_more(address: Address, part: pathlib.Path, note: pathlib.Path, titl
             while chunk := response.read(_CHUNK_BYTES):
                 done += len(chunk)
                 if done > _most_bytes(address):
+                    part.unlink()
+                    note.unlink()
                     raise _too_large(address, done)
                 with writing(part):
                     file.write(chunk)
@@ -349,7 +355,8 @@ def _receive_more(address: Address, part: pathlib.Path, note: pathlib.Path, titl
 
 def _opened(part: pathlib.Path, keep: bool) -> IO[bytes]:
     # A link, which a stranger may have put there, is not followed.
-    how = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | (os.O_APPEND if keep else os.O_TRUNC)
+    how = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if keep else os.O_TRUNC)
+    how |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     return os.fdopen(os.open(part, how, 0o666), "ab" if keep else "wb")
 
 

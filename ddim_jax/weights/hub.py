@@ -22,6 +22,7 @@ _NAME = r"[A-Za-z0-9][\w.-]*"
 _REPOSITORY = re.compile(rf"({_NAME}/{_NAME})(?:@(\S+))?", re.ASCII)
 
 _TIMEOUT_SECONDS = 30.0
+_ATTEMPTS = 5
 # Larger than any U-Net that there is.
 _MOST_BYTES = 2**36
 
@@ -86,7 +87,10 @@ def fetch_snapshot(repository: Repository) -> Snapshot:
         from huggingface_hub import errors
     except ImportError as error:
         raise UserError(f"{repository}: the Hugging Face hub is read by huggingface_hub: {_EXTRA}") from error
-    kept = _kept(huggingface_hub, repository)
+    try:
+        kept = _kept(huggingface_hub, repository)
+    except errors.HFValidationError as error:
+        raise UserError(f"{repository} is no name that the hub can have: {_reason(error)}") from error
     if kept is not None and _COMMIT.fullmatch(repository.revision) and _has_schedule(kept.folder):
         return kept
     try:
@@ -100,8 +104,7 @@ def fetch_snapshot(repository: Repository) -> Snapshot:
         if (failure := failed_write(error)) is not None:
             raise write_error("the cache of the Hugging Face hub", failure, "set HF_HUB_CACHE to another") from error
         is_offline = isinstance(error, errors.OfflineModeIsEnabled) or _is_offline(error, errors)
-        library = type(error).__module__.partition(".")[0]
-        if not (isinstance(error, OSError) or library in _NETWORK_LIBRARIES):
+        if not (isinstance(error, OSError) or _is_of_network(error)):
             raise
         if kept is None:
             raise _unreachable(repository, error, is_offline) from error
@@ -121,8 +124,15 @@ def _fetch(huggingface_hub: Any, repository: Repository) -> Snapshot:
     texts = _texts(repository, sizes)
 
     def fetch(name: str, of: str | None) -> pathlib.Path:
-        path = pathlib.Path(huggingface_hub.hf_hub_download(repository.name, name, revision=of))
-        return path.parents[name.count("/")]
+        for attempt in range(_ATTEMPTS):
+            try:
+                path = pathlib.Path(huggingface_hub.hf_hub_download(repository.name, name, revision=of))
+                return path.parents[name.count("/")]
+            except Exception as error:
+                # Its newer versions go on with a connection that breaks off by themselves.
+                if not _is_of_network(error) or attempt == _ATTEMPTS - 1:
+                    raise
+        raise AssertionError
 
     # The first by the name of the revision, of which the hub's cache keeps then which commit it is, for later.
     folder = fetch(texts[0], revision)
@@ -216,8 +226,6 @@ def _refusal(errors: Any, repository: Repository, error: Exception) -> UserError
             )
         case errors.RevisionNotFoundError():
             return UserError(f"{repository}: there is no such revision: name a branch, a tag or a commit of it")
-        case errors.HFValidationError():
-            return UserError(f"{repository} is no name that the Hugging Face hub can have: {_reason(error)}")
         case errors.LocalEntryNotFoundError():
             return None  # something else failed before
         case errors.EntryNotFoundError():
@@ -226,6 +234,10 @@ def _refusal(errors: Any, repository: Repository, error: Exception) -> UserError
     if status in (401, 403):
         return UserError(f"{repository}: the hub refused the token ({_reason(error)}): {_LOG_IN}")
     return None
+
+
+def _is_of_network(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] in _NETWORK_LIBRARIES
 
 
 def _is_offline(error: BaseException, errors: Any) -> bool:

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ddim_jax.errors import UserError
+from ddim_jax.errors import UserError, on_one_line
 from ddim_jax.weights.download import address_of, fetch_address
 from ddim_jax.weights.hub import fetch_snapshot, repository_named
 from ddim_jax.weights.published_files import published_address
@@ -41,7 +41,7 @@ def fetched(path: str | os.PathLike[str], kept: Mapping[str, Any] | None = None)
     if asked.startswith(HUB):
         repository = repository_named(asked.removeprefix(HUB))
         if repository is None:
-            raise UserError(f"{asked}: {HUB}OWNER/NAME or {HUB}OWNER/NAME@REVISION is meant")
+            raise UserError(f"{on_one_line(asked)}: {HUB}OWNER/NAME or {HUB}OWNER/NAME@REVISION is meant")
         if isinstance(pinned.get("commit"), str):
             repository = repository._replace(revision=pinned["commit"])
         snapshot = fetch_snapshot(repository)

@@ -4,6 +4,8 @@ import pytest
 from small import CONFIGS, tiny_config
 from weight_files import state_dict, write_torch
 
+from ddim_jax import main
+from ddim_jax.names import SamplerName, choices
 from ddim_jax.tables.published_figures import NUM_IMAGES
 from ddim_jax.weights.published_files import PUBLISHED_WEIGHTS
 
@@ -62,6 +64,13 @@ def test_claims(script, capsys):
         assert not claim.config or (CONFIGS / f"{claim.config.partition(':')[0]}.py").exists()
     assert script.CLAIMS["ddim-cifar10-100"].published == 4.16
     assert script.CLAIMS["ddpm-church"].published == 7.89
+
+
+def test_the_settings_of_claims_exist(script, tmp_path):
+    known = [claim for claim in script.CLAIMS.values() if claim.row[0] in choices(SamplerName)]
+    assert len(known) >= 20
+    for claim in known:
+        main.parse(["ddim_jax", "--config=cifar10", "--mode=evaluate", *script.settings_of(claim, tmp_path, 50_000)])
 
 
 def test_the_document_has_all_names_and_their_bands(script):

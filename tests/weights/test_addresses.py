@@ -16,6 +16,7 @@ from web import serving
 from weight_files import random_params, small_config, state_dict, write_torch
 
 import ddim_jax
+from ddim_jax import main
 from ddim_jax.errors import UserError
 from ddim_jax.jobs.import_weights import import_weights
 from ddim_jax.weights import published_files
@@ -170,6 +171,13 @@ def test_a_part_that_cannot_be_gone_on_from(web, url, case):
     assert fetch_address(Address(url)).path.read_bytes() == expected
 
 
+def test_a_server_that_sends_another_part(web, url):
+    web.breaks = [1000]
+    web.shift = 5
+    assert fetch_address(Address(url)).path.read_bytes() == DATA
+    assert ranges(web) == ["", "bytes=1000-", ""]
+
+
 def test_without_versions_a_known_hash_suffices(web, url):
     web.tags = False
     web.breaks = [1000]
@@ -211,6 +219,24 @@ def test_a_killed_download_goes_on_where_it_was(web, url, tmp_path):
     assert sorted(cached(tmp_path)) == ["large.bin"]
 
 
+@pytest.mark.slow
+def test_two_processes_download_a_file_once(web, url):
+    web.pause_after = 5000
+    program = f"from ddim_jax.weights import download as d; print(d.fetch_address(d.Address({url!r})).sha256)"
+    first, second = (
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    )
+    # Whichever comes second says that it waits.
+    for line in second.stderr:
+        if "waiting for it" in line or web.asked:
+            break
+    web.pause_after = None
+    said = [process.communicate(timeout=60) for process in (first, second)]
+    assert [out.strip() for out, _ in said] == [SHA256, SHA256]
+    assert len(web.asked) == 1
+
+
 def test_what_is_no_file_of_weights(web, url):
     web.types["/of/file.pt"] = "text/html; charset=utf-8"
     with pytest.raises(UserError, match="is a web page, not weights"):
@@ -227,7 +253,16 @@ def test_sizes_are_bounded(web, url, monkeypatch, tmp_path):
     monkeypatch.setattr("ddim_jax.weights.download._MOST_BYTES", 10_000)
     with pytest.raises(UserError, match="has 10,240 bytes or more, 10,000 are the most"):
         fetch_address(Address(url))
+    # Nor where the server does not say how large it is.
+    web.lengths = False
+    with pytest.raises(UserError, match="has 10,240 bytes or more, 10,000 are the most"):
+        fetch_address(Address(url))
     assert cached(tmp_path) == {}
+
+
+def test_without_a_length(web, url):
+    web.lengths = False
+    assert fetch_address(Address(url)).path.read_bytes() == DATA
 
 
 # --- weights ------------------------------------------------------------------------------------
@@ -282,3 +317,10 @@ def test_the_table_of_published_files():
         assert not file or (pathlib.Path(__file__).parents[2] / file).exists()
     urls = [row.url for row in PUBLISHED_WEIGHTS.values() if row.url]
     assert len(set(urls)) == len(urls)
+
+
+def test_a_new_run_does_not_begin_with_an_address(tmp_path, capsys):
+    asked = ["ddim_jax", "--config=digits:tiny", f"--workdir={tmp_path}/run"]
+    assert main.run([*asked, "--config.train.init_from=https://a.org/b"]) == 2
+    assert "import it first, by --mode=import, and name that workdir" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
