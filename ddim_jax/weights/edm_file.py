@@ -86,7 +86,9 @@ def read_edm_file(path: pathlib.Path, config: Config | None, any_classes: bool) 
     tree = read_pickle(path)
     outer = _saved(tree.get("ema")) if isinstance(tree, Mapping) else None
     if outer is None:
-        raise UserError(f"{path} is a pickle, but neither PyTorch's nor EDM's: give weights, not another object")
+        raise UserError(
+            f"{path} is not a PyTorch file, nor a network that EDM pickled: give weights, not another object"
+        )
     network = _saved(_mapping(outer.state.get("_modules")).get("model"))
     if network is None:
         raise UserError(f"{path} holds an object {outer.class_name} without a network that is known here")

@@ -198,7 +198,7 @@ def _from_state(state: Any, path: pathlib.Path, config: Config | None, any_class
         raise UserError(f"{path} does not hold arrays by name, but {type(state).__name__}: give a state dict")
     state = with_plain_names(state)
     if is_score_sde(state):
-        return _from_score_sde(state, path, config)
+        return _from_score_sde(state, path, config, any_classes)
     if is_edm(state):
         raise UserError(f"{path} has EDM's arrays without the settings that they need: give the .pkl that EDM wrote")
     naming = naming_of(state)
@@ -228,7 +228,7 @@ def _from_state(state: Any, path: pathlib.Path, config: Config | None, any_class
     return Weights(agreed, {"params": params, "batch_stats": {}}, None, None, 0, path)
 
 
-def _from_score_sde(state: Mapping[Any, Any], path: pathlib.Path, config: Config | None) -> Weights:
+def _from_score_sde(state: Mapping[Any, Any], path: pathlib.Path, config: Config | None, any_classes: bool) -> Weights:
     """Makes weights of a state dict of score SDE's code, which says nothing of its process."""
     if config is None:
         published = recognise_score_sde(state)
@@ -238,5 +238,5 @@ def _from_score_sde(state: Mapping[Any, Any], path: pathlib.Path, config: Config
             )
         say(f"{path} is taken for score SDE's {published.name}; other processes have the same form")
         config = published.config
-    agreed = agreed_config(config, {}, str(path))
+    agreed = agreed_config(config, {}, str(path), any_classes=any_classes)
     return Weights(agreed, score_sde_variables(state, agreed, str(path)), None, None, 0, path)

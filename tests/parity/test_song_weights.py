@@ -4,6 +4,7 @@ No package writes such files; their form is that of the published ones: EDM pick
 and their attributes, score SDE saves the averages as a list.
 """
 
+import dataclasses
 import io
 import pickle
 import sys
@@ -14,9 +15,12 @@ import pytest
 import torch
 from test_song_unet import SIZE, Reference, images, ours, random_state, to_score_sde
 
-from ddim_jax.config import Config, DataConfig, ModelConfig, with_values
+import ddim_jax
+from ddim_jax.config import Config, DataConfig, ModelConfig, WeightsConfig, with_values
 from ddim_jax.diffusion.schedule import make_schedule
 from ddim_jax.errors import UserError
+from ddim_jax.jobs.export import export
+from ddim_jax.jobs.import_weights import import_weights
 from ddim_jax.models import build_model
 from ddim_jax.weights.forms import read_weights
 from ddim_jax.weights.score_sde import score_sde_networks
@@ -227,7 +231,7 @@ def test_files_of_edm_that_are_refused(tmp_path, edm_modules):
         path.write_bytes(whole[:length])
         assert "damaged or cut short" in refusal(path)
     path.write_bytes(pickle.dumps({"ema": {"a": 1}}))
-    assert "neither PyTorch's nor EDM's" in refusal(path)
+    assert "not a PyTorch file, nor a network that EDM pickled" in refusal(path)
     torch.save({name: torch.tensor(value) for name, value in state.items()}, path)
     assert "give the .pkl" in refusal(path)
 
@@ -245,7 +249,7 @@ def test_nothing_named_in_a_file_is_run_or_imported(tmp_path, edm_modules):
 
     path = tmp_path / "edm.pkl"
     path.write_bytes(pickle.dumps({"ema": Command(), "other": Import()}))
-    assert "neither PyTorch's nor EDM's" in refusal(path)
+    assert "not a PyTorch file, nor a network that EDM pickled" in refusal(path)
     assert "antigravity" not in sys.modules
     # Beside a network they do no harm either.
     state = random_state(edm_shapes(edm_config()))
@@ -269,6 +273,27 @@ def test_pickles_that_would_take_all_memory_or_time(tmp_path):
         assert message in refusal(path)
     path.write_bytes(b"\x80\x03c" + b"a" * 2000 + b"\nb\n.")
     assert "a class with 2,002 letters" in refusal(path)
+
+
+def test_a_network_of_edm_is_sampled_and_exported(tmp_path, edm_modules):
+    state = random_state(edm_shapes(edm_config(fourier=True)))
+    path = write_edm(tmp_path / "edm.pkl", state, {**SETTINGS, **NCSNPP, "label_dim": 0})
+    pipe = ddim_jax.load_weights(path)
+    assert (pipe.config.sample.sampler, pipe.config.sample.spacing, pipe.config.sample.steps) == (
+        "heun",
+        "linspace",
+        18,
+    )
+    images = pipe.sample(2, seed=0, steps=3)
+    assert images.shape == (2, SIZE, SIZE, 3) and images.dtype == np.uint8
+    # The frequencies, which are no parameters, are exported too.
+    workdir = tmp_path / "run"
+    import_weights(dataclasses.replace(pipe.config, weights=WeightsConfig(path=str(path))), workdir)
+    np.testing.assert_array_equal(ddim_jax.load(workdir).sample(2, seed=0, steps=3), images)
+    export(
+        dataclasses.replace(pipe.config, weights=WeightsConfig(format="npz", out=str(tmp_path / "out.npz"))), workdir
+    )
+    np.testing.assert_array_equal(ddim_jax.load_weights(tmp_path / "out.npz").sample(2, seed=0, steps=3), images)
 
 
 # --- score SDE -------------------------------------------------------------------------------------
