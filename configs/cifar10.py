@@ -20,6 +20,9 @@ Variants (``configs/cifar10.py:VARIANT``). Of the training:
 - ``v``: v-prediction on Nichol and Dhariwal's cosine schedule, moved to zero terminal SNR (Lin et al. 2024), sampled
   with ``trailing`` levels, which begin at the noisiest;
 - ``cond``: class-conditional, one label in ten dropped, sampled with classifier-free guidance;
+- ``edm``: Karras et al. 2022: DDPM++ on their process, with augmentation that the network is told of. 35 evaluations of
+  Heun; their FID is 1.97 (table 2, unconditional VP).
+- ``flow``: the same network on rectified flow (Liu et al. 2023), times drawn as by Esser et al. 2024;
 - ``bf16``: compute in bfloat16.
 
 Of the sampling, for the checkpoint that all of them share: ``ddpm_large`` and ``ddpm_small`` (DDPM with the large and
@@ -68,6 +71,8 @@ def get_config(variant: str | None = None) -> ConfigTree:
         "ddim_code": recipes.ddim_code,
         "v": _v,
         "cond": _cond,
+        "edm": _edm,
+        "flow": _flow,
         "bf16": recipes.bf16,
         "ddpm_large": lambda config: _ddpm(config, "ddpm_large"),
         "ddpm_small": lambda config: _ddpm(config, "ddpm_small"),
@@ -87,6 +92,47 @@ def _cond(config: ConfigTree) -> None:
     config.model.num_classes = 10
     config.train.label_dropout = 0.1
     config.sample.guidance_scale = 1.5
+
+
+def _edm(config: ConfigTree) -> None:
+    _ddpm_pp(config)
+    config.diffusion.schedule = "edm"
+    config.diffusion.objective = "v"
+    config.diffusion.time_sampling = "lognormal"
+    config.diffusion.time_mean = -1.2
+    config.diffusion.time_std = 1.2
+    config.sample.sampler = "edm"
+    config.sample.spacing = "linspace"
+    config.sample.steps = 18
+
+
+def _flow(config: ConfigTree) -> None:
+    _ddpm_pp(config)
+    config.diffusion.schedule = "flow"
+    config.diffusion.objective = "flow"
+    config.diffusion.time_sampling = "logitnormal"
+    config.sample.sampler = "flow_heun"
+    config.sample.spacing = "uniform"
+    config.sample.steps = 18
+
+
+def _ddpm_pp(config: ConfigTree) -> None:
+    """Karras et al. 2022, appendix F and table 7: their network, optimiser and augmentation; 200 million images."""
+    config.data.flip = False  # the augmentation has flips
+    config.data.std = (0.25,)  # variance about 1, their sigma_data of 0.5 for pixels in [-1, 1]
+    config.model.name = "song_unet"
+    config.model.multipliers = (2, 2, 2)
+    config.model.num_blocks = 4
+    config.model.dropout = 0.13
+    config.model.augmentation_inputs = 9
+    config.train.augment_probability = 0.12
+    config.train.batch_size = 512
+    config.train.steps = 390_625
+    config.train.learning_rate = 1e-3
+    config.train.warmup_steps = 19_531
+    config.train.grad_clip = 0.0
+    config.train.ema_decay = 0.99929  # a half-life of 500,000 images
+    config.train.ema_warmup = True
 
 
 def _ddpm(config: ConfigTree, sampler: str) -> None:

@@ -183,7 +183,9 @@ def parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
     given = _given_keys(own)
     for key, known in keys_of(Config):
         value = values.get(key.split(".")[0], {}).get(key.split(".")[1]) if known.is_path and key in given else None
-        if isinstance(value, str) and "://" in value:
+        # What is imported may be at an address of the web, where folders cannot be.
+        is_fetched = key == "weights.path" and str(value).lower().startswith(("https://", "http://"))
+        if isinstance(value, str) and "://" in value and not is_fetched:
             _check_path(key, value)
     of_run = own.mode in _ON_A_RUN and not (own.mode == "evaluate" and values.eval.images)
     if of_run and _has_config(own.workdir):

@@ -45,6 +45,7 @@ from ddim_jax.sampling.image_sampler import image_indices, image_items, program_
 from ddim_jax.sharded_map import ShardedMap
 from ddim_jax.training.checkpoint import restore_trained, select_weights
 from ddim_jax.weights.forms import read_weights
+from ddim_jax.weights.origins import meant_elsewhere
 from ddim_jax.weights.shipped import SHIPPED, meant_by, shipped_file
 
 _DECIDED_ELSEWHERE = {
@@ -578,10 +579,12 @@ def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema
     """Loads a trained model.
 
     >>> pipe = ddim_jax.load("mnist-small")  # doctest: +SKIP
+    >>> pipe = ddim_jax.load("google/ddpm-cifar10-32")  # doctest: +SKIP
 
     Args:
         workdir: a folder that ``--mode=train`` wrote (``~`` is understood), or a model in this package, see
-            ``weights/shipped.py``.
+            ``weights/shipped.py``; or weights elsewhere: ``OWNER/NAME`` of the Hugging Face hub, where there is no
+            folder of that name, or what :func:`load_weights` takes for such.
         step: step of the checkpoint; the newest when None; ``"best"`` is the one whose samples were measured best
             (``train.measure_every``).
         ema: take the moving averages of the parameters, as all published results do.
@@ -602,6 +605,15 @@ def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema
         if step is not None or not ema:
             raise UserError(f"{workdir} has one checkpoint, of averaged weights; load it without step and ema")
         return load_weights(shipped)
+    if (elsewhere := meant_elsewhere(workdir)) is not None:
+        if step is not None:
+            raise UserError(f"{workdir} has one checkpoint: load it without step")
+        try:
+            return load_weights(elsewhere, ema=ema)
+        except UserError as error:
+            if elsewhere == workdir:
+                raise
+            raise UserError(f"there is no workdir {workdir} here; {error}") from error
     if (meant := meant_by(workdir)) is not None:
         raise UserError(f"there is no workdir {workdir}; did you mean '{meant}', a model in the package?")
     trained = restore_trained(workdir, step)
@@ -614,7 +626,8 @@ def load_weights(path: str | os.PathLike[str], config: Config | None = None, ema
     >>> pipe = ddim_jax.load_weights("ema_cifar10.ckpt")  # doctest: +SKIP
 
     Args:
-        path: a file or a folder, of any form that ``weights/forms.py`` knows.
+        path: a file or a folder, of any form that ``weights/forms.py`` knows; or where to fetch it from,
+            ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION`` (Hugging Face hub), ``published:NAME``, ``https://...``.
         config: of the network. None where the file states it, as folders of diffusers and our own files do, or where
             its arrays are those of a published network (CIFAR-10, CelebA 64x64, LSUN and CelebA-HQ 256x256).
         ema: take the moving averages of the parameters, where there is a choice.

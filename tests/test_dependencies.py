@@ -45,12 +45,14 @@ def imported(*folders):
 
 
 def test_the_package_imports_what_it_declares_and_nothing_else():
-    # TensorFlow is imported while a TFDS data set is prepared.
-    assert imported("ddim_jax", "configs") == declared(PROJECT["dependencies"]) | {"tensorflow-cpu"}
-    assert "tensorflow-cpu" in declared(PROJECT["optional-dependencies"]["tfds"])
+    # TensorFlow is imported while a TFDS data set is prepared, huggingface_hub while weights are fetched from there.
+    extras = {"tensorflow-cpu": "tfds", "huggingface-hub": "hub"}
+    assert imported("ddim_jax", "configs") == declared(PROJECT["dependencies"]) | extras.keys()
+    for package, extra in extras.items():
+        assert package in declared(PROJECT["optional-dependencies"][extra])
 
 
-@pytest.mark.parametrize(("folder", "extras"), [("scripts", ()), ("tests", ("test", "parity"))])
+@pytest.mark.parametrize(("folder", "extras"), [("scripts", ()), ("tests", ("test", "parity", "hub"))])
 def test_scripts_and_tests_import_what_is_declared(folder, extras):
     further = [requirement for extra in extras for requirement in PROJECT["optional-dependencies"][extra]]
     assert imported(folder) <= declared([*PROJECT["dependencies"], *further])

@@ -270,8 +270,9 @@ class TrainConfig:
         tensorboard: also write TensorBoard event files.
         init_from: weights that a new run begins with, at step 0 and with everything else its own (fine-tuning): a
             workdir, whose newest checkpoint is taken, its ``WORKDIR/best`` or ``WORKDIR/checkpoints/STEP``; a file or
-            folder that ``--mode=import`` reads; or a model that comes with the package, ``mnist-small``. The network
-            must be the same but for ``model.num_classes``. It is read once: a resumed run does not need it.
+            folder that ``--mode=import`` reads; ``hf:OWNER/NAME``, ``hf:OWNER/NAME@REVISION`` or ``published:NAME``,
+            see ``weights.path``; or a model that comes with the package, ``mnist-small``. The network must be the same
+            but for ``model.num_classes``. It is read once: a resumed run does not need it.
         deterministic: on GPU, ask XLA for kernels whose results do not vary from run to run.
         cpu_devices: devices that the cores of a CPU are shared among, in all jobs; 0 makes one of each core, 8 at most,
             2 for networks wider than 64 channels. The operations of a small network keep one core busy.
@@ -606,7 +607,9 @@ class WeightsConfig:
     """``--mode=import``: other projects' checkpoints; ``--mode=export``: ours, for them and for sharing.
 
     Attributes:
-        path: file or folder to import.
+        path: file or folder to import; or ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION`` of the Hugging Face hub,
+            ``published:NAME`` (``weights/published_files.py``), or an address, ``https://...`` or
+            ``https://...#sha256=HASH``.
         ema: take the moving averages, where a file has both them and the raw weights.
         format: what to export: a ``diffusers`` folder, or one file, ``npz`` or ``safetensors``.
         dtype: of the exported weights; the shorter ones halve their size, and round them.

@@ -168,12 +168,17 @@ def _equal_steps(schedule: Schedule, steps: int) -> np.ndarray:
 
 
 def _equal_log_snr(schedule: Schedule, steps: int) -> np.ndarray:
-    return schedule.level_at(np.linspace(*_ends(schedule), steps))
+    return _levels_of(schedule, np.linspace(*_ends(schedule), steps))
 
 
 def _karras_sigmas(schedule: Schedule, steps: int) -> np.ndarray:
     first, last = (np.exp(-log_snr / 14) for log_snr in _ends(schedule))
-    return schedule.level_at(-14 * np.log(np.linspace(first, last, steps)))
+    return _levels_of(schedule, -14 * np.log(np.linspace(first, last, steps)))
+
+
+def _levels_of(schedule: Schedule, log_snr: np.ndarray) -> np.ndarray:
+    """Real levels of log SNRs; level T, found by way of logarithms, may come out above itself."""
+    return np.minimum(schedule.level_at(log_snr), schedule.num_levels)
 
 
 def _ends(schedule: Schedule) -> tuple[float, float]:

@@ -32,8 +32,9 @@ def import_weights(config: Config, workdir: epath.PathLike) -> None:
     """Reads ``weights.path`` and writes a workdir as training does, on which every job runs.
 
     The optimiser's state is not taken over: training that goes on from here starts with a fresh one, at the learning
-    rate that its schedule has at the step imported. What was imported is recorded in ``WORKDIR/import/run.json``. An
-    import that was killed begins anew; one that is done is left as it is.
+    rate that its schedule has at the step imported. What was imported is recorded in ``WORKDIR/import/run.json``: of
+    weights that were fetched also where from, with the commit or the hash, so that the same command means the same
+    weights for ever. An import that was killed begins anew; one that is done is left as it is.
 
     Args:
         config: the command line's config. It must agree with what the file states of its network.
@@ -48,10 +49,15 @@ def import_weights(config: Config, workdir: epath.PathLike) -> None:
     if parallel.process_count() > 1:
         raise UserError("--mode=import is one process's work: start it without --num_processes and --distributed")
     if not config.weights.path:
-        raise UserError("weights.path is empty: name the file or folder to import")
+        raise UserError(
+            "weights.path is empty: name the file or folder to import, or hf:OWNER/NAME, published:NAME, https://..."
+        )
     check_no_other_writer(*run_in(workdir))
     _check_free(workdir)
-    weights = read_weights(config.weights.path, config, config.weights.ema)
+    kept = read_run_record(_record_dir(workdir)).get("origin")
+    weights = read_weights(
+        config.weights.path, config, config.weights.ema, kept=kept if isinstance(kept, dict) else None
+    )
     if config_path(workdir).exists():
         _finish(workdir, weights, started)
         say(f"workdir {workdir} holds {weights.file} already, as step {weights.step:,}")
@@ -147,5 +153,6 @@ def _record(workdir: epath.Path, weights: Weights, **facts: float) -> None:
         sha256=sha256_of_file(weights.file),
         averaged=weights.averaged,
         checkpoint_step=weights.step,
+        **({"origin": weights.origin} if weights.origin else {}),
         **facts,
     )

@@ -15,7 +15,7 @@ A folder with ``config.json`` in it is the network alone. A variant of the param
 import json
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,9 @@ from ddim_jax.weights.torch_file import read_torch_file
 from ddim_jax.weights.unet_names import from_torch, to_torch, with_plain_names
 from ddim_jax.weights.wrappers import unwrapped
 from ddim_jax.writers import say
+
+# The noise schedule, where it may be.
+SCHEDULERS = ("scheduler/scheduler_config.json", "scheduler_config.json")
 
 # Where a pipeline that we write has its parameters.
 PIPELINE_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -86,6 +89,19 @@ def read_folder(folder: pathlib.Path, config: Config | None, any_classes: bool =
     return [_read_network(part, schedule, config, part.name == "unet_ema", any_classes) for part in parts]
 
 
+def check_texts(folder: pathlib.Path) -> None:
+    """Checks that the texts of a folder are of a network of ours, while its parameters are not there yet.
+
+    Raises:
+        UserError: they are of another, or damaged.
+    """
+    _check_index(folder / "model_index.json")
+    _stated_by_scheduler(folder)
+    for path in (folder / "config.json", folder / "unet" / "config.json", folder / "unet_ema" / "config.json"):
+        if path.exists():
+            _stated_by_unet(path, _read_json(path), Config(), None)
+
+
 def _check_index(path: pathlib.Path) -> None:
     if not path.exists():
         return
@@ -96,7 +112,7 @@ def _check_index(path: pathlib.Path) -> None:
 
 
 def _stated_by_scheduler(folder: pathlib.Path) -> dict[str, Any]:
-    for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
+    for path in (folder / name for name in SCHEDULERS):
         if path.exists():
             return diffusers_config.stated_by_scheduler(_read_json(path), str(path))
     return {}
@@ -112,14 +128,9 @@ def _read_network(
     file = _weight_file(part)
     contents = _read_index(file) if file.suffix == ".json" else _READERS[file.suffix](file)
     description = Description.from_json(contents.texts[KEY], str(file)) if KEY in contents.texts else None
-    image_size = (config or Config()).data.image_size
     if config is None and values.get("sample_size") is None:
         raise UserError(f"{path} does not say the size of its images (sample_size): give a config")
-    try:
-        known = config or (description.config if description else None)
-        stated = diffusers_config.stated_by_unet(values, str(path), image_size, _has_null_label(values, known))
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise UserError(f"{path} has settings of a kind that diffusers never writes: {error}") from error
+    stated = _stated_by_unet(path, values, config or Config(), config or (description.config if description else None))
     base = description.config if description else None
     agreed = agreed_config(config, {**stated, **schedule}, str(part), base, any_classes)
     params = from_torch(with_plain_names(contents.arrays), agreed, "diffusers", str(file))
@@ -130,6 +141,18 @@ def _read_network(
         averaged = False
     step = values.get("optimization_step", 0)
     return Network(params, agreed, averaged, step if type(step) is int and step >= 0 else 0, file, ours=False)
+
+
+def _stated_by_unet(
+    path: pathlib.Path, values: Mapping[str, Any], config: Config, known: Config | None
+) -> dict[str, Any]:
+    """Translates a ``config.json``; ``config`` says the size of images, ``known`` what the last class means."""
+    try:
+        return diffusers_config.stated_by_unet(
+            values, str(path), config.data.image_size, _has_null_label(values, known)
+        )
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{path} has settings of a kind that diffusers never writes: {error}") from error
 
 
 def _has_null_label(values: Mapping[str, Any], config: Config | None) -> bool:
@@ -156,41 +179,60 @@ _READERS: dict[str, Callable[[pathlib.Path], ArrayFile]] = {
     ".bin": _read_torch_arrays,
 }
 _STEM = "diffusion_pytorch_model"
+_PLAIN_NAMES = [name for ending in _READERS for name in (f"{_STEM}{ending}", f"{_STEM}{ending}.index.json")]
+_VARIANTS = [
+    pattern
+    for ending in _READERS
+    for pattern in (rf"{_STEM}\.(\w+)\{ending}", rf"{_STEM}\{ending}\.index\.(\w+)\.json")
+]
 
 
 def _weight_file(part: pathlib.Path) -> pathlib.Path:
     """Chooses the file with the parameters, or the index of several such files."""
-    names = [name for ending in _READERS for name in (f"{_STEM}{ending}", f"{_STEM}{ending}.index.json")]
-    for name in names:
-        if (part / name).exists():
-            return part / name
-    variants: dict[str, pathlib.Path] = {}
-    for ending in _READERS:
-        for pattern in (rf"{_STEM}\.(\w+)\{ending}", rf"{_STEM}\{ending}\.index\.(\w+)\.json"):
-            for path in sorted(part.iterdir()):
-                if match := re.fullmatch(pattern, path.name):
-                    variants.setdefault(match[1], path)
+    path = part / weight_file_among([path.name for path in part.iterdir() if path.exists()], "", str(part))
+    for pattern in _VARIANTS:
+        if match := re.fullmatch(pattern, path.name):
+            say(f"took the variant {match[1]} of the weights, {path}")
+    return path
+
+
+def weight_file_among(names: Iterable[str], part: str, where: str = "") -> str:
+    """Chooses the file with the parameters, or the index of several such files, by their names.
+
+    Args:
+        names: names of files, with the folders that they are in before them.
+        part: folder of the network, which ends with a slash; empty for the one that all are in.
+        where: what messages call it.
+
+    Raises:
+        UserError: there is none, or there are several, none of which is meant more than the others.
+    """
+    there = sorted(name.removeprefix(part) for name in names if name.startswith(part))
+    for name in _PLAIN_NAMES:
+        if name in there:
+            return f"{part}{name}"
+    variants: dict[str, str] = {}
+    for pattern in _VARIANTS:
+        for name in there:
+            if match := re.fullmatch(pattern, name):
+                variants.setdefault(match[1], name)
+    where = where or part.rstrip("/") or "the folder"
     if len(variants) > 1:
         raise UserError(
-            f"{part} has several variants of its weights, {', '.join(sorted(variants))}: move all but one away"
+            f"{where} has several variants of its weights, {', '.join(sorted(variants))}: move all but one away"
         )
     if not variants:
-        raise UserError(f"{part} has a config.json but no {_STEM}.safetensors and no {_STEM}.bin: download that too")
-    ((variant, path),) = variants.items()
-    say(f"took the variant {variant} of the weights, {path}")
-    return path
+        raise UserError(f"{where} has a config.json but no {_STEM}.safetensors and no {_STEM}.bin: download that too")
+    (name,) = variants.values()
+    return f"{part}{name}"
 
 
 def _read_index(path: pathlib.Path) -> ArrayFile:
     """Reads all the files that an index names; each of its arrays must be in the file that it says."""
-    where = _read_json(path).get("weight_map")
-    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
-        raise UserError(f"{path} has no weight_map that says which array is in which file")
     arrays: dict[str, np.ndarray] = {}
-    for name in sorted(set(where.values())):
+    where = _weight_map(path)
+    for name in named_in_index(path):
         file = path.parent / name
-        if pathlib.PurePath(name).name != name or file.suffix not in _READERS:
-            raise UserError(f"{path} names the file {name!r}, which is none of {', '.join(_READERS)} beside it")
         if not file.exists():
             raise UserError(f"{path} names {name}, which is not there: download that too")
         part = _READERS[file.suffix](file).arrays
@@ -199,6 +241,26 @@ def _read_index(path: pathlib.Path) -> ArrayFile:
             raise UserError(f"{file} does not hold {missing[0]}, as {path.name} says: download both again")
         arrays |= part
     return ArrayFile(arrays, {})
+
+
+def named_in_index(path: pathlib.Path) -> list[str]:
+    """Lists the files beside an index that hold the parameters.
+
+    Raises:
+        UserError: it is no index, or names something else.
+    """
+    names = sorted(set(_weight_map(path).values()))
+    for name in names:
+        if pathlib.PurePath(name).name != name or pathlib.PurePath(name).suffix not in _READERS:
+            raise UserError(f"{path} names the file {name!r}, which is none of {', '.join(_READERS)} beside it")
+    return names
+
+
+def _weight_map(path: pathlib.Path) -> dict[str, str]:
+    where = _read_json(path).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise UserError(f"{path} has no weight_map that says which array is in which file")
+    return where
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -205,14 +205,14 @@ def _stated(settings: Mapping[str, Any], outer: _Saved, source: str) -> dict[str
 
 
 def _base(settings: Mapping[str, Any], meaning: _Meaning) -> Config:
-    """What the file does not state, as EDM has it: sampled by Heun in 18 steps."""
+    """What the file does not state, as EDM has it: sampled by its sampler without churn, in 18 steps."""
     plain = Config()
     dropout = settings["dropout"] if type(settings["dropout"]) in (int, float) else plain.model.dropout
     return dataclasses.replace(
         plain,
         model=dataclasses.replace(plain.model, dropout=float(dropout)),
         diffusion=dataclasses.replace(plain.diffusion, time_sampling="continuous", **meaning.sampled),
-        sample=SampleConfig(sampler="heun", spacing="linspace", steps=18),
+        sample=SampleConfig(sampler="edm", spacing="linspace", steps=18),
     )
 
 

@@ -10,6 +10,8 @@
 - EDM's pickles of whole networks, which carry their settings.
 - A folder of diffusers.
 - Our own exported ``.npz`` and ``.safetensors``, which carry their config.
+
+What is not on this machine yet is fetched first, see ``origins.py``.
 """
 
 import os
@@ -29,6 +31,8 @@ from ddim_jax.weights.array_files import ArrayFile, is_npz, is_safetensors, read
 from ddim_jax.weights.description import KEY, Description
 from ddim_jax.weights.diffusers_folder import read_folder
 from ddim_jax.weights.edm_file import read_edm_file
+from ddim_jax.weights.hub import repository_named
+from ddim_jax.weights.origins import HUB, fetched
 from ddim_jax.weights.published_networks import published_networks, recognise
 from ddim_jax.weights.score_sde import recognise_score_sde, score_sde_variables
 from ddim_jax.weights.shapes import check_finite, check_shapes, variable_shapes
@@ -52,6 +56,8 @@ class Weights(NamedTuple):
         averaged: whether ``variables`` are moving averages; None when the file does not say.
         step: number of training steps done; 0 when the file does not say.
         file: path of the file with the arrays.
+        origin: where they were fetched from, the facts of :class:`~ddim_jax.weights.origins.Origin`; None for weights
+            of this machine.
     """
 
     config: Config
@@ -60,24 +66,31 @@ class Weights(NamedTuple):
     averaged: bool | None
     step: int
     file: pathlib.Path
+    origin: Mapping[str, str] | None = None
 
 
 def read_weights(
-    path: str | os.PathLike[str], config: Config | None = None, ema: bool = True, any_classes: bool = False
+    path: str | os.PathLike[str],
+    config: Config | None = None,
+    ema: bool = True,
+    any_classes: bool = False,
+    kept: Mapping[str, Any] | None = None,
 ) -> Weights:
     """Reads weights, says what they are, and checks that they are those of the config.
 
     Args:
-        path: file or folder; ``~`` is understood.
+        path: file or folder; ``~`` is understood. Or ``hf:OWNER/NAME``, ``published:NAME``, or an address of the web.
         config: config of the network; None where the file says it, or holds one of the published networks.
         ema: whether to take the moving averages, where the file has both them and the raw parameters.
         any_classes: whether the file may have other classes than the config; its own are in the result's config then.
+        kept: facts about weights that were fetched earlier, see :func:`~ddim_jax.weights.origins.fetched`.
 
     Raises:
         UserError: there is no such file, it is damaged or of no known form, or it holds another network.
     """
-    path = pathlib.Path(os.path.expanduser(path))
-    weights = _read(path, config, any_classes)
+    origin = fetched(path, kept)
+    path = origin.path if origin else pathlib.Path(os.path.expanduser(path))
+    weights = _read(path, config, any_classes)._replace(origin=origin.facts if origin else None)
     if ema or weights.averaged is None:
         _say_what_was_taken(weights, path)
         return weights
@@ -108,7 +121,9 @@ def _read(path: pathlib.Path, config: Config | None, any_classes: bool) -> Weigh
             start = file.read(32)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path} cannot be read: {reason}") from error
+        is_perhaps_of_hub = isinstance(error, FileNotFoundError) and not path.suffix and repository_named(str(path))
+        hint = f"; if the Hugging Face hub is meant, write {HUB}{path}" if is_perhaps_of_hub else ""
+        raise UserError(f"{path} cannot be read: {reason}{hint}") from error
     if is_safetensors(start):
         contents = read_safetensors(path)
         _check_hash(contents, path)
