@@ -67,7 +67,7 @@ class _Meaning(NamedTuple):
     """What the outer object says of the network's input and output."""
 
     stated: dict[str, Any]
-    sampled: dict[str, float]
+    drawn: dict[str, Any]  # how noise levels are drawn in training, and from which range
     negated: bool
     told_less: float = 0.0
 
@@ -138,7 +138,8 @@ def _meaning(outer: _Saved, source: str) -> _Meaning:
                 "diffusion.sigma_data": sigma_data,
                 "data.std": (sigma_data / 2,),
             }
-            return _Meaning({**stated, "data.mean": (0.5,)}, {}, negated=True)
+            drawn = {"time_sampling": "lognormal", "time_mean": -1.2, "time_std": 1.2}
+            return _Meaning({**stated, "data.mean": (0.5,)}, drawn, negated=True)
         case "VPPrecond":
             if number("M") != 1000:
                 raise UserError(f"{source} was told its noise levels on a scale of {number('M'):g}; only 1000 is read")
@@ -151,11 +152,12 @@ def _meaning(outer: _Saved, source: str) -> _Meaning:
                 "diffusion.beta_end": last / 1000,
                 "data.std": (0.5,),
             }
-            return _Meaning({**stated, "data.mean": (0.5,)}, {}, negated=False)
+            return _Meaning({**stated, "data.mean": (0.5,)}, {"time_sampling": "continuous"}, negated=False)
         case "VEPrecond":
             stated = {"diffusion.schedule": "ve", "diffusion.objective": "eps", "data.std": (0.5,)}
-            sampled = {"sigma_min": number("sigma_min"), "sigma_max": number("sigma_max")}
-            return _Meaning({**stated, "data.mean": (0.5,)}, sampled, negated=True, told_less=math.log(2))
+            sigmas = {"sigma_min": number("sigma_min"), "sigma_max": number("sigma_max")}
+            drawn = {"time_sampling": "continuous", **sigmas}
+            return _Meaning({**stated, "data.mean": (0.5,)}, drawn, negated=True, told_less=math.log(2))
     raise UserError(f"{source} holds a network in {outer.class_name}; EDMPrecond, VPPrecond and VEPrecond are read")
 
 
@@ -211,7 +213,7 @@ def _base(settings: Mapping[str, Any], meaning: _Meaning) -> Config:
     return dataclasses.replace(
         plain,
         model=dataclasses.replace(plain.model, dropout=float(dropout)),
-        diffusion=dataclasses.replace(plain.diffusion, time_sampling="continuous", **meaning.sampled),
+        diffusion=dataclasses.replace(plain.diffusion, **meaning.drawn),
         sample=SampleConfig(sampler="edm", spacing="linspace", steps=18),
     )
 

@@ -2,7 +2,9 @@
 
 A pickle is a small program for a stack machine. Python's own ``pickle`` calls whatever function the program names, so
 a file from the internet could do anything. Here it is run by a machine that knows only tensors and plain containers,
-and whose whole stock of functions is ``_CALLABLES``.
+and whose whole stock of functions is ``_CALLABLES``. Where a file would be refused for naming anything else, it can be
+run past the name all the same, with an object in its place that is nothing but that name and what it was given. Of
+whole networks, pickled with their classes, settings and arrays are read so, and nothing is imported.
 
 ``pickle.Unpickler`` with ``find_class`` restricted to the same few names would not do. It hashes whatever the program
 makes a key: a megabyte of tuples in tuples ends the process there, and 300 bytes of tuples that each hold another

@@ -280,7 +280,7 @@ def test_a_network_of_edm_is_sampled_and_exported(tmp_path, edm_modules):
     path = write_edm(tmp_path / "edm.pkl", state, {**SETTINGS, **NCSNPP, "label_dim": 0})
     pipe = ddim_jax.load_weights(path)
     assert (pipe.config.sample.sampler, pipe.config.sample.spacing, pipe.config.sample.steps) == (
-        "heun",
+        "edm",
         "linspace",
         18,
     )
@@ -294,6 +294,22 @@ def test_a_network_of_edm_is_sampled_and_exported(tmp_path, edm_modules):
         dataclasses.replace(pipe.config, weights=WeightsConfig(format="npz", out=str(tmp_path / "out.npz"))), workdir
     )
     np.testing.assert_array_equal(ddim_jax.load_weights(tmp_path / "out.npz").sample(2, seed=0, steps=3), images)
+
+
+def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, edm_modules):
+    whole = write_edm(tmp_path / "whole.pkl", random_state(edm_shapes(edm_config())), SETTINGS).read_bytes()
+    # What is between the arrays: damaged arrays may be read.
+    rng, path = np.random.default_rng(0), tmp_path / "edm.pkl"
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, len(whole), 5):
+            damaged[at] = rng.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            read_weights(path)
+        except UserError as error:
+            assert "\n" not in str(error)
+        assert not path.with_suffix(".run").exists()
 
 
 # --- score SDE -------------------------------------------------------------------------------------
