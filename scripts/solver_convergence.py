@@ -25,7 +25,23 @@ from ddim_jax.diffusion.samplers import make_sampler
 from ddim_jax.diffusion.schedule import Schedule, make_schedule
 from ddim_jax.names import SamplerName
 
-SOLVERS: tuple[SamplerName, ...] = ("ddim", "heun", "ab2", "ab3", "ab4", "plms", "dpmpp_2m", "unipc2", "unipc3")
+SOLVERS: tuple[SamplerName, ...] = (
+    *(
+        "ddim",
+        "heun",
+        "flow_heun",
+        "ab2",
+        "ab3",
+        "ab4",
+        "deis2",
+        "deis3",
+        "plms",
+        "ipndm",
+        "dpmpp_2m",
+        "unipc2",
+        "unipc3",
+    ),
+)
 WEIGHTS, MEANS, DEVIATION = np.array([0.3, 0.7]), np.array([-0.6, 0.5]), 0.2
 # The usual linear schedule in 200 times as many levels, so that steps can be as equal as one likes.
 FINENESS = 200

@@ -110,12 +110,14 @@ def adams_bashforth_table(schedule: Schedule, pairs: np.ndarray, order: int) -> 
     if order not in (1, 2, 3, 4):
         raise UserError(f"Adams-Bashforth of order {order} does not exist here; choose from: 1, 2, 3, 4")
     pairs = check_pairs(schedule, pairs, f"ab{order}")
-    noise_to_signal = np.sqrt(1 / schedule.alpha_bar_at(pairs) - 1)
+    with np.errstate(divide="ignore"):
+        noise_to_signal = np.sqrt(1 / schedule.alpha_bar_at(pairs) - 1)
     rows = []
     for step, (level, level_next) in enumerate(pairs):
         begin, end = noise_to_signal[step]
         nodes = noise_to_signal[max(0, step + 1 - order) : step + 1, 0][::-1]
-        weights = _integrated_lagrange(nodes, begin, end) / (end - begin)
+        # To pure noise, infinitely far in sigma / alpha, only encoding leads, by order 1.
+        weights = _integrated_lagrange(nodes, begin, end) / (end - begin) if np.isfinite(end) else np.ones(1)
         rows.append(noise_row(schedule, step, level, level_next, weights))
     return stack_rows(rows)
 
@@ -412,8 +414,8 @@ def check_pairs(schedule: Schedule, pairs: np.ndarray, solver: str, through_imag
     rise = np.sign(pairs[:, 1] - pairs[:, 0])
     if np.any(rise == 0):
         raise UserError(
-            f"sampler '{solver}' cannot use levels that occur twice, as level {pairs[np.argmin(np.abs(rise)), 0]} does "
-            "here; choose a spacing without, like 'quad' for 'quad_published'"
+            f"sampler '{solver}' cannot use levels that occur twice, as level {pairs[np.argmin(np.abs(rise)), 0]:g} "
+            "does here; choose a spacing without, like 'quad' for 'quad_published'"
         )
     if len(set(rise)) != 1:
         raise ValueError("steps must all lead to less noise, or all to more")
@@ -421,7 +423,7 @@ def check_pairs(schedule: Schedule, pairs: np.ndarray, solver: str, through_imag
         raise UserError(f"sampler '{solver}' cannot encode; choose from: ddim, heun")
     if not through_images and np.any(schedule.alpha_bar_at(pairs[:, 0]) == 0):
         raise UserError(
-            f"sampler '{solver}' cannot start at level {pairs[0, 0]}, which is pure noise in schedule "
+            f"sampler '{solver}' cannot start at level {pairs[0, 0]:g}, which is pure noise in schedule "
             f"'{schedule.name}'; choose from: ddim, flow_heun, dpmpp_2m, dpmpp_2m_sde, unipc2, unipc3"
         )
     return pairs
