@@ -8,22 +8,13 @@ Their outputs, and what they are told, depend on the process:
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ddim_jax.config import Config, with_values
+from ddim_jax.config import Config, ConfigTree, default_config, from_config_dict, recipes
 from ddim_jax.errors import UserError
 from ddim_jax.weights.shapes import array_shapes
 from ddim_jax.weights.song_names import SCORE_SDE_TABLES, from_score_sde, negated, score_sde_shapes, told_less
-
-_DDPMPP = {
-    "model.name": "song_unet", "model.multipliers": (1, 2, 2, 2), "model.dropout": 0.1, "data.name": "cifar10",
-    "data.source": "tfds", "diffusion.schedule": "vp", "diffusion.time_sampling": "continuous",
-}  # fmt: skip
-_NCSNPP = {
-    **_DDPMPP, "model.embedding": "fourier", "model.encoder": "residual", "model.resample_filter": (1, 3, 3, 1),
-    "diffusion.schedule": "ve", "diffusion.sigma_min": 0.02, "diffusion.sigma_max": 100.0,
-}  # fmt: skip
 
 
 class ScoreSDENetwork(NamedTuple):
@@ -41,10 +32,20 @@ class ScoreSDENetwork(NamedTuple):
 def score_sde_networks() -> list[ScoreSDENetwork]:
     """Lists the published networks for CIFAR-10 with continuous times."""
     return [
-        ScoreSDENetwork(f"{name} ({process}{depth})", with_values(Config(), {**values, "model.num_blocks": num_blocks}))
-        for name, process, values in (("DDPM++", "VP", _DDPMPP), ("NCSN++", "VE", _NCSNPP))
+        ScoreSDENetwork(f"{name} ({process}{depth})", _config(apply, num_blocks))
+        for name, process, apply in (("DDPM++", "VP", recipes.score_sde_vp), ("NCSN++", "VE", recipes.score_sde_ve))
         for depth, num_blocks in (("", 4), (", deep", 8))
     ]
+
+
+def _config(apply: Callable[[ConfigTree], None], num_blocks: int) -> Config:
+    config = default_config()
+    config.data.source = "tfds"
+    config.data.name = "cifar10"
+    config.data.image_size = 32
+    apply(config)
+    config.model.num_blocks = num_blocks
+    return from_config_dict(config)
 
 
 def recognise_score_sde(state: Mapping[Any, Any]) -> ScoreSDENetwork | None:

@@ -6,6 +6,7 @@ and their attributes, score SDE saves the averages as a list.
 
 import dataclasses
 import io
+import math
 import pickle
 import sys
 import types
@@ -358,8 +359,11 @@ def test_score_sdes_checkpoints(tmp_path, schedule):
 
 
 def test_published_networks_are_recognised(tmp_path, capsys):
-    """By shapes alone, so zeros will do."""
+    """By shapes alone, so zeros will do. The counts are those of the networks that score SDE's code builds."""
+    counts = []
     for network in score_sde_networks():
+        parameters = [shape for name, shape in score_sde_shapes(network.config).items() if name != "all_modules.0.W"]
+        counts.append(sum(map(math.prod, parameters)))
         if "deep" in network.name:
             continue
         shapes = score_sde_shapes(network.config)
@@ -370,6 +374,7 @@ def test_published_networks_are_recognised(tmp_path, capsys):
         assert weights.config == network.config
         assert f"is taken for score SDE's {network.name}" in capsys.readouterr().err
         assert weights.config.diffusion.schedule == ("ve" if "VE" in network.name else "vp")
+    assert counts == [61_804_419, 106_632_579, 62_758_787, 107_586_947]
 
 
 def test_score_sdes_files_that_are_refused(tmp_path):
