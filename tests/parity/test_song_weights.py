@@ -1,8 +1,8 @@
 """Files in the forms of EDM and score SDE, written by PyTorch and Python's pickle, read without either.
 
 No small package writes such files; their form is that of the published ones: EDM pickles objects as the text of their
-class and their attributes, score SDE saves the averages as a list. By hand, files that EDM's and score SDE's own code had
-written were read too, and gave what that code computes, to 1e-5.
+class and their attributes, score SDE saves the averages as a list. By hand, files written by EDM's and score SDE's own
+code were read too, and gave what that code computes, to 1e-5.
 """
 
 import dataclasses
