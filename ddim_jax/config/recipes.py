@@ -103,6 +103,43 @@ def faces_64(config: ConfigTree) -> None:
     config.train.ema_decay = 0.9999
 
 
+def score_sde_vp(config: ConfigTree) -> None:
+    """DDPM++ on the continuous variance-preserving process, and its training (Song et al. 2021, appendices C and H)."""
+    config.model.name = "song_unet"
+    config.model.channels = 128
+    config.model.multipliers = (1, 2, 2, 2)
+    config.model.num_blocks = 4
+    config.model.attention_resolutions = (16,)
+    config.model.dropout = 0.1
+
+    config.diffusion.schedule = "vp"
+    config.diffusion.num_levels = 1000
+    config.diffusion.time_sampling = "continuous"
+
+    config.train.batch_size = 128
+    config.train.steps = 1_300_000
+    config.train.learning_rate = 2e-4
+    config.train.warmup_steps = 5000
+    config.train.grad_clip = 1.0
+    config.train.ema_decay = 0.9999
+
+    config.sample.sampler = "heun"
+    config.sample.spacing = "karras"
+    config.sample.steps = 18
+
+
+def score_sde_ve(config: ConfigTree) -> None:
+    """NCSN++ on the exploding process, likewise; its sigmas, 0.01 to 50, are of pixels in [0, 1], half of ours."""
+    score_sde_vp(config)
+    config.model.embedding = "fourier"
+    config.model.encoder = "residual"
+    config.model.resample_filter = (1, 3, 3, 1)
+    config.diffusion.schedule = "ve"
+    config.diffusion.sigma_min = 0.02
+    config.diffusion.sigma_max = 100.0
+    config.train.ema_decay = 0.999
+
+
 def ddim_code(config: ConfigTree) -> None:
     """What DDIM's training code does otherwise than DDPM's: the loss is summed over pixels, and nothing warms up."""
     config.diffusion.reduction = "sum"

@@ -12,7 +12,7 @@ a    transformation                drawn from                  told
 1    mirrored top to bottom        0 or 1                      a1
 2    scaled by 2^(a2 / 5)          N(0, 1)                     a2
 3    turned by a3                  U(-π, π)                    cos a3 - 1, sin a3
-4    axis of the next one          U(-π, π)
+4    axis of the next one          U(-π, π), or 0 as often
 5    stretched by 2^(a5 / 5)       N(0, 1)                     a5 cos a4, a5 sin a4
      along a4, squeezed across it
 6    moved by a6 / 8 of the width  N(0, 1)                     a6
@@ -20,7 +20,8 @@ a    transformation                drawn from                  told
 ===  ============================  ==========================  =========================================
 
 Each transformation takes place with one probability, 12 % for CIFAR-10; but for the first, which the published runs
-always drew, so that half of the images are mirrored.
+always drew, so that half of the images are mirrored. Angles are counted from the right upwards, shifts to the right and
+downwards, as those runs did: training of their networks may go on.
 
 **What differs from the paper.** There, images are doubled in size by a wavelet filter of twelve taps, warped with
 bilinear interpolation, and halved again by the same filter. Here a pixel of the result is found at once, by cubic
@@ -76,8 +77,10 @@ def draw_parameters(key: jax.Array, probability: float) -> jax.Array:
     z = jax.random.normal(number, (6,))
     turn, axis = jax.random.uniform(angle, (2,), minval=-np.pi, maxval=np.pi)
     drawn = jnp.stack([z[0] > 0, z[1] > 0, z[2], turn, axis, z[3], z[4], z[5]])
+    chances = jax.random.uniform(chance, (6,))
+    drawn = drawn.at[4].multiply(chances[5] < 0.5)
     # One chance for each transformation: the axis goes with what stretches along it, right with down.
-    takes_place = jax.random.uniform(chance, (5,)) < probability
+    takes_place = chances[:5] < probability
     return jnp.where(jnp.insert(takes_place, 0, probability > 0)[jnp.array([0, 1, 2, 3, 4, 4, 5, 5])], drawn, 0)
 
 

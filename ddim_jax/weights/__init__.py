@@ -6,6 +6,8 @@
 - ``array_files``: ``.npz`` and ``.safetensors``.
 - ``diffusers_folder``, ``diffusers_config``: folders of diffusers, and what their settings mean here.
 - ``unet_names``: what others call the U-Net's parameters, and how they lay them out.
+- ``song_names``: what EDM and score SDE call those of DDPM++ and NCSN++.
+- ``edm_file``: EDM's networks; ``score_sde``: score SDE's, and what their outputs mean.
 - ``shapes``: the arrays that a network needs.
 - ``agreement``: what a file states, against the config.
 - ``published_networks``: the networks whose published files state nothing.

@@ -85,7 +85,7 @@ _OF_SOME_SCHEDULES = tuple(
 def _matters(key: str, value: Any, config: Config) -> bool:
     """Whether the network and the schedule of a config look at a key, of which a file has another value."""
     if key in ("model.structure", "model.norm"):
-        return config.model.name != "unet"
+        return config.model.name == "residual_unet"
     if key in _OF_SOME_SCHEDULES:
         ours = config.diffusion
         theirs = dataclasses.replace(ours, **{key.removeprefix("diffusion."): value})

@@ -6,6 +6,8 @@
   the moving averages.
 - Either of them as training frameworks wrap it: ``{"state_dict": ...}`` and kin, with the averages beside it or not,
   and names with ``module.``, ``_orig_mod.`` and the like before them.
+- Score SDE's PyTorch checkpoints of DDPM++ and NCSN++: the same with averages in a list.
+- EDM's pickles of whole networks, which carry their settings.
 - A folder of diffusers.
 - Our own exported ``.npz`` and ``.safetensors``, which carry their config.
 
@@ -28,11 +30,14 @@ from ddim_jax.weights.agreement import agreed_config, deciding_values
 from ddim_jax.weights.array_files import ArrayFile, is_npz, is_safetensors, read_npz, read_safetensors
 from ddim_jax.weights.description import KEY, Description
 from ddim_jax.weights.diffusers_folder import read_folder
+from ddim_jax.weights.edm_file import read_edm_file
 from ddim_jax.weights.hub import repository_named
 from ddim_jax.weights.origins import HUB, fetched
 from ddim_jax.weights.published_networks import published_networks, recognise
+from ddim_jax.weights.score_sde import recognise_score_sde, score_sde_variables
 from ddim_jax.weights.shapes import check_finite, check_shapes, variable_shapes
-from ddim_jax.weights.torch_file import ZIP_START, read_torch_file
+from ddim_jax.weights.song_names import is_edm, is_score_sde
+from ddim_jax.weights.torch_file import ZIP_START, is_pickle, read_torch_file
 from ddim_jax.weights.unet_names import from_torch, naming_of, unet_state_shapes, with_plain_names
 from ddim_jax.weights.wrappers import unwrapped
 from ddim_jax.writers import say
@@ -113,7 +118,7 @@ def _read(path: pathlib.Path, config: Config | None, any_classes: bool) -> Weigh
     check_kind(path)
     try:
         with path.open("rb") as file:
-            start = file.read(16)
+            start = file.read(32)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         is_perhaps_of_hub = isinstance(error, FileNotFoundError) and not path.suffix and repository_named(str(path))
@@ -125,6 +130,9 @@ def _read(path: pathlib.Path, config: Config | None, any_classes: bool) -> Weigh
         return _from_arrays(contents, path, config, any_classes)
     if start.startswith(ZIP_START) and is_npz(path):
         return _from_arrays(read_npz(path), path, config, any_classes)
+    if is_pickle(start):
+        config, variables = read_edm_file(path, config, any_classes)
+        return Weights(config, variables, None, True, 0, path)
     return _from_torch_file(path, config, any_classes)
 
 
@@ -204,6 +212,10 @@ def _from_state(state: Any, path: pathlib.Path, config: Config | None, any_class
     if not isinstance(state, Mapping):
         raise UserError(f"{path} does not hold arrays by name, but {type(state).__name__}: give a state dict")
     state = with_plain_names(state)
+    if is_score_sde(state):
+        return _from_score_sde(state, path, config, any_classes)
+    if is_edm(state):
+        raise UserError(f"{path} has EDM's arrays without the settings that they need: give the .pkl that EDM wrote")
     naming = naming_of(state)
     if naming is None:
         names = ", ".join(str(name)[:60] for name in list(state)[:3])
@@ -229,3 +241,17 @@ def _from_state(state: Any, path: pathlib.Path, config: Config | None, any_class
             raise
         raise UserError(f"{error}: it is the network of {published.name}, --config={published.file}") from error
     return Weights(agreed, {"params": params, "batch_stats": {}}, None, None, 0, path)
+
+
+def _from_score_sde(state: Mapping[Any, Any], path: pathlib.Path, config: Config | None, any_classes: bool) -> Weights:
+    """Makes weights of a state dict of score SDE's code, which says nothing of its process."""
+    if config is None:
+        published = recognise_score_sde(state)
+        if published is None:
+            raise UserError(
+                f"{path} is none of score SDE's networks for CIFAR-10: give the config that it was trained with"
+            )
+        say(f"{path} is taken for score SDE's {published.name}; other processes have the same form")
+        config = published.config
+    agreed = agreed_config(config, {}, str(path), any_classes=any_classes)
+    return Weights(agreed, score_sde_variables(state, agreed, str(path)), None, None, 0, path)

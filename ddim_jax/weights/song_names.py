@@ -37,7 +37,7 @@ _PIXELWISE = ("shortcut", "query", "key", "value", "proj_out")
 _TURNS = ("query", "key", "value")
 _FREQUENCIES = "batch_stats/time_fourier/frequencies"
 # Tables that score SDE's networks carry along and do not use.
-_SCORE_SDE_TABLES = ("sigmas", "betas")
+SCORE_SDE_TABLES = ("sigmas", "betas")
 
 
 class _Source(NamedTuple):
@@ -90,7 +90,7 @@ def from_score_sde(state: Mapping[Any, Any], config: Config, source: str) -> dic
             f"{source} has the form of score SDE's code, whose networks know neither classes nor augmentations: set "
             "model.num_classes and model.augmentation_inputs to 0"
         )
-    state = {name: value for name, value in state.items() if name not in _SCORE_SDE_TABLES}
+    state = {name: value for name, value in state.items() if name not in SCORE_SDE_TABLES}
     return _converted(state, _score_sde_sources(config), source)
 
 

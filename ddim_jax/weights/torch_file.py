@@ -21,16 +21,24 @@ import pathlib
 import struct
 import sys
 import zipfile
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from ddim_jax.errors import UserError
 from ddim_jax.files import check_kind
-from ddim_jax.weights.torch_pickle import GlobalName, RefusedError, Storage, Tensor, unpickle
+from ddim_jax.weights.torch_pickle import (
+    MAGIC_NUMBER,
+    PROTOCOL_VERSION,
+    Foreign,
+    GlobalName,
+    RefusedError,
+    Storage,
+    Tensor,
+    unpickle,
+)
 
-_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
-_PROTOCOL_VERSION = 1001
 ZIP_START = b"PK\x03\x04"
 
 # A file of a few bytes can describe a list that contains itself, or one that holds another twice, which holds another
@@ -64,6 +72,36 @@ def read_torch_file(path: str | os.PathLike[str]) -> Any:
         UserError: there is no such file, it was not written by ``torch.save``, it is damaged or cut short, or it holds
             something else than tensors and plain containers.
     """
+    return _read_by(_read, path)
+
+
+def read_pickle(path: str | os.PathLike[str]) -> Any:
+    """Reads what Python's own ``pickle`` wrote of objects with tensors in them, such as whole networks.
+
+    Args:
+        path: the file; ``~`` is understood.
+
+    Returns:
+        The object, as :func:`read_torch_file` returns it. Objects of classes are
+        :class:`~ddim_jax.weights.torch_pickle.Foreign`, with what the file says of them; no code of theirs is run, be
+        it in the file or on this machine.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it does what such pickles never do.
+    """
+    return _read_by(_read_objects, path)
+
+
+def is_pickle(start: bytes) -> bool:
+    """Whether a file that begins with these bytes was written by Python's own ``pickle``, not by ``torch.save``."""
+    return start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and not _has_magic_number(start)
+
+
+def _has_magic_number(start: bytes) -> bool:
+    return MAGIC_NUMBER.to_bytes(10, "little") in start[:32]
+
+
+def _read_by(read: Callable[[BinaryIO], Any], path: str | os.PathLike[str]) -> Any:
     path = pathlib.Path(os.path.expanduser(path))
     check_kind(path)
     try:
@@ -73,7 +111,7 @@ def read_torch_file(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path} cannot be read: {reason}") from error
     with file:
         try:
-            return _read(file)
+            return read(file)
         except RefusedError as error:
             raise UserError(f"{path} {error}") from error
         except _SIGNS_OF_DAMAGE as error:
@@ -87,7 +125,7 @@ def _read(file: BinaryIO) -> Any:
         raise RefusedError("is empty: download or copy it again")
     if start.startswith(ZIP_START):
         return _read_zip(file)
-    if _MAGIC_NUMBER.to_bytes(10, "little") in start[:32]:
+    if _has_magic_number(start):
         # A mapping never reads past its end, however much the program asks for.
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             return _read_old(mapped)
@@ -137,7 +175,7 @@ def _read_zip(file: BinaryIO) -> Any:
 
 def _read_old(file: mmap.mmap) -> Any:
     magic_number, protocol_version, _, saved, keys = [unpickle(file) for _ in range(5)]
-    if magic_number.value != _MAGIC_NUMBER or protocol_version.value != _PROTOCOL_VERSION:
+    if magic_number.value != MAGIC_NUMBER or protocol_version.value != PROTOCOL_VERSION:
         raise ValueError("unknown protocol version")
     contents = {}
     for key in keys.value:
@@ -149,21 +187,31 @@ def _read_old(file: mmap.mmap) -> Any:
     return _Resolver(contents, swap=sys.byteorder != "little").resolve(saved.value)
 
 
+def _read_objects(file: BinaryIO) -> Any:
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        saved = unpickle(mapped, foreign=True)
+    if sum(map(len, saved.contents.values())) > file.seek(0, io.SEEK_END):
+        raise ValueError("the storages are longer than the file")
+    return _Resolver(saved.contents, swap=sys.byteorder != "little", foreign=True).resolve(saved.value)
+
+
 # --- tensors ------------------------------------------------------------------------------------
 
 
 class _Resolver:
     """Replaces tensors by arrays in what a pickle made, and copies the containers on the way."""
 
-    def __init__(self, contents: dict[str, np.ndarray], swap: bool) -> None:
+    def __init__(self, contents: dict[str, np.ndarray], swap: bool, foreign: bool = False) -> None:
         """Keeps what tensors are made of.
 
         Args:
             contents: the bytes of the storages, by key.
             swap: whether they are in the other byte order than this machine's.
+            foreign: whether there may be names of classes; else they are refused.
         """
         self._contents = contents
         self._swap = swap
+        self._foreign = foreign
         self._values_left = _MAX_VALUES
 
     def resolve(self, value: Any, depth: int = 0) -> Any:
@@ -176,6 +224,11 @@ class _Resolver:
                 return self._array(value)
             case Storage():
                 return self._array(Tensor(value, 0, (value.length,), (1,)))
+            case Foreign():
+                arguments, state = (self.resolve(item, depth + 1) for item in (value.arguments, value.state))
+                return Foreign(value.name, arguments, state)
+            case GlobalName() if self._foreign:
+                return value.text
             case GlobalName():
                 raise RefusedError(f"holds the class {value.text} itself; only tensors and plain containers are read")
             case dict():

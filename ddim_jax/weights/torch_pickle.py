@@ -2,7 +2,9 @@
 
 A pickle is a small program for a stack machine. Python's own ``pickle`` calls whatever function the program names, so
 a file from the internet could do anything. Here it is run by a machine that knows only tensors and plain containers,
-and whose whole stock of functions is ``_CALLABLES``.
+and whose whole stock of functions is ``_CALLABLES``. Where a file would be refused for naming anything else, it can be
+run past the name all the same, with an object in its place that is nothing but that name and what it was given. Of
+whole networks, pickled with their classes, settings and arrays are read so, and nothing is imported.
 
 ``pickle.Unpickler`` with ``find_class`` restricted to the same few names would not do. It hashes whatever the program
 makes a key: a megabyte of tuples in tuples ends the process there, and 300 bytes of tuples that each hold another
@@ -11,7 +13,9 @@ and it sets attributes of the functions that it was given. To refuse the first t
 on the stack, and that is to run the machine.
 """
 
+import io
 import pickletools
+import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -61,6 +65,17 @@ _MAX_STEPS = 500_000
 # Letters of a text that count as one instruction when it is copied.
 _LETTERS_PER_STEP = 64
 
+# What every file of PyTorch's old layout begins with.
+MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+PROTOCOL_VERSION = 1001
+
+# A function that makes a storage of the bytes of such a file: so a storage is pickled by Python's own pickle.
+_EMBEDDED = "torch.storage._load_from_bytes"
+# Classes that are dictionaries.
+_DICTIONARIES = ("collections.OrderedDict", "dnnlib.util.EasyDict")
+# Letters in the name of a class and its module.
+_LONGEST_NAME = 1000
+
 
 class RefusedError(Exception):
     """Refusal of a file; the message continues a sentence that starts with its path."""
@@ -90,29 +105,55 @@ class Tensor(NamedTuple):
     stride: tuple[int, ...]
 
 
+class Foreign:
+    """Object of a class, or result of a function, that is nothing but a name here.
+
+    Attributes:
+        name: of the class or function, with its module.
+        arguments: that it was called with.
+        state: attributes that it was given; None where there are none.
+    """
+
+    __slots__ = ("arguments", "name", "state")
+
+    def __init__(self, name: str, arguments: Any, state: Any = None) -> None:
+        """Keeps what the pickle says of it."""
+        self.name = name
+        self.arguments = arguments
+        self.state = state
+
+
 class Unpickled(NamedTuple):
     """Result of a pickle.
 
     Attributes:
-        value: plain containers and values, with :class:`Tensor`, :class:`Storage` and :class:`GlobalName` in them.
+        value: plain containers and values, with :class:`Tensor`, :class:`Storage`, :class:`GlobalName` and
+            :class:`Foreign` in them.
         storages: first reference to each storage, by key.
+        contents: bytes of the storages that lie in the pickle itself, by key.
+        steps: number of instructions that were run.
     """
 
     value: Any
     storages: dict[str, Storage]
+    contents: dict[str, np.ndarray]
+    steps: int
 
 
-def unpickle(file: Any) -> Unpickled:
+def unpickle(file: Any, foreign: bool = False) -> Unpickled:
     """Runs the pickle that starts where ``file`` stands, and leaves ``file`` behind it.
 
     Args:
         file: file open for reading; a read past the end must be short, not take memory.
+        foreign: whether to go on where it names a class or function that is not known here, with a :class:`Foreign` in
+            place of its object; else it is refused.
 
     Raises:
         RefusedError: it does what PyTorch's pickles never do, or names a class that holds no tensors.
         ArithmeticError, LookupError, TypeError, ValueError: it is no whole pickle.
     """
     storages: dict[str, Storage] = {}
+    contents: dict[str, np.ndarray] = {}
     steps = 0
     stack: list[Any] = []
     stacks_below_marks: list[list[Any]] = []
@@ -181,17 +222,32 @@ def unpickle(file: Any) -> Unpickled:
                 stack.append(memo[_expect(argument, int)])
             # What would be a class, a call, an assignment of attributes.
             case "GLOBAL":
-                stack.append(_named(*_expect(argument, str).split(" ", 1)))
+                module, name = _expect(argument, str).split(" ", 1)
+                stack.append(_named(module, name, foreign))
             case "STACK_GLOBAL":
                 name, module = stack.pop(), stack.pop()
-                stack.append(_named(_expect(module, str), _expect(name, str)))
+                stack.append(_named(_expect(module, str), _expect(name, str), foreign))
             case "REDUCE":
                 arguments, function = _expect(stack.pop(), tuple), _expect(stack.pop(), GlobalName)
                 steps += sum(map(_work, arguments))
-                stack.append(_CALLABLES[function.text](*arguments))
+                if foreign and function.text == _EMBEDDED:
+                    storage, values, its_steps = _embedded(arguments, f"{_EMBEDDED} {len(contents)}")
+                    steps += its_steps
+                    contents[storage.key] = values
+                    stack.append(storage)
+                elif foreign and function.text not in _CALLABLES:
+                    stack.append(_foreign(function.text, arguments))
+                else:
+                    stack.append(_CALLABLES[function.text](*arguments))
+            case "NEWOBJ" if foreign:
+                arguments, kind = _expect(stack.pop(), tuple), _expect(stack.pop(), GlobalName)
+                stack.append({} if kind.text in _DICTIONARIES else Foreign(kind.text, arguments))
             case "BUILD":
-                stack.pop()
-                _expect(stack[-1], dict)
+                state = stack.pop()
+                if type(stack[-1]) is Foreign:
+                    stack[-1].state = state
+                else:
+                    _expect(stack[-1], dict)
             case "BINPERSID":
                 storage = _storage(*_expect(stack.pop(), tuple))
                 storages.setdefault(storage.key, storage)
@@ -200,7 +256,7 @@ def unpickle(file: Any) -> Unpickled:
                 raise RefusedError(
                     f"is a pickle with the instruction {other}, which torch.save has no use for: not read"
                 )
-    return Unpickled(stack.pop(), storages)
+    return Unpickled(stack.pop(), storages, contents, steps)
 
 
 def _expect(value: Any, kind: type) -> Any:
@@ -230,14 +286,57 @@ def _pairs(items: Any = ()) -> dict[Any, Any]:
     return {_hashable(key): value for key, value in items}
 
 
-def _named(module: str, name: str) -> Any:
+def _named(module: str, name: str, foreign: bool) -> Any:
     """Finds what stands for the class, function or constant of that name."""
     full = f"{module}.{name}".replace("__builtin__.", "builtins.")
     if full in _CALLABLES or (module in _STORAGE_MODULES and name in _STORAGE_DTYPES):
         return GlobalName(full)
     if module == "torch" and name in _DTYPE_NAMES:
         return full
+    if foreign:
+        if len(full) > _LONGEST_NAME:
+            raise RefusedError(f"names a class with {len(full):,} letters, as there is none: not read")
+        return GlobalName(full)
     raise RefusedError(f"holds a foreign class {ascii(full)[1:-1]:.100}; only tensors and plain containers are read")
+
+
+def _foreign(function: str, arguments: tuple[Any, ...]) -> Any:
+    """What stands for the result of a function that is not known; for a number of NumPy's, the number."""
+    match function, arguments:
+        case "copyreg._reconstructor" | "copy_reg._reconstructor", (GlobalName(text=kind), *_):
+            return Foreign(kind, ())
+        case "numpy.core.multiarray.scalar" | "numpy._core.multiarray.scalar", (
+            Foreign(name="numpy.dtype", arguments=("f8", *_)),
+            bytes(value),
+        ) if len(value) == 8:
+            return struct.unpack("<d", value)[0]
+    return Foreign(function, arguments)
+
+
+def _embedded(arguments: tuple[Any, ...], key: str) -> tuple[Storage, np.ndarray, int]:
+    """Reads a storage that was saved as a file of its own, in PyTorch's old layout.
+
+    Args:
+        arguments: the bytes of that file, alone.
+        key: that it gets.
+
+    Returns:
+        The storage, its bytes, and the number of instructions that were run.
+    """
+    (file,) = arguments
+    opened = io.BytesIO(_expect(file, bytes))
+    magic_number, protocol_version, machine, saved, keys = parts = [unpickle(opened) for _ in range(5)]
+    if magic_number.value != MAGIC_NUMBER or protocol_version.value != PROTOCOL_VERSION:
+        raise ValueError("unknown protocol version")
+    storage = _expect(saved.value, Storage)
+    if _expect(machine.value, dict).get("little_endian", True) is not True or keys.value != [storage.key]:
+        raise ValueError("not one storage")
+    (length,) = struct.unpack("<q", opened.read(8))
+    size = length * storage.dtype.itemsize
+    if storage.start or length != storage.length or not 0 <= size <= len(file) - opened.tell():
+        raise ValueError("a storage is longer than its file")
+    values = np.frombuffer(file, np.uint8, size, opened.tell())
+    return storage._replace(key=key), values, sum(part.steps for part in parts)
 
 
 def _storage(tag: Any, kind: Any, key: Any, location: Any, length: Any, view: Any = None) -> Storage:

@@ -24,7 +24,7 @@ VARIANTS = {
     "mnist": ("bk", "bbno", "bgano", "cond"),
     "flowers": ("bk", "bbno", "bgano"),
     "celeba": ("ddim_code", "bf16"),
-    "cifar10": ("ddim_code", "v", "cond", "bf16", "ddpm_large", "ddpm_small", "eta1"),
+    "cifar10": ("ddim_code", "v", "cond", "edm", "flow", "vp", "ve", "bf16", "ddpm_large", "ddpm_small", "eta1"),
     "lsun": ("church", "cat", "ddim_code", "bf16"),
     "celebahq": ("bf16",),
     "folder": ("bf16",),
@@ -218,6 +218,6 @@ def test_every_config_runs_in_its_tiny_form(name, images, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("argument", ["v,tiny", "cond,tiny"])
+@pytest.mark.parametrize("argument", ["v,tiny", "cond,tiny", "edm,tiny", "ve,tiny"])
 def test_the_variants_of_cifar10_run(argument, images, tmp_path):
     runs_in_tiny_form("cifar10", tmp_path, images, argument)

@@ -1,7 +1,8 @@
 """DDPM++ and NCSN++ against PyTorch: files in the forms of EDM and of score SDE, and what the networks in them compute.
 
-No package holds these networks. The reference here is written from the papers' equations (Song et al. 2021, appendix H;
-Karras et al. 2022, appendix F), on arrays of the names and shapes that the published files have.
+No small package holds these networks. The reference here is written from the papers' equations (Song et al. 2021,
+appendix H; Karras et al. 2022, appendix F), on arrays of the names and shapes that the published files have. By hand it
+was held against NVIDIA's physicsnemo, whose ``SongUNet`` returned the same to 1e-7 with the same arrays.
 """
 
 import jax
