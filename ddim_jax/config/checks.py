@@ -101,11 +101,24 @@ def _check_model(model: ModelConfig, data: DataConfig) -> None:
         for multiplier, resolution in zip(model.multipliers, resolutions, strict=True)
         if resolution in model.attention_resolutions
     }
+    for key, value in (("head_channels", model.head_channels), ("num_heads", model.num_heads)):
+        _require(
+            value == 0 or all(width % value == 0 for width in attending),
+            f"model.{key}",
+            value,
+            f"must divide the widths that attend, {sorted(attending)}",
+        )
     _require(
-        model.head_channels == 0 or all(width % model.head_channels == 0 for width in attending),
-        "model.head_channels",
-        model.head_channels,
-        f"must divide the widths that attend, {sorted(attending)}",
+        not (model.head_channels and model.num_heads),
+        "model.num_heads",
+        model.num_heads,
+        f"model.head_channels={model.head_channels} says the number of heads already; set one of them to 0",
+    )
+    _require(
+        model.time_channels == 0 or (model.time_channels % 2 == 0 and model.time_channels >= 4),
+        "model.time_channels",
+        model.time_channels,
+        "must be even and at least 4: half of it are sines of the noise level, half cosines",
     )
 
 
@@ -130,7 +143,9 @@ def _check_residual_unet(model: ModelConfig) -> None:
     for key, off in (
         *(("attention_resolutions", ()), ("dropout", 0.0), ("num_classes", 0), ("dtype", "float32")),
         *((name, getattr(plain, name)) for name in ("null_label", "time_freq_shift", "time_cos_first")),
-        *((name, getattr(plain, name)) for name in ("downsample_padding", "norm_eps", "head_channels")),
+        *((name, getattr(plain, name)) for name in ("downsample_padding", "norm_eps", "head_channels", "num_heads")),
+        *((name, getattr(plain, name)) for name in ("scale_shift_norm", "resample_blocks", "learn_variance")),
+        *((name, getattr(plain, name)) for name in ("time_channels", "time_scale")),
     ):
         value = getattr(model, key)
         _require(value == off, f"model.{key}", value, f"model.name=residual_unet knows only {off!r}")

@@ -138,6 +138,15 @@ class ModelConfig:
         downsample_padding: 0 puts zeros right and below an image before its resolution is halved, 1 on all sides.
         norm_eps: what group norms add to the variance; 1e-5 is PyTorch's default.
         head_channels: width of an attention head; 0 for one head of all channels.
+        num_heads: number of attention heads, whatever their width; 0 for what ``head_channels`` says.
+        scale_shift_norm: tell the blocks of noise level and label by a scale and a shift after their second norm, as
+            OpenAI's networks do.
+        resample_blocks: halve and double the resolution by residual blocks, not by convolutions, as OpenAI's ADM does.
+        learn_variance: predict the variance of a step as well (Nichol and Dhariwal 2021), in as many channels more, for
+            ``sample.sampler=ddpm_learned`` and ``likelihood.variance=learned``; all else looks at the first half.
+        time_channels: width of the embedding of the noise level, where it is not ``channels``; 0 for that.
+        time_scale: what the noise level is multiplied by before it is embedded; 0.25 in OpenAI's networks of 4,000
+            levels.
         init: ``ddpm`` (the initialisation of the published CIFAR-10 and LSUN checkpoints) or
             ``torch`` (PyTorch's default, as in DDIM's code).
         dtype: dtype of activations; parameters, norms, softmax and loss stay float32.
@@ -160,6 +169,12 @@ class ModelConfig:
     downsample_padding: int = key(0, Role.NETWORK, at_least=0, at_most=1)
     norm_eps: float = key(1e-6, Role.NETWORK, above=0, at_most=1)
     head_channels: int = key(0, Role.NETWORK, at_least=0, at_most=LARGEST_WIDTH)
+    num_heads: int = key(0, Role.NETWORK, at_least=0, at_most=LARGEST_WIDTH)
+    scale_shift_norm: bool = key(False, Role.NETWORK)
+    resample_blocks: bool = key(False, Role.NETWORK)
+    learn_variance: bool = key(False, Role.NETWORK)
+    time_channels: int = key(0, Role.NETWORK, at_least=0, at_most=LARGEST_WIDTH)
+    time_scale: float = key(1.0, Role.NETWORK, above=0, at_most=1e6)
     init: Initialization = key("ddpm", Role.TRAINING)
     dtype: ActivationDtype = key("float32", Role.TRAINING)
     remat: bool = key(False, Role.TRAINING)

@@ -46,7 +46,8 @@ def test_imported_weights_agree_on_these_keys():
         *("model.name", "model.structure", "model.norm", "model.channels", "model.multipliers", "model.num_blocks"),
         *("model.attention_resolutions", "model.num_groups", "model.num_classes"),
         *("model.null_label", "model.time_freq_shift", "model.time_cos_first", "model.downsample_padding"),
-        *("model.norm_eps", "model.head_channels"),
+        *("model.norm_eps", "model.head_channels", "model.num_heads", "model.scale_shift_norm"),
+        *("model.resample_blocks", "model.learn_variance", "model.time_channels", "model.time_scale"),
         *("diffusion.schedule", "diffusion.num_levels", "diffusion.beta_start", "diffusion.beta_end"),
         *("diffusion.zero_terminal_snr", "diffusion.objective"),
     )
