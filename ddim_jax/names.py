@@ -50,8 +50,9 @@ LearningRateSchedule = Literal["constant", "cosine"]
 # --- sampling -----------------------------------------------------------------------------------
 
 SamplerName = Literal[
-    "ddim", "ddpm_small", "ddpm_large", "heun", "ab2", "ab3", "ab4", "plms", "dpmpp_2m", "unipc2", "unipc3"
-]
+    "ddim", "ddpm_small", "ddpm_large", "ddpm_learned",
+    "heun", "ab2", "ab3", "ab4", "plms", "dpmpp_2m", "unipc2", "unipc3",
+]  # fmt: skip
 EncoderName = Literal["ddim", "heun"]
 Spacing = Literal[
     "uniform", "quad", "uniform_published", "quad_published", "trailing", "linspace", "openai", "logsnr", "karras"
@@ -75,7 +76,7 @@ TableName = Literal[
 StatisticsFormat = Literal["ddim_jax", "adm"]
 LikelihoodMethod = Literal["bound", "ode"]
 Divergence = Literal["hutchinson", "exact"]
-Variance = Literal["small", "large"]
+Variance = Literal["small", "large", "learned"]
 
 # --- weights ------------------------------------------------------------------------------------
 

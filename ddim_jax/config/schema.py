@@ -319,8 +319,9 @@ class SampleConfig:
             gives of these beside a preset wins, and the log says so; a preset given there wins over the config file's
             values. Within a config file nobody knows which was meant: a value that is neither the default nor the
             preset's is refused. These keys say what is done; the preset's name, where it came from.
-        sampler: ``ddim``; ``ddpm_small`` (posterior variance, DDIM's eta = 1) or ``ddpm_large`` (variance beta, the
-            DDIM paper's sigma-hat on a subsequence); or a fast deterministic solver, see ``diffusion/samplers.py``.
+        sampler: ``ddim``; ``ddpm_small`` (posterior variance, DDIM's eta = 1), ``ddpm_large`` (variance beta, the
+            DDIM paper's sigma-hat on a subsequence) or ``ddpm_learned`` (that of a network with
+            ``model.learn_variance``); or a fast deterministic solver, see ``diffusion/samplers.py``.
         steps: steps S; network evaluations too, but for ``heun`` (2 S - 1) and ``plms`` (S + 1).
         eta: DDIM's stochasticity; 0 is deterministic, 1 is DDPM's posterior variance.
         eta_per_step: an eta for each step, first (noisiest) step first; replaces ``eta``.
@@ -485,7 +486,8 @@ class LikelihoodConfig:
         steps: steps of ``ode``.
         probes: random directions by which ``hutchinson`` estimates a divergence.
         divergence: ``hutchinson`` or ``exact``, whose cost grows with the number of pixels.
-        variance: of the reverse process in ``bound``: ``small`` (posterior variance) or ``large`` (beta).
+        variance: of the reverse process in ``bound``: ``small`` (posterior variance), ``large`` (beta), or ``learned``,
+            what a network with ``model.learn_variance`` predicts.
         levels_per_image: levels at which ``bound`` is evaluated for each image, an unbiased estimate; 0 for all.
     """
 

@@ -15,7 +15,8 @@ in training, and how the answer is read.
 [1.0, 0.5]
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -26,16 +27,25 @@ Images = jax.Array
 Factor = Any
 
 
-class Prediction(NamedTuple):
-    """What an image at some noise level is thought to be made of.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What an image at some noise level is thought to be made of. Iterating gives x0 and eps, which each has.
 
     Attributes:
         x0: the clean image, like x.
         eps: the noise, like x; of unit variance.
+        fraction: where between the smallest variance of a step and the largest, in logarithms, the network wants it:
+            0 is the posterior's, 1 is beta's (Nichol and Dhariwal 2021, eq. 15). Like x; None unless that was learned.
     """
 
     x0: jax.Array
     eps: jax.Array
+    fraction: jax.Array | None = None
+
+    def __iter__(self) -> Iterator[jax.Array]:
+        """Yields x0 and eps."""
+        return iter((self.x0, self.eps))
 
 
 class ObjectiveRule(NamedTuple):

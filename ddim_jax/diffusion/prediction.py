@@ -5,10 +5,14 @@ the other, so a network may be trained to predict either of them, or a mixture (
 
     v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0.
 
+A network may say more, how much noise the step from there should add (Nichol and Dhariwal 2021, section 3.1): its
+output has twice as many channels then, and the second half is :attr:`Prediction.fraction`.
+
 Samplers see none of this: they call ``predict(x, row)`` and get both. Clipping is a wrapper around such a function; a
 closed-form denoiser of a toy distribution is another such function, which is how samplers are tested.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -33,7 +37,7 @@ class Question(Protocol):
         """The level's alpha_bar, a scalar in x's dtype."""
 
 
-# network(x [n, h, w, c], time [n]) -> output like x; time is in x's dtype.
+# network(x [n, h, w, c], time [n]) -> output like x, or with channels 2 c; time is in x's dtype.
 Network = Callable[[jax.Array, jax.Array], jax.Array]
 # predict(x [n, h, w, c], row) -> Prediction; rows of all tables are questions.
 Predict = Callable[[jax.Array, Question], Prediction]
@@ -45,6 +49,7 @@ def make_predict(
     clip: Clip = "none",
     percentile: float = 99.5,
     largest: float = math.inf,
+    learn_variance: bool = False,
 ) -> Predict:
     """Turns a network into what samplers call.
 
@@ -54,6 +59,8 @@ def make_predict(
         clip: see :func:`clipped`.
         percentile: of ``dynamic_threshold``.
         largest: of ``dynamic_threshold``.
+        learn_variance: whether its output has 2 c channels, the last c being v in [-1, 1], which means the fraction
+            (v + 1) / 2. Beyond that range v is not cut, as in OpenAI's code.
 
     Raises:
         UserError: an unknown objective or clip, or thresholds that cannot be used.
@@ -62,7 +69,11 @@ def make_predict(
 
     def predict(x: jax.Array, row: Question) -> Prediction:
         time = jnp.full(x.shape[0], row.time, x.dtype)
-        return to_prediction(network(x, time).astype(x.dtype), x, row.alpha_bar, objective)
+        output = network(x, time).astype(x.dtype)
+        if not learn_variance:
+            return to_prediction(output, x, row.alpha_bar, objective)
+        output, v = jnp.split(output, 2, axis=-1)
+        return dataclasses.replace(to_prediction(output, x, row.alpha_bar, objective), fraction=(v + 1) / 2)
 
     return clipped(predict, clip, percentile, largest)
 
@@ -120,18 +131,23 @@ def clipped(predict: Predict, clip: Clip, percentile: float = 99.5, largest: flo
 
 def _kept_eps(predict: Predict) -> Predict:
     def keep_eps(x: jax.Array, row: Question) -> Prediction:
-        x0, eps = predict(x, row)
-        return Prediction(jnp.clip(x0, -1, 1), eps)
+        prediction = predict(x, row)
+        return dataclasses.replace(prediction, x0=jnp.clip(prediction.x0, -1, 1))
 
     return keep_eps
 
 
 def _rederived_eps(predict: Predict) -> Predict:
     def rederive_eps(x: jax.Array, row: Question) -> Prediction:
-        x0 = jnp.clip(predict(x, row).x0, -1, 1)
-        return to_prediction(x0, x, row.alpha_bar, "x0")
+        prediction = predict(x, row)
+        return _rederived(prediction, jnp.clip(prediction.x0, -1, 1), x, row)
 
     return rederive_eps
+
+
+def _rederived(prediction: Prediction, x0: jax.Array, x: jax.Array, row: Question) -> Prediction:
+    """The prediction with another clean image, and as noise what that leaves of x."""
+    return dataclasses.replace(to_prediction(x0, x, row.alpha_bar, "x0"), fraction=prediction.fraction)
 
 
 def dynamically_thresholded(predict: Predict, percentile: float = 99.5, largest: float = math.inf) -> Predict:
@@ -156,10 +172,11 @@ def dynamically_thresholded(predict: Predict, percentile: float = 99.5, largest:
         raise UserError(f"dynamic threshold of at most {largest}: the limit must be 1 or more")
 
     def thresholded(x: jax.Array, row: Question) -> Prediction:
-        x0 = predict(x, row).x0
+        prediction = predict(x, row)
+        x0 = prediction.x0
         size = jnp.percentile(jnp.abs(x0).reshape(len(x0), -1), percentile, axis=1)
         size = per_image(jnp.clip(size, 1, largest), x0)
-        return to_prediction(jnp.clip(x0, -size, size) / size, x, row.alpha_bar, "x0")
+        return _rederived(prediction, jnp.clip(x0, -size, size) / size, x, row)
 
     return thresholded
 

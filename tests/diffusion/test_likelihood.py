@@ -74,11 +74,17 @@ def toy_network(x, time):
 # --- the variational bound ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variance", ["small", "large"])
+def network_with_variance(x, time):
+    return jnp.concatenate([toy_network(x, time), jnp.sin(3 * x)], axis=-1)
+
+
+@pytest.mark.parametrize("variance", ["small", "large", "learned"])
 def test_terms_are_those_of_ddpm_written_out(variance):
     """A loop over levels in NumPy with textbook Gaussians: the table's algebra is not used."""
     images = pictures(3)
-    result = bound(make_predict(toy_network, "eps"), images, variance=variance, seed=1)
+    is_learned = variance == "learned"
+    network = network_with_variance if is_learned else toy_network
+    result = bound(make_predict(network, "eps", learn_variance=is_learned), images, variance=variance, seed=1)
     keys = image_keys(1, jnp.arange(3))
     x0 = np.asarray(images) / 127.5 - 1
     alpha_bar, beta, num_levels = COARSE.alpha_bar, COARSE.beta, COARSE.num_levels
@@ -95,6 +101,9 @@ def test_terms_are_those_of_ddpm_written_out(variance):
         guess = np.clip((x - np.sqrt(1 - now) * eps) / np.sqrt(now), -1, 1)
         v = posterior[level - 1] if level > 1 else posterior[1]
         s = v if variance == "small" or level == 1 else beta[level - 1]
+        if is_learned:
+            fraction = (np.sin(3 * x) + 1) / 2
+            s = np.exp(fraction * np.log(beta[level - 1]) + (1 - fraction) * np.log(v))
 
         def mean(clean, x=x, now=now, then=then, level=level):
             of_x0 = np.sqrt(then) * beta[level - 1] / (1 - now)
@@ -114,6 +123,25 @@ def test_terms_are_those_of_ddpm_written_out(variance):
     prior = 0.5 * (alpha_bar[-1] * x0**2 - alpha_bar[-1] - np.log(1 - alpha_bar[-1]))
     np.testing.assert_allclose(result.prior, to_bits(prior), rtol=1e-9)
     np.testing.assert_allclose(result.total, result.prior + result.kl.sum(1) + result.decoder, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("v", "variance"), [(-1, "small"), (1, "large")])
+def test_the_ends_of_the_learned_range_cost_what_the_small_and_the_large_variance_do(v, variance):
+    images = pictures(2)
+
+    def network(x, time):
+        return jnp.concatenate([toy_network(x, time), jnp.full_like(x, v)], axis=-1)
+
+    predict = make_predict(network, "eps", learn_variance=True)
+    learned, fixed = (bound(predict, images, variance=name, levels_per_image=5) for name in ("learned", variance))
+    np.testing.assert_allclose(learned.kl, fixed.kl, rtol=1e-9)
+    # At level 1 the largest is beta_1, for which ``large`` takes the smallest of level 2, as DDPM does.
+    assert np.allclose(learned.decoder, fixed.decoder, rtol=1e-12) == (v == -1)
+
+
+def test_the_bound_needs_a_network_that_says_its_variance():
+    with pytest.raises(UserError, match="variance=learned: the network has learned none; choose small or large"):
+        bound(make_predict(toy_network, "eps"), pictures(1), variance="learned")
 
 
 @pytest.mark.slow
@@ -468,7 +496,7 @@ def test_a_density_does_not_depend_on_its_batch():
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda: bound_table(COARSE, "learnt"), "variance 'learnt' does not exist; choose from: small, large"),
+        (lambda: bound_table(COARSE, "tiny"), "variance 'tiny' does not exist; choose from: small, large, learned"),
         (lambda: bound(DATA.predict, pictures(1), levels_per_image=40), r"levels_per_image=40: choose from 1 to 39"),
         (lambda: bound(DATA.predict, pictures(1), levels_per_image=-1), r"levels_per_image=-1"),
         (lambda: flow_table(COARSE, np.array([3])), r"at least 2 levels"),
