@@ -82,6 +82,7 @@ Variance = Literal["small", "large", "learned"]
 
 WeightsFormat = Literal["diffusers", "npz", "safetensors"]
 StoredDtype = Literal["float32", "bfloat16", "float16"]
+QkvOrder = Literal["auto", "legacy", "new"]
 
 # ------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from ddim_jax.names import (
     Optimizer,
     Precision,
     PresetName,
+    QkvOrder,
     Reduction,
     ResizeFilter,
     ResizeProtocol,
@@ -579,6 +580,9 @@ class WeightsConfig:
     Attributes:
         path: file or folder to import.
         ema: take the moving averages, where a file has both them and the raw weights.
+        qkv_order: how a file of OpenAI's code has queries, keys and values in one array: ``new`` if it was trained with
+            ``--use_new_attention_order True``, else ``legacy``; ``auto`` is that of the published network of the same
+            shapes, and ``legacy`` for any other.
         format: what to export: a ``diffusers`` folder, or one file, ``npz`` or ``safetensors``.
         dtype: of the exported weights; the shorter ones halve their size, and round them.
         out: folder or file to export to; in the workdir when empty.
@@ -586,6 +590,7 @@ class WeightsConfig:
 
     path: str = key("", Role.RESULT, is_path=True)
     ema: bool = key(True, Role.WEIGHTS)
+    qkv_order: QkvOrder = key("auto", Role.RESULT)
     format: WeightsFormat = key("diffusers", Role.STORAGE)
     dtype: StoredDtype = key("float32", Role.STORAGE)
     out: str = key("", Role.STORAGE, is_path=True)
