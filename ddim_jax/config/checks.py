@@ -184,6 +184,12 @@ def _check_train(config: Config) -> None:
         "batch norms need the whole batch at once; use 1, or model.norm=group",
     )
     _require(
+        not model.learn_variance or config.diffusion.time_sampling != "continuous",
+        "diffusion.time_sampling",
+        config.diffusion.time_sampling,
+        "model.learn_variance=True: a variance is that of a step between levels; use antithetic, uniform, stratified",
+    )
+    _require(
         train.label_dropout == 0 or model.null_label,
         "train.label_dropout",
         train.label_dropout,

@@ -197,6 +197,8 @@ class DiffusionConfig:
         time_sampling: how noise levels are drawn; ``antithetic`` pairs level t with T + 1 - t; ``continuous`` draws
             times between levels too, for ``offset_cosine``.
         min_snr_gamma: weight losses by min(SNR, gamma) (Hang et al. 2023, who use 5); 0 weights none.
+        vlb_weight: of networks with ``model.learn_variance``: weight of the variational bound, in bits per dimension,
+            beside the loss, from which the variance is learned (Nichol and Dhariwal 2021, whose lambda this is).
     """
 
     schedule: ScheduleName = key("linear", Role.NETWORK)
@@ -209,6 +211,7 @@ class DiffusionConfig:
     reduction: Reduction = key("mean", Role.TRAINING)
     time_sampling: TimeSampling = key("antithetic", Role.TRAINING)
     min_snr_gamma: float = key(0.0, Role.TRAINING, at_least=0, at_most=1e9)
+    vlb_weight: float = key(0.001, Role.TRAINING, at_least=0, at_most=1e9)
 
 
 @dataclasses.dataclass(frozen=True)

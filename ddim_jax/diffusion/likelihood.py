@@ -23,7 +23,7 @@ import numpy as np
 from jax.scipy.special import log_ndtr
 
 from ddim_jax.diffusion.losses import diffuse
-from ddim_jax.diffusion.prediction import Predict, Question, per_image
+from ddim_jax.diffusion.prediction import Predict, Prediction, Question, per_image
 from ddim_jax.diffusion.schedule import Schedule
 from ddim_jax.diffusion.table import Column
 from ddim_jax.errors import UserError
@@ -157,6 +157,40 @@ def _log_growth(fraction: jax.Array | None, row: BoundTable) -> jax.Array:
     if fraction is None or row.log_range is None:
         raise UserError("variance=learned: the network has learned none; choose small or large")
     return fraction * per_image(row.log_range, fraction)
+
+
+def level_bits(
+    images: jax.Array,
+    x0: jax.Array,
+    prediction: Prediction,
+    level: jax.Array,
+    table: BoundTable,
+    normalization: Normalization = Normalization(),  # noqa: B008 - immutable
+) -> jax.Array:
+    """The part of the variational bound that belongs to one level of each image, in bits per dimension: [n].
+
+    It is what the variance is learned from, a level at a time: T times its mean over levels is the bound, but for the
+    prior, which does not depend on the network (Nichol and Dhariwal 2021, section 3.1).
+
+    Args:
+        images: uint8 [n, h, w, c].
+        x0: the same as floats.
+        prediction: at the level, of the noisy images.
+        level: int [n], in 1 ... T.
+        table: :func:`bound_table`.
+        normalization: how floats are made of pixels.
+    """
+    columns = jax.tree.map(lambda column: jnp.asarray(column, x0.dtype), table)
+    row = jax.tree.map(lambda column: column[level - 1], columns)
+    kl = step_kl(x0, prediction.x0, row, prediction.fraction)
+    # The decoder is asked about the images of other levels too, and has to be harmless there.
+    is_first = per_image(level == 1, x0)
+    mean, deviation = jnp.where(is_first, prediction.x0, x0), columns.deviation[0]
+    if table.log_range is not None:
+        fraction = None if prediction.fraction is None else jnp.where(is_first, prediction.fraction, 0)
+        deviation = deviation * jnp.exp(_log_growth(fraction, row) / 2)
+    decoder = -_image_mean(log_bin_probability(images, mean, deviation, normalization))
+    return _bits(jnp.where(level == 1, decoder, kl))
 
 
 def variational_bound(
