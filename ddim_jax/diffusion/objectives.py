@@ -16,7 +16,7 @@ in training, and how the answer is read.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,8 +29,8 @@ Factor = Any
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What an image at some noise level is thought to be made of. Iterating gives x0 and eps, which each has.
+class Prediction(Sequence[jax.Array]):
+    """What an image at some noise level is thought to be made of: the pair of x0 and eps, and what may stand beside it.
 
     Attributes:
         x0: the clean image, like x.
@@ -43,9 +43,13 @@ class Prediction:
     eps: jax.Array
     fraction: jax.Array | None = None
 
-    def __iter__(self) -> Iterator[jax.Array]:
-        """Yields x0 and eps."""
-        return iter((self.x0, self.eps))
+    def __len__(self) -> int:
+        """The length of a pair, 2."""
+        return 2
+
+    def __getitem__(self, index: Any) -> Any:
+        """x0 for 0, eps for 1."""
+        return (self.x0, self.eps)[index]
 
 
 class ObjectiveRule(NamedTuple):
