@@ -131,6 +131,8 @@ def build_sampler(config: Config, start_level: int | None = None) -> Sampler:
             sampler cannot use.
     """
     sample = config.sample
+    if sample.sampler == "ddpm_learned":
+        check_variance_is_learned(config, "sample.sampler=ddpm_learned", "ddpm_small, ddpm_large or another")
     levels = build_levels(config)
     if start_level is not None:
         levels = levels_from(levels, start_level)
@@ -204,8 +206,23 @@ def build_predict(config: Config, model: Model, variables: Any, label: jax.Array
         network = guided(conditional, label, num_classes, sample.guidance_scale, interval)
     return make_predict(
         network, config.diffusion.objective, clip, sample.threshold_percentile, sample.threshold_limit,
-        schedule.network_input, build_normalization(config).limits,
+        schedule.network_input, build_normalization(config).limits, config.model.learn_variance,
     )  # fmt: skip
+
+
+def check_variance_is_learned(config: Config, setting: str, instead: str) -> None:
+    """Checks that the network predicts the variance of its steps.
+
+    Args:
+        config: the run.
+        setting: what needs it, for the message.
+        instead: what to choose for one that does not, likewise.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if not config.model.learn_variance:
+        raise ConfigError(f"{setting}: model.learn_variance=False: this network predicts no variance; choose {instead}")
 
 
 def build_normalization(config: Config) -> Normalization:

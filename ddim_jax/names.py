@@ -54,7 +54,8 @@ LearningRateSchedule = Literal["constant", "cosine"]
 # --- sampling -----------------------------------------------------------------------------------
 
 SamplerName = Literal[
-    "ddim", "ddpm_small", "ddpm_large", "heun", "ab2", "ab3", "ab4", "plms", "dpmpp_2m", "unipc2", "unipc3",
+    "ddim", "ddpm_small", "ddpm_large", "ddpm_learned",
+    "heun", "ab2", "ab3", "ab4", "plms", "dpmpp_2m", "unipc2", "unipc3",
     "ipndm", "deis2", "deis3", "deis4", "flow_heun", "edm", "edm_euler", "dpmpp_2m_sde", "dpmpp_3m_sde",
     "euler_ancestral",
 ]  # fmt: skip
@@ -81,12 +82,13 @@ TableName = Literal[
 StatisticsFormat = Literal["ddim_jax", "adm"]
 LikelihoodMethod = Literal["bound", "ode"]
 Divergence = Literal["hutchinson", "exact"]
-Variance = Literal["small", "large"]
+Variance = Literal["small", "large", "learned"]
 
 # --- weights ------------------------------------------------------------------------------------
 
 WeightsFormat = Literal["diffusers", "npz", "safetensors"]
 StoredDtype = Literal["float32", "bfloat16", "float16"]
+QkvOrder = Literal["auto", "legacy", "new"]
 
 # ------------------------------------------------------------------------------------------------
 

@@ -629,7 +629,8 @@ def load_weights(path: str | os.PathLike[str], config: Config | None = None, ema
         path: a file or a folder, of any form that ``weights/forms.py`` knows; or where to fetch it from,
             ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION`` (Hugging Face hub), ``published:NAME``, ``https://...``.
         config: of the network. None where the file states it, as folders of diffusers and our own files do, or where
-            its arrays are those of a published network (CIFAR-10, CelebA 64x64, LSUN and CelebA-HQ 256x256).
+            its arrays are those of a published network (CIFAR-10, CelebA 64x64, LSUN and CelebA-HQ 256x256 of DDPM and
+            DDIM; those of OpenAI's improved- and guided-diffusion).
         ema: take the moving averages of the parameters, where there is a choice.
 
     Raises:

@@ -61,9 +61,17 @@ def test_other_objectives_can_use_schedules_that_end_in_noise(objective):
 @pytest.mark.parametrize("name", choices(SamplerName))
 def test_eta_is_an_error_where_it_would_be_passed_over(name):
     sample = dataclasses.replace(Config().sample, sampler=name, steps=5, eta=0.5)
-    if name in ("ddim", "ddpm_small", "ddpm_large"):
-        sampler = build_sampler(config_with(sample=sample))
+    if name in ("ddim", "ddpm_small", "ddpm_large", "ddpm_learned"):
+        model = dataclasses.replace(Config().model, learn_variance=True)
+        sampler = build_sampler(config_with(sample=sample, model=model))
         assert np.count_nonzero(sampler.table.noise) == 4
     else:
         with pytest.raises(ConfigError, match=f"sample.eta=0.5: sample.sampler={name} adds no noise: set it to 0"):
             build_sampler(config_with(sample=sample))
+
+
+def test_what_needs_a_learned_variance_says_so_of_other_networks():
+    sample = dataclasses.replace(Config().sample, sampler="ddpm_learned", steps=5)
+    message = "sample.sampler=ddpm_learned: model.learn_variance=False: this network predicts no variance"
+    with pytest.raises(ConfigError, match=message):
+        build_sampler(config_with(sample=sample))

@@ -105,11 +105,24 @@ def _check_model(model: ModelConfig, data: DataConfig) -> None:
         for multiplier, resolution in zip(model.multipliers, resolutions, strict=True)
         if resolution in model.attention_resolutions
     }
+    for key, value in (("head_channels", model.head_channels), ("num_heads", model.num_heads)):
+        _require(
+            value == 0 or all(width % value == 0 for width in attending),
+            f"model.{key}",
+            value,
+            f"must divide the widths that attend, {sorted(attending)}",
+        )
     _require(
-        model.head_channels == 0 or all(width % model.head_channels == 0 for width in attending),
-        "model.head_channels",
-        model.head_channels,
-        f"must divide the widths that attend, {sorted(attending)}",
+        not (model.head_channels and model.num_heads),
+        "model.num_heads",
+        model.num_heads,
+        f"model.head_channels={model.head_channels} says the number of heads already; set one of them to 0",
+    )
+    _require(
+        model.time_channels == 0 or (model.time_channels % 2 == 0 and model.time_channels >= 4),
+        "model.time_channels",
+        model.time_channels,
+        "must be even and at least 4: half of it are sines of the noise level, half cosines",
     )
 
 
@@ -135,8 +148,15 @@ def _check_residual_unet(model: ModelConfig) -> None:
         _require(value == off, f"model.{key}", value, f"model.name=residual_unet knows only {off!r}")
     _check_untouched(
         model,
-        ("null_label", "time_freq_shift", "time_cos_first", "downsample_padding", "norm_eps", "head_channels"),
+        (
+            *("null_label", "time_freq_shift", "time_cos_first", "downsample_padding", "norm_eps", "head_channels"),
+            *_OF_OPENAI,
+        ),
     )
+
+
+# What unet alone knows, for OpenAI's networks.
+_OF_OPENAI = ("num_heads", "scale_shift_norm", "resample_blocks", "learn_variance", "time_channels", "time_scale")
 
 
 def _check_song_unet(model: ModelConfig) -> None:
@@ -157,7 +177,7 @@ def _check_song_unet(model: ModelConfig) -> None:
         model.resample_filter,
         "needs an even number of weights, such as (1, 1) or (1, 3, 3, 1)",
     )
-    _check_untouched(model, ("time_freq_shift", "time_cos_first", "downsample_padding"))
+    _check_untouched(model, ("time_freq_shift", "time_cos_first", "downsample_padding", *_OF_OPENAI))
 
 
 def _check_untouched(model: ModelConfig, keys: tuple[str, ...]) -> None:
@@ -199,6 +219,12 @@ def _check_train(config: Config) -> None:
         "train.accumulate",
         train.accumulate,
         "batch norms need the whole batch at once; use 1, or model.norm=group",
+    )
+    _require(
+        not model.learn_variance or config.diffusion.time_sampling != "continuous",
+        "diffusion.time_sampling",
+        config.diffusion.time_sampling,
+        "model.learn_variance=True: a variance is that of a step between levels; use antithetic, uniform, stratified",
     )
     _require(
         train.label_dropout == 0 or model.null_label,

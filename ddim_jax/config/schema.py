@@ -29,6 +29,7 @@ from ddim_jax.names import (
     Optimizer,
     Precision,
     PresetName,
+    QkvOrder,
     Reduction,
     ResizeFilter,
     ResizeProtocol,
@@ -151,6 +152,15 @@ class ModelConfig:
             changed: (1, 1) for DDPM++, (1, 3, 3, 1) for NCSN++.
         augmentation_inputs: of ``song_unet``: length of what it is told of an image's augmentation: 0 for nothing, 9
             for those of ``train.augment_probability``.
+        num_heads: number of attention heads, whatever their width; 0 for what ``head_channels`` says.
+        scale_shift_norm: tell the blocks of noise level and label by a scale and a shift after their second norm, as
+            OpenAI's networks do.
+        resample_blocks: halve and double the resolution by residual blocks, not by convolutions, as OpenAI's ADM does.
+        learn_variance: predict the variance of a step as well (Nichol and Dhariwal 2021), in as many channels more, for
+            ``sample.sampler=ddpm_learned`` and ``likelihood.variance=learned``; all else looks at the first half.
+        time_channels: width of the embedding of the noise level, where it is not ``channels``; 0 for that.
+        time_scale: what the noise level is multiplied by before it is embedded; 0.25 in OpenAI's networks of 4,000
+            levels.
         init: ``ddpm`` (the initialisation of the published CIFAR-10 and LSUN checkpoints) or
             ``torch`` (PyTorch's default, as in DDIM's code).
         dtype: dtype of activations; parameters, norms, softmax and loss stay float32.
@@ -177,6 +187,12 @@ class ModelConfig:
     encoder: Encoder = key("standard", Role.NETWORK)
     resample_filter: tuple[int, ...] = key((1, 1), Role.NETWORK, at_least=1, at_most=1000, longest=16, is_filled=True)
     augmentation_inputs: int = key(0, Role.NETWORK, at_least=0, at_most=1000)
+    num_heads: int = key(0, Role.NETWORK, at_least=0, at_most=LARGEST_WIDTH)
+    scale_shift_norm: bool = key(False, Role.NETWORK)
+    resample_blocks: bool = key(False, Role.NETWORK)
+    learn_variance: bool = key(False, Role.NETWORK)
+    time_channels: int = key(0, Role.NETWORK, at_least=0, at_most=LARGEST_WIDTH)
+    time_scale: float = key(1.0, Role.NETWORK, above=0, at_most=1e6)
     init: Initialization = key("ddpm", Role.TRAINING)
     dtype: ActivationDtype = key("float32", Role.TRAINING)
     remat: bool = key(False, Role.TRAINING)
@@ -205,6 +221,8 @@ class DiffusionConfig:
         time_mean: mean of the normal distribution of the last two; EDM has -1.2.
         time_std: its standard deviation; EDM has 1.2.
         min_snr_gamma: weight losses by min(SNR, gamma) (Hang et al. 2023, who use 5); 0 weights none.
+        vlb_weight: of networks with ``model.learn_variance``: weight of the variational bound, in bits per dimension,
+            beside the loss, from which the variance is learned (Nichol and Dhariwal 2021, whose lambda this is).
     """
 
     schedule: ScheduleName = key("linear", Role.NETWORK)
@@ -222,6 +240,7 @@ class DiffusionConfig:
     time_mean: float = key(0.0, Role.TRAINING, at_least=-100, at_most=100)
     time_std: float = key(1.0, Role.TRAINING, above=0, at_most=100)
     min_snr_gamma: float = key(0.0, Role.TRAINING, at_least=0, at_most=1e9)
+    vlb_weight: float = key(0.001, Role.TRAINING, at_least=0, at_most=1e9)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,8 +357,9 @@ class SampleConfig:
             gives of these beside a preset wins, and the log says so; a preset given there wins over the config file's
             values. Within a config file nobody knows which was meant: a value that is neither the default nor the
             preset's is refused. These keys say what is done; the preset's name, where it came from.
-        sampler: ``ddim``; ``ddpm_small`` (posterior variance, DDIM's eta = 1) or ``ddpm_large`` (variance beta, the
-            DDIM paper's sigma-hat on a subsequence); or a fast deterministic solver, see ``diffusion/samplers.py``.
+        sampler: ``ddim``; ``ddpm_small`` (posterior variance, DDIM's eta = 1), ``ddpm_large`` (variance beta, the
+            DDIM paper's sigma-hat on a subsequence) or ``ddpm_learned`` (that of a network with
+            ``model.learn_variance``); or a fast deterministic solver, see ``diffusion/samplers.py``.
         steps: steps S; network evaluations too, but for ``heun`` (2 S - 1) and ``plms`` (S + 1).
         eta: DDIM's stochasticity; 0 is deterministic, 1 is DDPM's posterior variance.
         eta_per_step: an eta for each step, first (noisiest) step first; replaces ``eta``.
@@ -517,7 +537,8 @@ class LikelihoodConfig:
         steps: steps of ``ode``.
         probes: random directions by which ``hutchinson`` estimates a divergence.
         divergence: ``hutchinson`` or ``exact``, whose cost grows with the number of pixels.
-        variance: of the reverse process in ``bound``: ``small`` (posterior variance) or ``large`` (beta).
+        variance: of the reverse process in ``bound``: ``small`` (posterior variance), ``large`` (beta), or ``learned``,
+            what a network with ``model.learn_variance`` predicts.
         levels_per_image: levels at which ``bound`` is evaluated for each image, an unbiased estimate; 0 for all.
     """
 
@@ -611,6 +632,9 @@ class WeightsConfig:
             ``published:NAME`` (``weights/published_files.py``), or an address, ``https://...`` or
             ``https://...#sha256=HASH``.
         ema: take the moving averages, where a file has both them and the raw weights.
+        qkv_order: how a file of OpenAI's code has queries, keys and values in one array: ``new`` if it was trained with
+            ``--use_new_attention_order True``, else ``legacy``; ``auto`` is that of the published network of the same
+            shapes, and ``legacy`` for any other.
         format: what to export: a ``diffusers`` folder, or one file, ``npz`` or ``safetensors``.
         dtype: of the exported weights; the shorter ones halve their size, and round them.
         out: folder or file to export to; in the workdir when empty.
@@ -618,6 +642,7 @@ class WeightsConfig:
 
     path: str = key("", Role.RESULT, is_path=True)
     ema: bool = key(True, Role.WEIGHTS)
+    qkv_order: QkvOrder = key("auto", Role.RESULT)
     format: WeightsFormat = key("diffusers", Role.STORAGE)
     dtype: StoredDtype = key("float32", Role.STORAGE)
     out: str = key("", Role.STORAGE, is_path=True)

@@ -36,7 +36,7 @@ DDIM in ten lines, with a network that knows its data: all images are grey, x_0 
 ((2, 8, 8, 1), True)
 """
 
-from ddim_jax.diffusion.ddim import ddim_table, ddpm_large_table, ddpm_small_table
+from ddim_jax.diffusion.ddim import ddim_table, ddpm_large_table, ddpm_learned_table, ddpm_small_table
 from ddim_jax.diffusion.editing import inpaint, inpaint_table, noise_to_level
 from ddim_jax.diffusion.guidance import guided
 from ddim_jax.diffusion.interpolation import slerp, slerp_grid, slerp_path
@@ -72,6 +72,7 @@ __all__ = [
     "clipped",
     "ddim_table",
     "ddpm_large_table",
+    "ddpm_learned_table",
     "ddpm_small_table",
     "diffuse",
     "draw_levels",

@@ -80,6 +80,7 @@ def ddim_table(schedule: Schedule, pairs: np.ndarray, eta: ArrayLike = 0.0) -> S
         keep=zeros,
         weights=np.ones((len(pairs), 1)),
         noise=np.sqrt(variance),
+        log_range=np.zeros((len(pairs), 0)),
     )
 
 
@@ -103,6 +104,25 @@ def ddpm_large_table(schedule: Schedule, pairs: np.ndarray) -> SamplerTable:
     table = ddpm_small_table(schedule, pairs)
     forward_deviation = np.sqrt(_forward_variance(table.alpha_bar, table.alpha_bar_next))
     return table._replace(noise=np.where(pairs[:, 1] == 0, 0.0, forward_deviation))
+
+
+def ddpm_learned_table(schedule: Schedule, pairs: np.ndarray) -> SamplerTable:
+    """DDPM with the variance that the network predicts, between the small and the large one (Nichol and Dhariwal 2021).
+
+    For each value of an image the network gives a fraction, and the variance is (their eq. 15)
+
+        exp(fraction log(beta) + (1 - fraction) log(beta~)),
+
+    beta being that of :func:`ddpm_large_table` and beta~ that of :func:`ddpm_small_table`. On a subsequence both are
+    those of its steps, as in OpenAI's code ("SpacedDiffusion"). Their ratio is (1 - alpha_bar) / (1 - alpha_bar'). The
+    step that ends at the clean image adds no noise.
+
+    Networks that have learned no variance cannot use it.
+    """
+    table = ddpm_small_table(schedule, pairs)
+    ends = pairs[:, 1] == 0
+    ratio = np.where(ends, 1, (1 - table.alpha_bar) / np.where(ends, 1, 1 - table.alpha_bar_next))
+    return table._replace(log_range=np.log(ratio)[:, None])
 
 
 def _levels(schedule: Schedule, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from ddim_jax.diffusion.losses import diffuse
 from ddim_jax.diffusion.prediction import Predict
 from ddim_jax.diffusion.samplers import initial_noise
 from ddim_jax.diffusion.schedule import Schedule
-from ddim_jax.diffusion.table import Column, Mover, SamplerTable, as_rows, step
+from ddim_jax.diffusion.table import Column, Mover, SamplerTable, as_rows, complete, step
 from ddim_jax.errors import UserError
 from ddim_jax.random_streams import normal_each
 
@@ -78,7 +78,7 @@ def inpaint_table(table: SamplerTable, resamplings: int = 10, jump: int = 1) -> 
         UserError: either is below 1, or the sampler remembers earlier predictions, which jumps would make wrong.
     """
     if not table.is_first_order:
-        raise UserError("inpainting needs a sampler of first order; choose ddim, ddpm_small or ddpm_large")
+        raise UserError("inpainting needs a sampler of first order; choose ddim, or a ddpm")
     if resamplings < 1 or jump < 1:
         raise UserError(f"resamplings={resamplings}, jump={jump}: both must be 1 or more")
     num_steps = len(table.time)
@@ -93,7 +93,9 @@ def inpaint_table(table: SamplerTable, resamplings: int = 10, jump: int = 1) -> 
             again_keep += [1.0] * (len(block) - 1) + [np.sqrt(back)]
             again_noise += [0.0] * (len(block) - 1) + [np.sqrt(1 - back)]
     return InpaintTable(
-        SamplerTable(*(column[np.array(order)] for column in table)), np.array(again_keep), np.array(again_noise)
+        SamplerTable(*(column[np.array(order)] for column in complete(table))),
+        np.array(again_keep),
+        np.array(again_noise),
     )
 
 

@@ -7,7 +7,8 @@ class. The difference says what the class is about, and guidance exaggerates it.
 
 so that w = 0 is unconditional, w = 1 the plain conditional model, and larger w trades variety for fidelity. (The
 paper's own w is this one less 1.) For networks that predict x0 or v the same formula applies to what they predict: for
-a given x these are the noise times a number plus another number, and the weights add up to 1.
+a given x these are the noise times a number plus another number, and the weights add up to 1. What a network says
+beside, of the variance, is taken from the conditional prediction as it is.
 """
 
 import math
@@ -67,7 +68,10 @@ def guided(
         labels = jnp.concatenate([label, jnp.full_like(label, null_label)])
         output = network(jnp.concatenate([x, x]), jnp.concatenate([time, time]), labels)
         conditional, unconditional = jnp.split(output, 2)
-        return unconditional + scale * (conditional - unconditional)
+        mixed = unconditional + scale * (conditional - unconditional)
+        if output.shape[-1] == x.shape[-1]:
+            return mixed
+        return jnp.concatenate([mixed[..., : x.shape[-1]], conditional[..., x.shape[-1] :]], axis=-1)
 
     if scale == 1:
         return plain

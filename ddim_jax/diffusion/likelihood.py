@@ -23,7 +23,7 @@ import numpy as np
 from jax.scipy.special import log_ndtr
 
 from ddim_jax.diffusion.losses import diffuse
-from ddim_jax.diffusion.prediction import Predict, Question
+from ddim_jax.diffusion.prediction import Predict, Prediction, Question, per_image
 from ddim_jax.diffusion.schedule import Schedule
 from ddim_jax.diffusion.table import Column
 from ddim_jax.errors import UserError
@@ -48,6 +48,8 @@ class BoundTable(NamedTuple):
         factor: in nats; likewise.
         chance: of being drawn where not all levels are asked; likewise, and 1 in all. Half of it is spread evenly over
             the levels and half over the log of their noise, log(1 - alpha_bar): most bits lie where noise is low.
+        log_range: by how much the network may raise the variance, as the logarithm of a factor, which changes the
+            other numbers (:func:`step_kl`); None where the variance is not the network's to say.
     """
 
     time: Column
@@ -56,6 +58,7 @@ class BoundTable(NamedTuple):
     constant: Column
     factor: Column
     chance: Column
+    log_range: Column | None = None
 
 
 class Bound(NamedTuple):
@@ -94,7 +97,9 @@ def bound_table(schedule: Schedule, variance: Variance = "small") -> BoundTable:
         schedule: the noise levels.
         variance: of the model: ``small``, s = v, or ``large``, s = beta_t, DDPM's choice for CIFAR-10. (The best s
             would be v + f² E[(x_0 - x̂0)²], which tells how they compare for a network.) At level 1, where v = 0, both
-            take the v of level 2, as DDPM's code does.
+            take the v of level 2, as DDPM's code does. ``learned`` leaves the choice between the two to the network,
+            for each value of an image (Nichol and Dhariwal 2021, eq. 15), at level 1 between the v of level 2 and
+            beta_1: the other columns are those of ``small`` then.
 
     Returns:
         float64 columns [T].
@@ -106,7 +111,7 @@ def bound_table(schedule: Schedule, variance: Variance = "small") -> BoundTable:
     alpha_bar, cleaner = schedule.alpha_bar[1:], schedule.alpha_bar[:-1]
     beta = schedule.beta
     posterior = beta * (1 - cleaner) / (1 - alpha_bar)
-    chosen = (posterior if variance == "small" else beta).copy()
+    chosen = (beta if variance == "large" else posterior).copy()
     chosen[0] = posterior[1] if len(beta) > 1 else beta[0]
     ratio = np.divide(posterior, chosen)
     ratio[0] = 1  # no divergence is asked for at level 1
@@ -121,7 +126,71 @@ def bound_table(schedule: Schedule, variance: Variance = "small") -> BoundTable:
         constant=(ratio - 1 - np.log(ratio)) / 2,
         factor=factor,
         chance=chance,
+        log_range=np.log(beta / chosen) if variance == "learned" else None,
     )
+
+
+def step_kl(x0: jax.Array, guess: jax.Array, row: BoundTable, fraction: jax.Array | None = None) -> jax.Array:
+    """What a step costs: its divergence from the true posterior, in nats per value, averaged over each image: [n].
+
+    A learned variance is s = v e^g, g = fraction log_range, for each value. With the ``constant`` 0 and the ``factor``
+    of s = v, which are in the row,
+
+        KL = (g - 1 + e^-g) / 2 + factor e^-g (x_0 - x̂0)².
+
+    Args:
+        x0: [n, h, w, c].
+        guess: x̂0, like x0.
+        row: of :func:`bound_table`, columns [n].
+        fraction: like x0; needed where the row has a ``log_range``.
+    """
+    squared = jnp.square(x0 - guess)
+    if row.log_range is None:
+        return row.constant + row.factor * _image_mean(squared)
+    growth = _log_growth(fraction, row)
+    factor = per_image(row.factor, x0)
+    return _image_mean((growth + jnp.expm1(-growth)) / 2 + factor * jnp.exp(-growth) * squared)
+
+
+def _log_growth(fraction: jax.Array | None, row: BoundTable) -> jax.Array:
+    """The logarithm of s / v, like fraction."""
+    if fraction is None or row.log_range is None:
+        raise UserError("variance=learned: the network has learned none; choose small or large")
+    return fraction * per_image(row.log_range, fraction)
+
+
+def level_bits(
+    images: jax.Array,
+    x0: jax.Array,
+    prediction: Prediction,
+    level: jax.Array,
+    table: BoundTable,
+    normalization: Normalization = Normalization(),  # noqa: B008 - immutable
+) -> jax.Array:
+    """The part of the variational bound that belongs to one level of each image, in bits per dimension: [n].
+
+    It is what the variance is learned from, a level at a time: T times its mean over levels is the bound, but for the
+    prior, which does not depend on the network (Nichol and Dhariwal 2021, section 3.1).
+
+    Args:
+        images: uint8 [n, h, w, c].
+        x0: the same as floats.
+        prediction: at the level, of the noisy images.
+        level: int [n], in 1 ... T.
+        table: :func:`bound_table`.
+        normalization: how floats are made of pixels.
+    """
+    columns = jax.tree.map(lambda column: jnp.asarray(column, x0.dtype), table)
+    row = jax.tree.map(lambda column: column[level - 1], columns)
+    kl = step_kl(x0, prediction.x0, row, prediction.fraction)
+    # The decoder is asked about the images of other levels too, and has to be harmless there.
+    is_first = per_image(level == 1, x0)
+    mean, deviation = jnp.where(is_first, prediction.x0, x0), columns.deviation[0]
+    if table.log_range is not None:
+        fraction = None if prediction.fraction is None else jnp.where(is_first, prediction.fraction, 0)
+        deviation = deviation * jnp.exp(_log_growth(fraction, row) / 2)
+    decoder = -_image_mean(log_bin_probability(images, mean, deviation, normalization))
+    return _bits(jnp.where(level == 1, decoder, kl))
 
 
 def variational_bound(
@@ -168,19 +237,26 @@ def variational_bound(
     columns = jax.tree.map(lambda column: jnp.asarray(column, dtype), table)
     levels, weight = _levels_to_ask(table, levels_per_image, keys, dtype)
 
-    def ask(_: jax.Array, level: jax.Array) -> tuple[jax.Array, jax.Array]:
+    is_learned = table.log_range is not None
+
+    def ask(_: Any, level: jax.Array) -> tuple[tuple[jax.Array, jax.Array | None], jax.Array]:
         row = jax.tree.map(lambda column: column[level - 1], columns)
         noise = normal_each(fold_in_each(keys, level), 0, x0.shape[1:], dtype)
-        guess = predict(diffuse(x0, noise, row.alpha_bar), row).x0
-        guess = jnp.clip(guess, black, white) if clip else guess
-        return guess, row.constant + row.factor * _image_mean(jnp.square(x0 - guess))
+        prediction = predict(diffuse(x0, noise, row.alpha_bar), row)
+        guess = jnp.clip(prediction.x0, black, white) if clip else prediction.x0
+        fraction = prediction.fraction if is_learned else None
+        return (guess, fraction), step_kl(x0, guess, row, fraction)
 
     # What the last row leaves is the image that the network sees in x_1: the decoder's mean.
-    decoded, kl = jax.lax.scan(ask, x0, levels)
+    (decoded, fraction), kl = jax.lax.scan(ask, (x0, jnp.zeros_like(x0) if is_learned else None), levels)
+    first = jax.tree.map(lambda column: column[:1], columns)
+    deviation = columns.deviation[0]
+    if is_learned:
+        deviation = deviation * jnp.exp(_log_growth(fraction, first) / 2)
     return Bound(
         prior=_bits(_prior_kl(x0, columns.alpha_bar[-1])),
         kl=_bits((weight * kl[:-1]).T),
-        decoder=-_bits(_image_mean(log_bin_probability(images, decoded, columns.deviation[0], normalization))),
+        decoder=-_bits(_image_mean(log_bin_probability(images, decoded, deviation, normalization))),
     )
 
 

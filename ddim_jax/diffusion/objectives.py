@@ -17,7 +17,8 @@ the answer is read.
 [1.0, 0.5]
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,16 +29,29 @@ Images = jax.Array
 Factor = Any
 
 
-class Prediction(NamedTuple):
-    """What an image at some noise level is thought to be made of.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prediction(Sequence[jax.Array]):
+    """What an image at some noise level is thought to be made of: the pair of x0 and eps, and what may stand beside it.
 
     Attributes:
         x0: the clean image, like x.
         eps: the noise, like x; of unit variance.
+        fraction: where between the smallest variance of a step and the largest, in logarithms, the network wants it:
+            0 is the posterior's, 1 is beta's (Nichol and Dhariwal 2021, eq. 15). Like x; None unless that was learned.
     """
 
     x0: jax.Array
     eps: jax.Array
+    fraction: jax.Array | None = None
+
+    def __len__(self) -> int:
+        """The length of a pair, 2."""
+        return 2
+
+    def __getitem__(self, index: Any) -> Any:
+        """x0 for 0, eps for 1."""
+        return (self.x0, self.eps)[index]
 
 
 class ObjectiveRule(NamedTuple):

@@ -5,10 +5,14 @@ the other, so a network may be trained to predict either of them, or a mixture (
 
     v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0.
 
+A network may say more, how much noise the step from there should add (Nichol and Dhariwal 2021, section 3.1): its
+output has twice as many channels then, and the second half is :attr:`Prediction.fraction`.
+
 Samplers see none of this: they call ``predict(x, row)`` and get both. Clipping is a wrapper around such a function; a
 closed-form denoiser of a toy distribution is another such function, which is how samplers are tested.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -33,7 +37,7 @@ class Question(Protocol):
         """The level's alpha_bar, a scalar in x's dtype."""
 
 
-# network(x [n, h, w, c], time [n]) -> output like x; time is in x's dtype.
+# network(x [n, h, w, c], time [n]) -> output like x, or with channels 2 c; time is in x's dtype.
 Network = Callable[[jax.Array, jax.Array], jax.Array]
 # The smallest and the largest normalised pixel: numbers, or arrays [c].
 Limits = tuple[Any, Any]
@@ -51,6 +55,7 @@ def make_predict(
     largest: float = math.inf,
     network_input: NetworkInput = lambda x, alpha_bar: x,
     limits: Limits = (-1.0, 1.0),
+    learn_variance: bool = False,
 ) -> Predict:
     """Turns a network into what samplers call.
 
@@ -62,6 +67,8 @@ def make_predict(
         largest: of ``dynamic_threshold``.
         network_input: what the network sees of x, see :meth:`~ddim_jax.diffusion.schedule.Schedule.network_input`.
         limits: see :func:`clipped`.
+        learn_variance: whether its output has 2 c channels, the last c being v in [-1, 1], which means the fraction
+            (v + 1) / 2. Beyond that range v is not cut, as in OpenAI's code.
 
     Raises:
         UserError: an unknown objective or clip, or thresholds that cannot be used.
@@ -70,8 +77,11 @@ def make_predict(
 
     def predict(x: jax.Array, row: Question) -> Prediction:
         time = jnp.full(x.shape[0], row.time, x.dtype)
-        seen = network_input(x, per_image(row.alpha_bar, x))
-        return to_prediction(network(seen, time).astype(x.dtype), x, row.alpha_bar, objective)
+        output = network(network_input(x, per_image(row.alpha_bar, x)), time).astype(x.dtype)
+        if not learn_variance:
+            return to_prediction(output, x, row.alpha_bar, objective)
+        output, v = jnp.split(output, 2, axis=-1)
+        return dataclasses.replace(to_prediction(output, x, row.alpha_bar, objective), fraction=(v + 1) / 2)
 
     return clipped(predict, clip, percentile, largest, limits)
 
@@ -138,18 +148,23 @@ def clipped(
 
 def _kept_eps(predict: Predict, limits: Limits) -> Predict:
     def keep_eps(x: jax.Array, row: Question) -> Prediction:
-        x0, eps = predict(x, row)
-        return Prediction(jnp.clip(x0, *limits), eps)
+        prediction = predict(x, row)
+        return dataclasses.replace(prediction, x0=jnp.clip(prediction.x0, *limits))
 
     return keep_eps
 
 
 def _rederived_eps(predict: Predict, limits: Limits) -> Predict:
     def rederive_eps(x: jax.Array, row: Question) -> Prediction:
-        x0 = jnp.clip(predict(x, row).x0, *limits)
-        return to_prediction(x0, x, row.alpha_bar, "x0")
+        prediction = predict(x, row)
+        return _rederived(prediction, jnp.clip(prediction.x0, *limits), x, row)
 
     return rederive_eps
+
+
+def _rederived(prediction: Prediction, x0: jax.Array, x: jax.Array, row: Question) -> Prediction:
+    """The prediction with another clean image, and as noise what that leaves of x."""
+    return dataclasses.replace(to_prediction(x0, x, row.alpha_bar, "x0"), fraction=prediction.fraction)
 
 
 def dynamically_thresholded(
@@ -177,13 +192,14 @@ def dynamically_thresholded(
         raise UserError(f"dynamic threshold of at most {largest}: the limit must be 1 or more")
 
     def thresholded(x: jax.Array, row: Question) -> Prediction:
-        x0 = predict(x, row).x0
+        prediction = predict(x, row)
+        x0 = prediction.x0
         low, high = (jnp.asarray(limit, x0.dtype) for limit in limits)
         middle, reach = (low + high) / 2, (high - low) / 2
         size = jnp.percentile(jnp.abs((x0 - middle) / reach).reshape(len(x0), -1), percentile, axis=1)
         size = per_image(jnp.clip(size, 1, largest), x0)
         within = jnp.clip((x0 - middle) / reach, -size, size) / size
-        return to_prediction(middle + reach * within, x, row.alpha_bar, "x0")
+        return _rederived(prediction, middle + reach * within, x, row)
 
     return thresholded
 

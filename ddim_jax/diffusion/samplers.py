@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ddim_jax.diffusion import sde_solvers, solvers
-from ddim_jax.diffusion.ddim import ddim_table, ddpm_large_table, ddpm_small_table
+from ddim_jax.diffusion.ddim import ddim_table, ddpm_large_table, ddpm_learned_table, ddpm_small_table
 from ddim_jax.diffusion.loop import KeptStates
 from ddim_jax.diffusion.prediction import Predict
 from ddim_jax.diffusion.schedule import Schedule
@@ -90,6 +90,7 @@ SAMPLERS: dict[str, SamplerRule] = {
     "ddim": SamplerRule(ddim_table, eta="taken"),
     "ddpm_small": SamplerRule(ddpm_small_table, eta="implied"),
     "ddpm_large": SamplerRule(ddpm_large_table, eta="implied"),
+    "ddpm_learned": SamplerRule(ddpm_learned_table, eta="implied"),
     "heun": SamplerRule(solvers.heun_table),
     "ab2": SamplerRule(functools.partial(solvers.adams_bashforth_table, order=2)),
     "ab3": SamplerRule(functools.partial(solvers.adams_bashforth_table, order=3)),
@@ -131,6 +132,7 @@ def make_sampler(
     |---|---|---|
     | ``ddim`` | DDIM at any eta (Song et al. 2021) | S |
     | ``ddpm_small``, ``ddpm_large`` | DDPM, posterior variance or beta (Ho et al. 2020) | S |
+    | ``ddpm_learned`` | DDPM, the variance that the network predicts (Nichol and Dhariwal 2021) | S |
     | ``heun`` | Heun, order 2 (Karras et al. 2022) | 2 S - 1 |
     | ``ab2``, ``ab3``, ``ab4`` | Adams-Bashforth on the noise (Zhang and Chen 2023) | S |
     | ``plms`` | pseudo linear multistep, as published (Liu et al. 2022) | S + 1 |

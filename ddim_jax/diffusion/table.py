@@ -8,6 +8,9 @@ last::
     x       = x + sum_j correction[j] q_j        what the new prediction changes about x as it stands
     x       = keep x + sum_j weights[j] q_j + noise z,    z ~ N(0, I)
 
+Where the network says how much noise a step should add, z is multiplied by exp(fraction log_range / 2) on the way, the
+fraction being the prediction's, a number for each value of x.
+
 That is enough for DDIM at any eta and both DDPMs (``ddim.py``: q is the next image but for its noise), for the solvers
 of higher order (``solvers.py``: q is what they interpolate), and for the way back from an image to its noise
 (``inversion.py``). Rows are computed on the host in float64, so that no sampler contains any arithmetic but this.
@@ -24,6 +27,7 @@ from jax.core import Tracer
 
 from ddim_jax.diffusion.loop import KeptStates, PaddedTable, check_kept_steps, loop_over_rows, padded
 from ddim_jax.diffusion.prediction import Predict, Prediction
+from ddim_jax.errors import UserError
 from ddim_jax.random_streams import normal_each
 
 # In a table a NumPy array, float64 [R] or [R, K]; in the row that a scan hands to each turn a jax scalar or [K].
@@ -45,6 +49,8 @@ class SamplerTable(NamedTuple):
         keep: factor of x.
         weights: [R, K], factors of the last K quantities, newest first.
         noise: factor of fresh noise; 0 in deterministic rows.
+        log_range: [R, 1], by how much the network may raise the variance of that noise, as the logarithm of a factor;
+            [R, 0] in samplers that do not ask it for that, and may leave the column out.
     """
 
     step: Column
@@ -58,6 +64,7 @@ class SamplerTable(NamedTuple):
     keep: Column
     weights: Column
     noise: Column
+    log_range: Column = np.zeros(0)
 
     @property
     def is_first_order(self) -> bool:
@@ -82,7 +89,10 @@ def sample(predict: Predict, x: jax.Array, table: SamplerTable, keys: jax.Array 
             x = x + sum(c * q for c, q in zip(row.correction, memory))
             x = row.keep * x + sum(w * q for w, q in zip(row.weights, memory))
             if table_is_stochastic:
-                x = x + row.noise * [normal(fold_in(key, r + 1)) for key in keys]
+                z = [normal(fold_in(key, r + 1)) for key in keys]
+                for most in row.log_range:  # one, or none
+                    z = z * exp(fraction * most / 2)  # the third part of the prediction
+                x = x + row.noise * z
         return x
 
     as one ``lax.scan``: compiled once for any number of rows, in memory that does not grow with it. All arithmetic is
@@ -110,6 +120,7 @@ def sample(predict: Predict, x: jax.Array, table: SamplerTable, keys: jax.Array 
 
     Raises:
         ValueError: the table may add noise, but there are no keys; or not one per image.
+        UserError: the sampler asks for a learned variance, and the network has learned none.
     """
     return sample_keeping(predict, x, table, (), keys)[0]
 
@@ -145,7 +156,7 @@ def as_data(table: SamplerTable, steps: Sequence[int] | np.ndarray = ()) -> Padd
     Raises:
         UserError: there is no such step, or one is named twice.
     """
-    return padded(table, _rows_of_steps(table, steps))
+    return padded(complete(table), _rows_of_steps(table, steps))
 
 
 def sample_padded(
@@ -208,7 +219,7 @@ def _run(
         prediction = predict(x, row)
         quantities = [mover.quantity(x, prediction, row), *memory]
         x = mover.correct(x, quantities, row)
-        noise = draw_noise(row, draw)
+        noise = mover.stretch(draw_noise(row, draw), prediction, row)
         return (mover.move(x, quantities, row, noise), quantities[:-1]), KeptStates(x, prediction.x0)
 
     rows = as_rows(table, x.dtype)
@@ -234,12 +245,18 @@ def step(
         Images at noise level ``row.alpha_bar_next``, like x.
     """
     mover = mover or Mover(row)
-    return mover.move(x, [mover.quantity(x, predict(x, row), row)], row, noise)
+    prediction = predict(x, row)
+    return mover.move(x, [mover.quantity(x, prediction, row)], row, mover.stretch(noise, prediction, row))
 
 
 def as_rows(table: SamplerTable, dtype: jax.typing.DTypeLike) -> SamplerTable:
     """The table's columns as jax arrays of the images' dtype, to be scanned over."""
-    return jax.tree.map(lambda column: jnp.asarray(column, dtype), table)
+    return jax.tree.map(lambda column: jnp.asarray(column, dtype), complete(table))
+
+
+def complete(table: SamplerTable) -> SamplerTable:
+    """The table with the column that its maker may leave out."""
+    return table if np.ndim(table.log_range) == 2 else table._replace(log_range=np.zeros((len(table.time), 0)))
 
 
 class Mover:
@@ -263,6 +280,18 @@ class Mover:
     def correct(self, x: jax.Array, quantities: list[jax.Array], row: SamplerTable) -> jax.Array:
         """Corrects the images by the new prediction: x + correction q."""
         return _sum(x, *(_times(known, row.correction[j], quantities[j]) for j, known in enumerate(self._corrections)))
+
+    def stretch(self, noise: jax.Array | None, prediction: Prediction, row: SamplerTable) -> jax.Array | None:
+        """Multiplies fresh noise by what the network says of it, if the sampler asks.
+
+        Raises:
+            UserError: it asks, and the network has not learned to say.
+        """
+        if noise is None or not np.shape(row.log_range)[-1]:
+            return noise
+        if prediction.fraction is None:
+            raise UserError("this sampler takes its variance from the network, which has learned none: choose another")
+        return noise * jnp.exp(prediction.fraction * (row.log_range[0] / 2))
 
     def move(
         self, x: jax.Array, quantities: list[jax.Array], row: SamplerTable, noise: jax.Array | None = None

@@ -49,7 +49,7 @@ def _unet(config: Config, mean_over_devices: MeanOverDevices, flash_attention: b
     del mean_over_devices  # Group norms need no other example.
     model = config.model
     return UNet(
-        out_channels=config.data.channels,
+        out_channels=config.data.channels * (2 if model.learn_variance else 1),
         channels=model.channels,
         multipliers=model.multipliers,
         num_blocks=model.num_blocks,
@@ -67,6 +67,11 @@ def _unet(config: Config, mean_over_devices: MeanOverDevices, flash_attention: b
         downsample_padding=model.downsample_padding,
         norm_eps=model.norm_eps,
         head_channels=model.head_channels,
+        num_heads=model.num_heads,
+        scale_shift_norm=model.scale_shift_norm,
+        resample_blocks=model.resample_blocks,
+        time_channels=model.time_channels,
+        time_scale=model.time_scale,
     )
 
 

@@ -17,8 +17,13 @@ Arrays are [n, height, width, channels]. Details follow the published code, whos
 TensorFlow versions compute the same function, so that published checkpoints give the published
 numbers: group norm with 32 groups and eps = 1e-6, zeros padded right and below when downsampling,
 one attention head, attention after *every* block of its resolutions, both ways. Networks of diffusers' training script
-differ in some of these: the last attributes of :class:`UNet`.
+differ in some of these, and so do OpenAI's improved-diffusion (Nichol and Dhariwal 2021) and ADM (Dhariwal and Nichol
+2021), whose blocks are told of the noise level by a scale and a shift, and change the resolution themselves: the last
+attributes of :class:`UNet`.
 """
+
+from collections.abc import Callable
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -32,12 +37,16 @@ from ddim_jax.models.group_norm import GroupNorm, Parts
 from ddim_jax.models.initialization import initializers
 from ddim_jax.names import Initialization
 
+# What a residual block does to the resolution.
+Resample = Literal["", "down", "up"]
+
 
 class UNet(nn.Module):
     """The network eps(x, t), see the module's docstring.
 
     Attributes:
-        out_channels: channels of the output; those of the image, for all objectives.
+        out_channels: channels of the output: those of the image, for all objectives; twice as many where it has to say
+            the variance too.
         channels: width of level 0, a multiple of ``num_groups``.
         multipliers: width of each level in units of ``channels``.
         num_blocks: residual blocks per level on the way down (one more on the way up).
@@ -58,6 +67,13 @@ class UNet(nn.Module):
         downsample_padding: 0 pads right and below when downsampling, 1 pads on all sides.
         norm_eps: what the norms add to the variance.
         head_channels: width of an attention head; 0 for one head of all channels.
+        num_heads: number of attention heads, whatever their width; 0 for what ``head_channels`` says.
+        scale_shift_norm: blocks are told of time and label by a scale and a shift after their second norm, not by an
+            offset before it.
+        resample_blocks: residual blocks halve and double the resolution, in place of convolutions.
+        time_channels: width of the embedding of time, of which the blocks are told 4 times as many values; 0 for that
+            of level 0.
+        time_scale: what noise levels are multiplied by before they are embedded.
     """
 
     out_channels: int
@@ -78,6 +94,11 @@ class UNet(nn.Module):
     downsample_padding: int = 0
     norm_eps: float = 1e-6
     head_channels: int = 0
+    num_heads: int = 0
+    scale_shift_norm: bool = False
+    resample_blocks: bool = False
+    time_channels: int = 0
+    time_scale: float = 1.0
 
     @nn.compact
     def __call__(
@@ -115,7 +136,7 @@ class UNet(nn.Module):
         attention_type = nn.remat(Attention) if self.remat else Attention
         num_built = 0
 
-        def block(x: Parts, width: int, name: str) -> jax.Array:
+        def block(x: Parts, width: int, name: str, resample: Resample = "") -> jax.Array:
             nonlocal num_built
             module = block_type(
                 width,
@@ -125,6 +146,8 @@ class UNet(nn.Module):
                 self.initialization,
                 self.dtype,
                 self.norm_eps,
+                self.scale_shift_norm,
+                resample,
                 name=name,
             )
             num_built += 1
@@ -138,6 +161,7 @@ class UNet(nn.Module):
                 self.flash_width,
                 self.norm_eps,
                 self.head_channels,
+                self.num_heads,
                 name=name,
             )
             return module(x)
@@ -155,7 +179,9 @@ class UNet(nn.Module):
             if level < num_levels - 1:
                 # SAME at stride 2 on even sizes pads right and below only, as published.
                 name = f"down_{level}_downsample"
-                if self.downsample_padding:
+                if self.resample_blocks:
+                    x = block(x, x.shape[-1], name, "down")
+                elif self.downsample_padding:
                     # Zeros on all sides now, and the row and column that follow from those right and below left out.
                     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
                     x = _conv(x.shape[-1], x, name, self.initialization, self.dtype, stride=2)[:, :-1, :-1]
@@ -173,16 +199,22 @@ class UNet(nn.Module):
                 if x.shape[1] in self.attention_resolutions:
                     x = attention(x, f"up_{level}_attention_{i}")
             if level > 0:
-                x = _conv(x.shape[-1], upsample_nearest(x), f"up_{level}_upsample", self.initialization, self.dtype)
+                name = f"up_{level}_upsample"
+                if self.resample_blocks:
+                    x = block(x, x.shape[-1], name, "up")
+                else:
+                    x = _conv(x.shape[-1], upsample_nearest(x), name, self.initialization, self.dtype)
 
         # The last layer in float32: its 2^-8 rounding in bfloat16 would be noise in every sampling step.
         x = nn.swish(GroupNorm(self.num_groups, jnp.float32, self.norm_eps, name="norm_out")(x))
         return _conv(self.out_channels, x, "conv_out", self.initialization, jnp.float32, zero=True)
 
     def _embed(self, time: jax.Array, label: jax.Array | None) -> jax.Array:
-        """What the blocks are told of time and label: [n, 4 * channels] float32."""
-        width = 4 * self.channels
-        embedding = time_embedding(time, self.channels, self.time_freq_shift, self.time_cos_first)
+        """What the blocks are told of time and label: [n, 4 * channels] float32, or 4 * time_channels."""
+        channels = self.time_channels or self.channels
+        width = 4 * channels
+        scaled = time if self.time_scale == 1 else time * self.time_scale
+        embedding = time_embedding(scaled, channels, self.time_freq_shift, self.time_cos_first)
         embedding = _dense(width, embedding, "time_dense_0", self.initialization, jnp.float32)
         embedding = _dense(width, nn.swish(embedding), "time_dense_1", self.initialization, jnp.float32)
         if self.num_classes:
@@ -207,6 +239,11 @@ class UNet(nn.Module):
 class ResidualBlock(nn.Module):
     """x + conv(dropout(swish(norm(conv(swish(norm(x))) + dense(embedding))))).
 
+    With ``scale_shift_norm`` the dense layer gives a scale and a shift instead, and the second norm becomes
+    norm(h) (1 + scale) + shift ("adaptive group normalisation"; Dhariwal and Nichol 2021, section 3). A block that
+    resamples halves the resolution by the mean of 2 x 2 pixels, or doubles it by repeating them, on both of its
+    branches: x, and swish(norm(x)) before the first convolution.
+
     Attributes:
         features: channels of the output; where they differ from the input's, a 1x1 convolution
             (``shortcut``) carries x over.
@@ -216,6 +253,8 @@ class ResidualBlock(nn.Module):
         initialization: see :func:`~ddim_jax.models.initialization.initializers`.
         dtype: dtype of activations.
         norm_eps: of the norms.
+        scale_shift_norm: whether the embedding scales and shifts.
+        resample: ``down``, ``up``, or empty for neither.
     """
 
     features: int
@@ -225,14 +264,26 @@ class ResidualBlock(nn.Module):
     initialization: Initialization = "ddpm"
     dtype: jax.typing.DTypeLike = jnp.float32
     norm_eps: float = 1e-6
+    scale_shift_norm: bool = False
+    resample: Resample = ""
 
     @nn.compact
     def __call__(self, x: Parts, embedding: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
         """Maps [n, h, w, c], whole or in parts, to [n, h, w, features], given [n, e] activated embeddings, [n] keys."""
-        told = _dense(self.features, embedding, "time_dense", self.initialization, jnp.float32)[:, None, None, :]
+        values = 2 * self.features if self.scale_shift_norm else self.features
+        told = _dense(values, embedding, "time_dense", self.initialization, jnp.float32)[:, None, None, :]
         h = nn.swish(GroupNorm(self.num_groups, self.dtype, self.norm_eps, name="norm_0")(x))
-        h = _conv(self.features, h, "conv_0", self.initialization, self.dtype, offset=told)
-        h = nn.swish(GroupNorm(self.num_groups, self.dtype, self.norm_eps, name="norm_1")(h))
+        if self.resample:
+            resample = _RESAMPLERS[self.resample]
+            h, x = resample(h), resample(jnp.concatenate(x, axis=-1) if isinstance(x, tuple) else x)
+        if self.scale_shift_norm:
+            scale, shift = jnp.split(told, 2, axis=-1)
+            h = _conv(self.features, h, "conv_0", self.initialization, self.dtype)
+            h = GroupNorm(self.num_groups, jnp.float32, self.norm_eps, name="norm_1")(h)
+            h = nn.swish((h * (1 + scale) + shift).astype(self.dtype))
+        else:
+            h = _conv(self.features, h, "conv_0", self.initialization, self.dtype, offset=told)
+            h = nn.swish(GroupNorm(self.num_groups, self.dtype, self.norm_eps, name="norm_1")(h))
         if dropout_keys is not None and self.dropout > 0:
             h = dropout_each(h, jax.vmap(lambda key: jax.random.fold_in(key, self.index))(dropout_keys), self.dropout)
         h = _conv(self.features, h, "conv_1", self.initialization, self.dtype, zero=True)
@@ -253,6 +304,7 @@ class Attention(nn.Module):
         flash_width: widest head for cuDNN's flash kernel; 0 does without it.
         norm_eps: of the norm.
         head_channels: width of a head; 0 for one head.
+        num_heads: number of heads; 0 for what ``head_channels`` says.
     """
 
     num_groups: int = 32
@@ -261,6 +313,7 @@ class Attention(nn.Module):
     flash_width: int = 0
     norm_eps: float = 1e-6
     head_channels: int = 0
+    num_heads: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -268,7 +321,7 @@ class Attention(nn.Module):
         n, height, width, c = x.shape
         # One head: [n, pixels, 1, c].
         whole = (n, height * width, 1, c)
-        head = self.head_channels or c
+        head = c // self.num_heads if self.num_heads else self.head_channels or c
         tokens = GroupNorm(self.num_groups, self.dtype, self.norm_eps, name="norm")(x).reshape(whole)
         query, key, value = (
             _dense(c, tokens, name, self.initialization, self.dtype).reshape(n, height * width, c // head, head)
@@ -309,6 +362,16 @@ def upsample_nearest(x: jax.Array) -> jax.Array:
     n, height, width, c = x.shape
     repeated = jnp.broadcast_to(x[:, :, None, :, None, :], (n, height, 2, width, 2, c))
     return repeated.reshape(n, 2 * height, 2 * width, c)
+
+
+def downsample_mean(x: jax.Array) -> jax.Array:
+    """Halves height and width of [n, h, w, c] by the mean of each 2 x 2 pixels, taken in float32."""
+    n, height, width, c = x.shape
+    pixels = x.astype(jnp.float32).reshape(n, height // 2, 2, width // 2, 2, c)
+    return jnp.mean(pixels, axis=(2, 4)).astype(x.dtype)
+
+
+_RESAMPLERS: dict[str, Callable[[jax.Array], jax.Array]] = {"down": downsample_mean, "up": upsample_nearest}
 
 
 def _conv(

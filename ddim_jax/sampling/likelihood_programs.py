@@ -12,7 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddim_jax.config import Config
-from ddim_jax.configured import build_normalization, build_predict, build_schedule
+from ddim_jax.configured import (
+    build_normalization,
+    build_predict,
+    build_schedule,
+    check_variance_is_learned,
+)
 from ddim_jax.diffusion.likelihood import (
     FlowTable,
     bound_table,
@@ -50,6 +55,8 @@ def network_evaluations(config: Config) -> int:
 
 def _bound_program(config: Config, model: Model) -> Program:
     settings = config.likelihood
+    if settings.variance == "learned":
+        check_variance_is_learned(config, "likelihood.variance=learned", "small or large")
     table = bound_table(build_schedule(config), settings.variance)
     if not 0 <= settings.levels_per_image < len(table.time):
         raise UserError(

@@ -13,6 +13,7 @@ import optax
 from ddim_jax.config import Config
 from ddim_jax.configured import build_normalization, build_schedule
 from ddim_jax.diffusion import losses
+from ddim_jax.diffusion.likelihood import bound_table, level_bits
 from ddim_jax.diffusion.prediction import per_image, to_prediction
 from ddim_jax.diffusion.schedule import Schedule
 from ddim_jax.models import Model
@@ -70,6 +71,10 @@ def make_example_losses(config: Config) -> Callable[..., tuple[Losses, Any]]:
     For each image: add noise up to its level, x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (DDPM, eq. 4),
     ask the network for the target, and compare.
 
+    A network that learns the variance has a second loss for that, L_hybrid = L_simple + lambda L_vlb (Nichol and
+    Dhariwal 2021, eq. 16): T times the level's part of the variational bound, in bits per dimension as there, in which
+    the mean is taken as it is, so that this teaches the variance alone.
+
     Args:
         config: the run.
 
@@ -80,6 +85,8 @@ def make_example_losses(config: Config) -> Callable[..., tuple[Losses, Any]]:
     """
     diffusion = config.diffusion
     schedule, normalization = build_schedule(config), build_normalization(config)
+    learn_variance = config.model.learn_variance
+    table = bound_table(schedule, "learned") if learn_variance else None
 
     def example_losses(
         network: Network,
@@ -97,12 +104,18 @@ def make_example_losses(config: Config) -> Callable[..., tuple[Losses, Any]]:
         alpha_bar, time = schedule.at(level)
         x = losses.diffuse(x0, eps, alpha_bar)
         output, extra = network(schedule.network_input(x, per_image(alpha_bar, x)), time, label)
+        output, v = jnp.split(output, 2, axis=-1) if learn_variance else (output, None)
         target = losses.training_target(diffusion.objective, x0, eps, alpha_bar)
         loss = losses.example_loss(output, target, diffusion.loss, diffusion.reduction)
         if diffusion.min_snr_gamma:
             loss = loss * losses.min_snr_weight(alpha_bar, diffusion.objective, diffusion.min_snr_gamma)
-        implied = to_prediction(jax.lax.stop_gradient(output), x, alpha_bar, diffusion.objective).x0
-        return Losses(loss, losses.example_loss(implied, x0, diffusion.loss)), extra
+        implied = to_prediction(jax.lax.stop_gradient(output), x, alpha_bar, diffusion.objective)
+        if v is not None and table is not None:
+            guess = dataclasses.replace(implied, fraction=(v.astype(x0.dtype) + 1) / 2)
+            bits = level_bits(images, x0, guess, level, table, normalization)
+            of_image = x0[0].size if diffusion.reduction == "sum" else 1
+            loss = loss + diffusion.vlb_weight * diffusion.num_levels * of_image * bits
+        return Losses(loss, losses.example_loss(implied.x0, x0, diffusion.loss)), extra
 
     return example_losses
 

@@ -70,6 +70,8 @@ def _comparable(key: str, value: Any) -> Any:
     """Brings a value into a form that is equal where the meaning is."""
     if key == "model.attention_resolutions":
         return set(value)
+    if key == "model.num_heads":
+        return 0 if value == 1 else value  # 0 leaves it to the width, which says one head unless it is given
     if key in ("data.mean", "data.std"):
         # One value stands for all channels.
         return value[:1] if len(set(value)) == 1 else value
@@ -86,6 +88,8 @@ def _matters(key: str, value: Any, config: Config) -> bool:
     """Whether the network and the schedule of a config look at a key, of which a file has another value."""
     if key in ("model.structure", "model.norm"):
         return config.model.name == "residual_unet"
+    if key == "model.downsample_padding":
+        return not config.model.resample_blocks
     if key in _OF_SOME_SCHEDULES:
         ours = config.diffusion
         theirs = dataclasses.replace(ours, **{key.removeprefix("diffusion."): value})

@@ -51,12 +51,18 @@ _UNET_FIXED: dict[str, Any] = {
     "time_embedding_type": "positional",
     "mid_block_type": "UNetMidBlock2D",
     "mid_block_scale_factor": 1,
-    "downsample_type": "conv",
-    "upsample_type": "conv",
-    "resnet_time_scale_shift": "default",
     "add_attention": True,
     "class_embed_type": None,
 }
+# Types of levels without attention, resampled by convolutions or by residual blocks, and of those with attention.
+_LEVELS = {
+    "down": ("DownBlock2D", "ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+    "up": ("UpBlock2D", "ResnetUpsampleBlock2D", "AttnUpBlock2D"),
+}
+# Values of ``resnet_time_scale_shift``, and whether that is our ``scale_shift_norm``.
+_TIME_SCALE_SHIFT = {"default": False, "scale_shift": True}
+# Values of ``downsample_type`` and ``upsample_type``, which levels with attention obey: our ``resample_blocks``.
+_SAMPLE_TYPES = {"conv": False, "resnet": True}
 # What diffusers' EMAModel writes beside them.
 _EMA_SETTINGS = (
     *("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"),
@@ -108,8 +114,16 @@ def stated_by_unet(values: Mapping[str, Any], source: str, image_size: int, null
             raise _refused(source, key, unet[key], f"our network has {value!r}")
     if unet["act_fn"] not in ("silu", "swish"):
         raise _refused(source, "act_fn", unet["act_fn"], "our network has 'silu'")
-    if unet["out_channels"] != unet["in_channels"]:
-        raise _refused(source, "out_channels", unet["out_channels"], f"ours are in_channels={unet['in_channels']}")
+    channels = unet["in_channels"]
+    if unet["out_channels"] not in (channels, 2 * channels):
+        reason = f"ours are in_channels={channels}, or twice as many with a learned variance"
+        raise _refused(source, "out_channels", unet["out_channels"], reason)
+    for key, known in (
+        *(("downsample_type", _SAMPLE_TYPES), ("upsample_type", _SAMPLE_TYPES)),
+        ("resnet_time_scale_shift", _TIME_SCALE_SHIFT),
+    ):
+        if unet[key] not in known:
+            raise _refused(source, key, unet[key], f"our network has {' and '.join(map(repr, known))}")
     size = image_size if unet["sample_size"] is None else unet["sample_size"]
     sides = {*size} if isinstance(size, list) else {size}
     if len(sides) != 1:
@@ -123,7 +137,7 @@ def stated_by_unet(values: Mapping[str, Any], source: str, image_size: int, null
     classes = {} if rows is None else {"model.null_label": null_label}
     return {
         "data.image_size": side,
-        "data.channels": unet["in_channels"],
+        "data.channels": channels,
         # diffusers' pipelines show x / 2 + 1/2.
         "data.mean": (0.5,),
         "data.std": (0.5,),
@@ -140,22 +154,43 @@ def stated_by_unet(values: Mapping[str, Any], source: str, image_size: int, null
         "model.downsample_padding": unet["downsample_padding"],
         "model.norm_eps": unet["norm_eps"],
         "model.head_channels": 0 if one_head else head,
+        "model.num_heads": 0,
+        "model.scale_shift_norm": _TIME_SCALE_SHIFT[unet["resnet_time_scale_shift"]],
+        "model.resample_blocks": _resamples_by_blocks(unet, attends, source),
+        "model.learn_variance": unet["out_channels"] == 2 * channels,
+        "model.time_channels": 0,
+        "model.time_scale": 1.0,
     }
 
 
 def _attention_of_levels(unet: Mapping[str, Any], source: str) -> list[bool]:
     """Tells whether the blocks of each level are followed by attention."""
-    types = {"down": ("DownBlock2D", "AttnDownBlock2D"), "up": ("UpBlock2D", "AttnUpBlock2D")}
     attends = {}
-    for side, (plain, attention) in types.items():
+    for side, known in _LEVELS.items():
         key = f"{side}_block_types"
         for name in unet[key]:
-            if name not in (plain, attention):
-                raise _refused(source, key, name, f"our network has {plain} and {attention}")
-        attends[side] = [name == attention for name in unet[key]]
+            if name not in known:
+                raise _refused(source, key, name, f"our network has {', '.join(known)}")
+        attends[side] = [name == known[-1] for name in unet[key]]
     if attends["down"] != attends["up"][::-1]:
         raise _refused(source, "up_block_types", unet["up_block_types"], "our levels attend both ways or not at all")
     return attends["down"]
+
+
+def _resamples_by_blocks(unet: Mapping[str, Any], attends: list[bool], source: str) -> bool:
+    """Tells whether residual blocks change the resolution. The last level each way changes none."""
+    found = set()
+    for side, (_, by_block, _) in _LEVELS.items():
+        of_side = attends if side == "down" else attends[::-1]
+        for name, attention in list(zip(unet[f"{side}_block_types"], of_side, strict=True))[:-1]:
+            found.add(_SAMPLE_TYPES[unet[f"{side}sample_type"]] if attention else name == by_block)
+    if len(found) > 1:
+        types = unet["down_block_types"]
+        reason = (
+            "our levels are all resampled by convolutions or all by residual blocks (downsample_type, upsample_type)"
+        )
+        raise _refused(source, "down_block_types", types, reason)
+    return found == {True}
 
 
 def _attending_widths(widths: list[int], attends: list[bool]) -> set[int]:
@@ -178,6 +213,9 @@ def _check_widths(unet: Mapping[str, Any], attends: list[bool], source: str) -> 
     for key, alike in (("attn_norm_num_groups", groups), ("time_embedding_dim", 4 * widths[0])):
         if unet[key] not in (None, alike):
             raise _refused(source, key, unet[key], f"ours is {alike}")
+    if unet["resnet_time_scale_shift"] == "scale_shift" and unet["attn_norm_num_groups"] is None:
+        reason = f"attention in the middle has no norm then; ours has one of norm_num_groups={groups}"
+        raise _refused(source, "attn_norm_num_groups", None, reason)
     if groups is None or any(width % groups for width in widths):
         raise _refused(source, "norm_num_groups", groups, "it must divide all widths")
 
@@ -241,7 +279,18 @@ def unet_config(config: Config) -> dict[str, Any]:
             f"data.mean={data.mean}, data.std={data.std}: diffusers' pipelines know images in [-1, 1] only, mean and "
             "std 0.5; choose weights.format=npz or safetensors"
         )
+    for key, value, off in (
+        *(("num_heads", max(1, model.num_heads), 1), ("learn_variance", model.learn_variance, False)),
+        *(("time_channels", model.time_channels, 0), ("time_scale", model.time_scale, 1.0)),
+    ):
+        if value != off:
+            raise UserError(
+                f"model.{key}={value}: what is exported is a pipeline of diffusers that draws by DDIM, which has only "
+                f"{off}; choose weights.format=npz or safetensors"
+            )
     attends = [data.image_size // 2**i in model.attention_resolutions for i in range(len(model.multipliers))]
+    down, up = ((_LEVELS[side][model.resample_blocks], _LEVELS[side][-1]) for side in ("down", "up"))
+    sample_type = "resnet" if model.resample_blocks else "conv"
     return {
         "_class_name": "UNet2DModel",
         "_diffusers_version": _DIFFUSERS_VERSION,
@@ -252,8 +301,13 @@ def unet_config(config: Config) -> dict[str, Any]:
         "out_channels": data.channels,
         "block_out_channels": [model.channels * multiplier for multiplier in model.multipliers],
         "layers_per_block": model.num_blocks,
-        "down_block_types": ["AttnDownBlock2D" if attention else "DownBlock2D" for attention in attends],
-        "up_block_types": ["AttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(attends)],
+        "down_block_types": [down[attention] for attention in attends],
+        "up_block_types": [up[attention] for attention in reversed(attends)],
+        "downsample_type": sample_type,
+        "upsample_type": sample_type,
+        "resnet_time_scale_shift": "scale_shift" if model.scale_shift_norm else "default",
+        # Left out, it would be the same by default, and none with scale_shift.
+        "attn_norm_num_groups": model.num_groups if model.scale_shift_norm else None,
         "dropout": model.dropout,
         "freq_shift": model.time_freq_shift,
         "flip_sin_to_cos": model.time_cos_first,

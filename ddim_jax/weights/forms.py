@@ -8,6 +8,8 @@
   and names with ``module.``, ``_orig_mod.`` and the like before them.
 - Score SDE's PyTorch checkpoints of DDPM++ and NCSN++: the same with averages in a list.
 - EDM's pickles of whole networks, which carry their settings.
+- A state dict of OpenAI's improved- or guided-diffusion: ``cifar10_uncond_50M_500K.pt``, ``64x64_diffusion.pt`` and
+  kin, or of one's own training with that code.
 - A folder of diffusers.
 - Our own exported ``.npz`` and ``.safetensors``, which carry their config.
 
@@ -22,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
-from ddim_jax.config import Config
+from ddim_jax.config import Config, flatten
 from ddim_jax.digests import digest_of_arrays
 from ddim_jax.errors import UserError
 from ddim_jax.files import check_kind
@@ -32,10 +34,12 @@ from ddim_jax.weights.description import KEY, Description
 from ddim_jax.weights.diffusers_folder import read_folder
 from ddim_jax.weights.edm_file import read_edm_file
 from ddim_jax.weights.hub import repository_named
+from ddim_jax.weights.openai_names import from_openai, is_openai, stated_by_state
+from ddim_jax.weights.openai_networks import OpenAINetwork, recognise_openai
 from ddim_jax.weights.origins import HUB, fetched
 from ddim_jax.weights.published_networks import published_networks, recognise
 from ddim_jax.weights.score_sde import recognise_score_sde, score_sde_variables
-from ddim_jax.weights.shapes import check_finite, check_shapes, variable_shapes
+from ddim_jax.weights.shapes import array_shapes, check_finite, check_shapes, variable_shapes
 from ddim_jax.weights.song_names import is_edm, is_score_sde
 from ddim_jax.weights.torch_file import ZIP_START, is_pickle, read_torch_file
 from ddim_jax.weights.unet_names import from_torch, naming_of, unet_state_shapes, with_plain_names
@@ -216,10 +220,14 @@ def _from_state(state: Any, path: pathlib.Path, config: Config | None, any_class
         return _from_score_sde(state, path, config, any_classes)
     if is_edm(state):
         raise UserError(f"{path} has EDM's arrays without the settings that they need: give the .pkl that EDM wrote")
+    if is_openai(state):
+        return _from_openai(state, path, config, any_classes)
     naming = naming_of(state)
     if naming is None:
         names = ", ".join(str(name)[:60] for name in list(state)[:3])
-        raise UserError(f"{path} holds no U-Net of DDIM's code or diffusers: what it holds is called {names} ...")
+        raise UserError(
+            f"{path} holds no U-Net of DDIM's code, OpenAI's or diffusers: what it holds is called {names} ..."
+        )
     if naming == "diffusers":
         raise UserError(
             f"{path} is of diffusers, whose weights mean nothing without config.json: give the folder of both, in "
@@ -255,3 +263,37 @@ def _from_score_sde(state: Mapping[Any, Any], path: pathlib.Path, config: Config
         config = published.config
     agreed = agreed_config(config, {}, str(path), any_classes=any_classes)
     return Weights(agreed, score_sde_variables(state, agreed, str(path)), None, None, 0, path)
+
+
+def _from_openai(state: Mapping[Any, Any], path: pathlib.Path, config: Config | None, any_classes: bool) -> Weights:
+    """Makes weights of a state dict of OpenAI's code, whose shapes say most of what its network is."""
+    published = recognise_openai(state, str(path))
+    if config is None:
+        if published is None:
+            raise UserError(
+                f"{path} is none of OpenAI's published networks: give the config that it was trained with; its arrays "
+                "do not say the size of the images, the number of attention heads and the schedule"
+            )
+        say(f"{path} is the network of {published.files}")
+        agreed = published.config
+    else:
+        rows = array_shapes(state).get("label_emb.weight", (0,))[0]
+        null_label = config.model.null_label and config.model.num_classes != rows
+        stated = stated_by_state(state, str(path), config.data.image_size, null_label)
+        agreed = agreed_config(config, stated, str(path), any_classes=any_classes)
+        if published is not None:
+            _say_what_differs(published, agreed, path)
+    order = agreed.weights.qkv_order
+    if order == "auto":
+        order = published.order if published is not None else "legacy"
+    params = from_openai(state, agreed, order, str(path))
+    return Weights(agreed, {"params": params, "batch_stats": {}}, None, None, 0, path)
+
+
+def _say_what_differs(published: OpenAINetwork, config: Config, path: pathlib.Path) -> None:
+    """Warns of settings that no array shows, where they are not those of the published network of the same shapes."""
+    ours, theirs = flatten(config), deciding_values(published.config)
+    keys = ("model.num_heads", "model.head_channels", "model.time_scale", "diffusion.schedule", "diffusion.num_levels")
+    flags = [f"--config.{key}={theirs[key]}" for key in keys if ours[key] != theirs[key]]
+    if flags:
+        say(f"warning: {path} has the shapes of {published.files}; if it is that, pass {' '.join(flags)}")

@@ -53,8 +53,9 @@ _MODULES = {
 _PARTS_OF_LEVELS = {
     "block_": _Names("block.", "resnets."),
     "attention_": _Names("attn.", "attentions."),
-    "downsample": _Names("downsample.conv", "downsamplers.0.conv"),
-    "upsample": _Names("upsample.conv", "upsamplers.0.conv"),
+    # Convolutions, or residual blocks in their place, which DDIM's code does not have.
+    "downsample": _Names("downsample", "downsamplers.0"),
+    "upsample": _Names("upsample", "upsamplers.0"),
 }
 _LAYERS = {
     # Of residual blocks.
@@ -95,7 +96,9 @@ def torch_name(name: str, naming: Naming, num_levels: int) -> str:
         num_levels: number of levels of the network.
     """
     module, *layer, kind = name.split("/")
-    path = [_module(module, naming, num_levels), *(getattr(_LAYERS[part], naming) for part in layer)]
+    is_convolution = module.endswith("sample") and not layer
+    path = [_module(module, naming, num_levels), *(["conv"] if is_convolution else [])]
+    path = [*path, *(getattr(_LAYERS[part], naming) for part in layer)]
     return ".".join([*path, "bias" if kind == "bias" else "weight"])
 
 

@@ -89,6 +89,16 @@ def replaced(**changes):
         ({"model__dropout": 1.0}, r"model.dropout"),
         ({"model__head_channels": 48}, r"model.head_channels=48: must divide the widths that attend, \[256\]"),
         ({"model__downsample_padding": 2}, r"model.downsample_padding=2: must lie in 0 \.\.\. 1"),
+        ({"model__num_heads": 3}, r"model.num_heads=3: must divide the widths that attend, \[256\]"),
+        (
+            {"model__num_heads": 2, "model__head_channels": 64},
+            r"model.num_heads=2: model.head_channels=64 says the number",
+        ),
+        (
+            {"model__learn_variance": True, "diffusion__time_sampling": "continuous"},
+            r"diffusion.time_sampling=continuous: model.learn_variance=True: a variance is that of a step",
+        ),
+        ({"model__time_channels": 7}, r"model.time_channels=7: must be even and at least 4"),
         ({"model__null_label": False, "train__label_dropout": 0.1}, r"train.label_dropout=0.1: .*model.null_label"),
         ({"diffusion__beta_end": 1.0}, r"diffusion.beta_end"),
         ({"train__batch_size": 0}, r"train.batch_size=0: must lie in 1 "),

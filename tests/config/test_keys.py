@@ -48,6 +48,8 @@ def test_imported_weights_agree_on_these_keys():
         *("model.null_label", "model.time_freq_shift", "model.time_cos_first", "model.downsample_padding"),
         *("model.norm_eps", "model.head_channels"),
         *("model.embedding", "model.encoder", "model.resample_filter", "model.augmentation_inputs"),
+        *("model.num_heads", "model.scale_shift_norm"),
+        *("model.resample_blocks", "model.learn_variance", "model.time_channels", "model.time_scale"),
         *("diffusion.schedule", "diffusion.num_levels", "diffusion.beta_start", "diffusion.beta_end"),
         *("diffusion.zero_terminal_snr", "diffusion.sigma_min", "diffusion.sigma_max", "diffusion.sigma_data"),
         "diffusion.objective",

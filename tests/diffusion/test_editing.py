@@ -124,6 +124,21 @@ def test_scan_equals_algorithm_1():
     np.testing.assert_allclose(result, x, rtol=1e-9, atol=1e-9)
 
 
+def test_a_learned_variance_inpaints_too():
+    mask = np.zeros((1, *pictures().shape[1:3], 1), bool)
+
+    def network(x, time):
+        return jnp.concatenate([toy_network(x, time), jnp.full_like(x, -1)], axis=-1)
+
+    predict = make_predict(network, "eps", learn_variance=True)
+    x = jnp.ones_like(pictures())
+    learned, small = (
+        inpaint(predict, x, pictures(), mask, inpaint_table(table_of(6, name), 2), keys_of())
+        for name in ("ddpm_learned", "ddpm_small")
+    )
+    np.testing.assert_allclose(learned, small, rtol=1e-5)
+
+
 def test_the_known_part_comes_back_exactly():
     mask = jnp.asarray(np.random.default_rng(1).integers(0, 2, (3, *SHAPE)))
     x = initial_noise(keys_of(), SHAPE, jnp.float64)

@@ -93,6 +93,17 @@ def test_guiding_any_objective_guides_the_noise(objective):
         np.testing.assert_allclose(by_other.eps, by_eps.eps, rtol=1e-10)
 
 
+def test_what_is_said_of_the_variance_is_that_of_the_class():
+    def two_halves(x, time, label):
+        return jnp.concatenate([network(x, time, label), 2 * network(x, time, label)], axis=-1)
+
+    x, time = images(), times(300)
+    output = guided(two_halves, LABEL, NULL, 4.0)(x, time)
+    channels = x.shape[-1]
+    np.testing.assert_array_equal(output[..., :channels], guided(network, LABEL, NULL, 4.0)(x, time))
+    np.testing.assert_allclose(output[..., channels:], 2 * network(x, time, LABEL), rtol=1e-6)
+
+
 def test_guided_classes_of_gaussians_have_the_known_mean():
     """A class N(m, 1) beside N(0, 1) without a class: guidance moves the mean of the samples to w m."""
     mean = 0.4

@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +11,18 @@ from scipy.stats import norm
 from ddim_jax.diffusion.likelihood import (
     bound_table,
     flow_table,
+    level_bits,
     log_bin_probability,
     ode_bits_per_dim,
     ode_log_density,
     variational_bound,
 )
+from ddim_jax.diffusion.losses import diffuse
 from ddim_jax.diffusion.prediction import Prediction, make_predict
 from ddim_jax.diffusion.schedule import make_schedule
 from ddim_jax.diffusion.spacing import sampling_levels
 from ddim_jax.errors import UserError
-from ddim_jax.pixels import Normalization
+from ddim_jax.pixels import Normalization, to_float
 from ddim_jax.random_streams import fold_in_each, image_keys, normal_each
 
 LINEAR = make_schedule("linear")
@@ -74,11 +77,17 @@ def toy_network(x, time):
 # --- the variational bound ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variance", ["small", "large"])
+def network_with_variance(x, time):
+    return jnp.concatenate([toy_network(x, time), jnp.sin(3 * x)], axis=-1)
+
+
+@pytest.mark.parametrize("variance", ["small", "large", "learned"])
 def test_terms_are_those_of_ddpm_written_out(variance):
     """A loop over levels in NumPy with textbook Gaussians: the table's algebra is not used."""
     images = pictures(3)
-    result = bound(make_predict(toy_network, "eps"), images, variance=variance, seed=1)
+    is_learned = variance == "learned"
+    network = network_with_variance if is_learned else toy_network
+    result = bound(make_predict(network, "eps", learn_variance=is_learned), images, variance=variance, seed=1)
     keys = image_keys(1, jnp.arange(3))
     x0 = np.asarray(images) / 127.5 - 1
     alpha_bar, beta, num_levels = COARSE.alpha_bar, COARSE.beta, COARSE.num_levels
@@ -95,6 +104,9 @@ def test_terms_are_those_of_ddpm_written_out(variance):
         guess = np.clip((x - np.sqrt(1 - now) * eps) / np.sqrt(now), -1, 1)
         v = posterior[level - 1] if level > 1 else posterior[1]
         s = v if variance == "small" or level == 1 else beta[level - 1]
+        if is_learned:
+            fraction = (np.sin(3 * x) + 1) / 2
+            s = np.exp(fraction * np.log(beta[level - 1]) + (1 - fraction) * np.log(v))
 
         def mean(clean, x=x, now=now, then=then, level=level):
             of_x0 = np.sqrt(then) * beta[level - 1] / (1 - now)
@@ -114,6 +126,60 @@ def test_terms_are_those_of_ddpm_written_out(variance):
     prior = 0.5 * (alpha_bar[-1] * x0**2 - alpha_bar[-1] - np.log(1 - alpha_bar[-1]))
     np.testing.assert_allclose(result.prior, to_bits(prior), rtol=1e-9)
     np.testing.assert_allclose(result.total, result.prior + result.kl.sum(1) + result.decoder, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("v", "variance"), [(-1, "small"), (1, "large")])
+def test_the_ends_of_the_learned_range_cost_what_the_small_and_the_large_variance_do(v, variance):
+    images = pictures(2)
+
+    def network(x, time):
+        return jnp.concatenate([toy_network(x, time), jnp.full_like(x, v)], axis=-1)
+
+    predict = make_predict(network, "eps", learn_variance=True)
+    learned, fixed = (bound(predict, images, variance=name, levels_per_image=5) for name in ("learned", variance))
+    np.testing.assert_allclose(learned.kl, fixed.kl, rtol=1e-9)
+    # At level 1 the largest is beta_1, for which ``large`` takes the smallest of level 2, as DDPM does.
+    assert np.allclose(learned.decoder, fixed.decoder, rtol=1e-12) == (v == -1)
+
+
+@pytest.mark.parametrize("variance", ["small", "large", "learned"])
+def test_the_part_of_a_level_is_that_of_the_whole_bound(variance):
+    images, keys, num = pictures(3), image_keys(1, jnp.arange(3)), COARSE.num_levels
+    predict = make_predict(network_with_variance, "eps", learn_variance=True)
+    whole = bound(predict, images, variance=variance, seed=1, clip=False)
+    expected = np.concatenate([whole.kl, np.asarray(whole.decoder)[:, None]], axis=1)
+    x0, alpha_bar = to_float(images, Normalization(), jnp.float64), jnp.asarray(COARSE.alpha_bar)
+    table = bound_table(COARSE, variance)
+    part = jax.jit(lambda prediction, level: level_bits(images, x0, prediction, level, table))
+    for level in (jnp.array([1, 2, num]), jnp.array([7, 1, 30])):
+        noise = normal_each(fold_in_each(keys, level), 0, SHAPE, jnp.float64)
+        row = SimpleNamespace(alpha_bar=alpha_bar[level], time=level - 1.0)
+        prediction = predict(diffuse(x0, noise, row.alpha_bar), row)
+        np.testing.assert_allclose(part(prediction, level), expected[np.arange(3), num - level], rtol=1e-10)
+
+
+def test_the_variance_that_costs_least_is_the_true_one():
+    """Where x̂0 is off by a known amount the best variance is v + f² error², if the range holds it; here by gradient."""
+    table, level = bound_table(COARSE, "learned"), jnp.array([20])
+    v, log_range = table.deviation[19] ** 2, table.log_range[19]
+    f_squared = 2 * v * table.factor[19]
+    wanted = 0.4
+    error = np.sqrt(v * np.expm1(wanted * log_range) / f_squared)
+    images = pictures(1)
+    x0 = to_float(images, Normalization(), jnp.float64)
+
+    def cost(fraction):
+        prediction = Prediction(x0 + error, x0, jnp.full_like(x0, fraction))
+        return level_bits(images, x0, prediction, level, table)[0]
+
+    slope = jax.jit(jax.grad(cost))
+    assert abs(slope(wanted)) < 1e-10
+    assert slope(wanted - 0.1) < -1e-5 and slope(wanted + 0.1) > 1e-5
+
+
+def test_the_bound_needs_a_network_that_says_its_variance():
+    with pytest.raises(UserError, match="variance=learned: the network has learned none; choose small or large"):
+        bound(make_predict(toy_network, "eps"), pictures(1), variance="learned")
 
 
 @pytest.mark.slow
@@ -468,7 +534,7 @@ def test_a_density_does_not_depend_on_its_batch():
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda: bound_table(COARSE, "learnt"), "variance 'learnt' does not exist; choose from: small, large"),
+        (lambda: bound_table(COARSE, "tiny"), "variance 'tiny' does not exist; choose from: small, large, learned"),
         (lambda: bound(DATA.predict, pictures(1), levels_per_image=40), r"levels_per_image=40: choose from 1 to 39"),
         (lambda: bound(DATA.predict, pictures(1), levels_per_image=-1), r"levels_per_image=-1"),
         (lambda: flow_table(COARSE, np.array([3])), r"at least 2 levels"),

@@ -26,7 +26,11 @@ def toy_network(x, time):
     return 0.8 * x - 0.3 * x**3 / (1 + x**2) + time.reshape(-1, 1, 1, 1) / 4000
 
 
-PREDICT = make_predict(toy_network, "eps", "keep_eps")
+def network_with_variance(x, time):
+    return jnp.concatenate([toy_network(x, time), jnp.sin(3 * x)], axis=-1)
+
+
+PREDICT = make_predict(network_with_variance, "eps", "keep_eps", learn_variance=True)
 
 
 def start(num=2):
@@ -39,11 +43,15 @@ def plain_loop(x, table, keys):
     memory = []
     for r in range(len(table.time)):
         row = SamplerTable(*(column[r] for column in table))
-        x0, eps = PREDICT(x, row)
+        prediction = PREDICT(x, row)
+        x0, eps = prediction
         memory = [row.of_x * x + row.of_x0 * x0 + row.of_eps * eps, *memory][: table.weights.shape[1]]
         x = x + sum(c * q for c, q in zip(row.correction, memory, strict=False))
         x = row.keep * x + sum(w * q for w, q in zip(row.weights, memory, strict=False))
-        x = x + row.noise * normal_each(keys, r + 1, SHAPE, jnp.float64)
+        z = normal_each(keys, r + 1, SHAPE, jnp.float64)
+        for most in row.log_range:
+            z = z * jnp.exp(prediction.fraction * most / 2)
+        x = x + row.noise * z
     return x
 
 
@@ -108,6 +116,6 @@ def test_no_more_is_carried_than_is_remembered(name, expected, monkeypatch):
 
 def test_the_table_says_of_itself_what_it_is():
     first_order = {name for name, table in TABLES.items() if table.is_first_order}
-    assert first_order == {"ddim", "ddim, eta 0.7", "ddpm_small", "ddpm_large", "encoding"}
+    assert first_order == {"ddim", "ddim, eta 0.7", "ddpm_small", "ddpm_large", "ddpm_learned", "encoding"}
     stochastic = {name for name, table in TABLES.items() if table.is_stochastic}
-    assert stochastic == {"ddim, eta 0.7", "ddpm_small", "ddpm_large"}
+    assert stochastic == {"ddim, eta 0.7", "ddpm_small", "ddpm_large", "ddpm_learned"}

@@ -182,6 +182,37 @@ def test_published_parameter_counts(name, size, multipliers, count):
     assert attention_levels == {str((size // 16).bit_length() - 1)}
 
 
+ADM_BLOCKS = {"resample_blocks": True, "attention_resolutions": (32, 16, 8), "head_channels": 64}
+ADM = {"resample_blocks": True, "attention_resolutions": (32, 16, 8), "channels": 256, "num_blocks": 2}
+ADM_CLASSES = {"num_classes": 1000, "null_label": False}
+
+
+# Of OpenAI's code (improved- and guided-diffusion), all with learned variance. The papers round: 52.5 M (Nichol and
+# Dhariwal 2021), 296 M, 422 M, 554 M and 559 M (Dhariwal and Nichol 2021, table 4 and its appendix).
+@pytest.mark.parametrize(
+    ("size", "changes", "count"),
+    [
+        (32, {"multipliers": (1, 2, 2, 2), "attention_resolutions": (16, 8), "num_heads": 4}, 52_546_438),
+        (64, {**ADM_BLOCKS, "channels": 192, "multipliers": (1, 2, 3, 4), **ADM_CLASSES}, 295_904_454),
+        (128, {**ADM, "num_heads": 4, "multipliers": (1, 1, 2, 3, 4), **ADM_CLASSES}, 421_529_606),
+        (256, {**ADM, "head_channels": 64, "multipliers": (1, 1, 2, 2, 4, 4)}, 552_814_086),
+        (256, {**ADM, "head_channels": 64, "multipliers": (1, 1, 2, 2, 4, 4), **ADM_CLASSES}, 553_838_086),
+        (
+            512,
+            {**ADM, "head_channels": 64, "channels": 128, "time_channels": 256, "multipliers": (1, 2, 2, 4, 4, 8, 8)}
+            | ADM_CLASSES,
+            558_997_638,
+        ),
+    ],
+)
+def test_published_parameter_counts_of_openai(size, changes, count):
+    fields = {"channels": 128, "num_blocks": 3, "scale_shift_norm": True, "learn_variance": True} | changes
+    config = Config(data=DataConfig(image_size=size), model=ModelConfig(**fields))
+    model = build_model(config)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)), jnp.zeros(1))
+    assert parameter_count(shapes) == count
+
+
 def test_build_model_takes_every_key():
     model_config = ModelConfig(
         channels=64, multipliers=(1, 3), num_blocks=3, attention_resolutions=(4,), dropout=0.25, num_groups=16,

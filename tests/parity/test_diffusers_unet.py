@@ -17,12 +17,20 @@ NETWORKS = {
     "cifar10": dict(size=32, channels=64, multipliers=(1, 2, 2, 2), attention_resolutions=(16,)),
     "celeba": dict(size=64, channels=32, multipliers=(1, 2, 2, 2, 4), attention_resolutions=(16,)),
     "lsun": dict(size=64, channels=32, multipliers=(1, 1, 2, 2, 4, 4), attention_resolutions=(16,)),
-}
+    "scale and shift": dict(
+        size=16, channels=32, multipliers=(1, 2), num_blocks=1, attention_resolutions=(8,), scale_shift_norm=True
+    ),
+    "adm": dict(
+        size=16, channels=32, multipliers=(1, 2, 2), num_blocks=1, attention_resolutions=(8, 4), scale_shift_norm=True,
+        resample_blocks=True, head_channels=16, out_channels=6, num_classes=5, norm_eps=1e-5, time_freq_shift=0,
+        time_cos_first=True,
+    ),
+}  # fmt: skip
 
 
 def build_ours(size, **fields):
     """Our network, and random parameters under which every layer matters."""
-    model = UNet(out_channels=3, **fields)
+    model = UNet(**{"out_channels": 3, **fields})
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)), jnp.zeros(1))["params"]
     rng = np.random.default_rng(0)
     flat = traverse_util.flatten_dict(shapes, sep="/")
@@ -37,19 +45,27 @@ def build_theirs(model, size, params):
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
     attends = [size // 2**level in model.attention_resolutions for level in range(len(model.multipliers))]
+    down, up = (
+        ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if model.resample_blocks else ("DownBlock2D", "UpBlock2D")
+    )
+    sample_type = "resnet" if model.resample_blocks else "conv"
     theirs = diffusers.UNet2DModel(
         sample_size=size,
         in_channels=3,
-        out_channels=3,
+        out_channels=model.out_channels,
         block_out_channels=[model.channels * multiplier for multiplier in model.multipliers],
         layers_per_block=model.num_blocks,
-        down_block_types=["AttnDownBlock2D" if attention else "DownBlock2D" for attention in attends],
-        up_block_types=["AttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(attends)],
-        attention_head_dim=None,
-        norm_eps=1e-6,
+        down_block_types=["AttnDownBlock2D" if attention else down for attention in attends],
+        up_block_types=["AttnUpBlock2D" if attention else up for attention in reversed(attends)],
+        downsample_type=sample_type,
+        upsample_type=sample_type,
+        resnet_time_scale_shift="scale_shift" if model.scale_shift_norm else "default",
+        attn_norm_num_groups=model.num_groups if model.scale_shift_norm else None,
+        attention_head_dim=model.head_channels or None,
+        norm_eps=model.norm_eps,
         downsample_padding=0,
-        flip_sin_to_cos=False,
-        freq_shift=1,
+        flip_sin_to_cos=model.time_cos_first,
+        freq_shift=model.time_freq_shift,
         num_class_embeds=model.num_classes + 1 if model.num_classes else None,
     )
     state = to_diffusers(params, len(model.multipliers))

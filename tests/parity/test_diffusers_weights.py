@@ -316,8 +316,9 @@ def test_an_exported_pipeline_draws_our_images(tmp_path, capsys, changes, dtype)
     assert ours.std() > 20
 
 
-def test_diffusers_loads_and_saves_our_folder_without_loss(tmp_path):
-    config = small_config(model__num_classes=3)
+@pytest.mark.parametrize("changes", [{}, {"model__scale_shift_norm": True, "model__resample_blocks": True}])
+def test_diffusers_loads_and_saves_our_folder_without_loss(tmp_path, changes):
+    config = small_config(model__num_classes=3, **changes)
     params = random_params(config)
     state = state_dict(config, "diffusers")
     their_unet(config).save_pretrained(tmp_path / "theirs")

@@ -64,6 +64,8 @@ def to_diffusers(params: dict, num_levels: int) -> dict[str, np.ndarray]:
     for name, value in traverse_util.flatten_dict(params, sep="/").items():
         module, *layer, kind = name.split("/")
         path = [diffusers_module(module, num_levels), *(_LAYERS[part] for part in layer)]
+        if layer and module.endswith("sample"):  # a residual block in place of the convolution
+            path[0] = path[0].removesuffix(".conv")
         path.append("bias" if kind == "bias" else "weight")
         state[".".join(path)] = diffusers_weight(name, np.asarray(value))
     return state

@@ -24,7 +24,7 @@ from ddim_jax.training.state import (
     learning_rate_schedule,
     make_optimizer,
 )
-from ddim_jax.training.step import make_train_step
+from ddim_jax.training.step import make_example_losses, make_train_step
 
 CONFIG = Config(
     data=DataConfig(image_size=8, channels=1),
@@ -103,6 +103,40 @@ def test_training_on_one_batch_lowers_the_loss(objective):
     config = changed(**levels, model__dropout=0.0, diffusion__objective=objective)
     _, losses = run_steps(config, 40)
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+
+
+def test_the_bound_teaches_the_variance_and_nothing_else():
+    """L_hybrid: the mean learns from L_simple alone, the variance from lambda L_vlb alone."""
+    batch = make_batch(CONFIG, 8)
+    level = jnp.array([1, 2, 3, 10, 30, 50, 99, 100])
+    keys = jax.random.split(jax.random.key(2), 8)
+    output = jnp.asarray(np.random.default_rng(3).normal(size=(8, 8, 8, 2)), jnp.float32)
+
+    def losses_and_gradient(output, **changes):
+        losses = make_example_losses(changed(**changes))
+
+        def total(output):
+            each = losses(lambda *_: (output, {}), batch.image, None, level, keys)[0].loss
+            return jnp.sum(each), each
+
+        (_, each), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(output)
+        return each, gradient
+
+    simple, of_simple = losses_and_gradient(output[..., :1])
+    for weight in (0.001, 0.002):
+        each, gradient = losses_and_gradient(output, model__learn_variance=True, diffusion__vlb_weight=weight)
+        np.testing.assert_allclose(gradient[..., :1], of_simple, rtol=1e-5, atol=1e-8)
+        assert np.all(np.isfinite(gradient)) and np.all(np.abs(gradient[..., 1:]).max((1, 2, 3)) > 0)
+        if weight == 0.001:
+            first = each - simple, gradient[..., 1:]
+        else:
+            np.testing.assert_allclose(each - simple, 2 * first[0], rtol=1e-3, atol=1e-5)
+            np.testing.assert_allclose(gradient[..., 1:], 2 * first[1], rtol=1e-5)
+
+
+def test_a_network_with_learned_variance_trains():
+    _, losses = run_steps(changed(model__dropout=0.0, model__learn_variance=True, model__scale_shift_norm=True), 20)
+    assert np.all(np.isfinite(losses)) and np.mean(losses[-5:]) < np.mean(losses[:5])
 
 
 @pytest.mark.slow

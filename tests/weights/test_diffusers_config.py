@@ -60,12 +60,13 @@ def test_the_published_settings_are_the_published_network():
         ("time_embedding_type", "fourier"),
         ("time_embedding_dim", 100),
         ("class_embed_type", "timestep"),
-        ("resnet_time_scale_shift", "scale_shift"),
+        ("resnet_time_scale_shift", "spatial"),
         ("mid_block_type", None),
         ("mid_block_scale_factor", 2),
-        ("downsample_type", "resnet"),
+        ("downsample_type", "fir"),
+        ("down_block_types", ["ResnetDownsampleBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"]),
         ("attn_norm_num_groups", 8),
-        ("out_channels", 6),
+        ("out_channels", 5),
         ("sample_size", [32, 64]),
         ("block_out_channels", [128, 200, 256, 256]),
         ("block_out_channels", [128, 256]),
@@ -78,7 +79,7 @@ def test_the_published_settings_are_the_published_network():
 def test_a_setting_that_our_network_has_not_is_named_with_its_value(key, value):
     with pytest.raises(UserError) as refused:
         stated_by_unet({**DDPM_CIFAR10, key: value}, "unet/config.json", 32)
-    shown = "SkipDownBlock2D" if key == "down_block_types" else value
+    shown = "SkipDownBlock2D" if "SkipDownBlock2D" in str(value) else value
     assert str(refused.value).startswith(f"unet/config.json: {key}={shown!r} ")
 
 
@@ -96,6 +97,34 @@ def test_a_setting_left_out_is_diffusers_default_and_not_ours(left_out, key, val
     settings = {name: value for name, value in DDPM_CIFAR10.items() if name != left_out}
     stated, published = (stated_by_unet(each, "config.json", 32) for each in (settings, DDPM_CIFAR10))
     assert {name: stated[name] for name in stated if stated[name] != published[name]} == {key: value}
+
+
+def test_what_openais_networks_have_is_read():
+    settings = {
+        **DDPM_CIFAR10, "resnet_time_scale_shift": "scale_shift", "out_channels": 6,
+        "downsample_type": "resnet", "upsample_type": "resnet", "attn_norm_num_groups": 32,
+        "down_block_types": ["ResnetDownsampleBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "DownBlock2D"],
+        "up_block_types": ["ResnetUpsampleBlock2D", "ResnetUpsampleBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    }  # fmt: skip
+    stated, published = (stated_by_unet(each, "", 32) for each in (settings, DDPM_CIFAR10))
+    different = {key: value for key, value in stated.items() if value != published[key]}
+    names = ("model.scale_shift_norm", "model.resample_blocks", "model.learn_variance")
+    assert different == dict.fromkeys(names, True)
+    with pytest.raises(
+        UserError, match="attn_norm_num_groups=None cannot be had here: attention in the middle has no norm"
+    ):
+        stated_by_unet({**settings, "attn_norm_num_groups": None}, "", 32)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model__num_heads": 2}, {"model__learn_variance": True}, {"model__time_scale": 0.25}]
+)
+def test_what_no_pipeline_of_diffusers_has_is_not_exported(changes):
+    ((key, value),) = changes.items()
+    with pytest.raises(
+        UserError, match=f"{key.replace('__', '.')}={value}: .*choose weights.format=npz or safetensors"
+    ):
+        unet_config(small_config(**changes))
 
 
 def test_classes_with_and_without_a_null_label():
@@ -135,6 +164,8 @@ def test_the_size_of_the_images_may_be_the_configs_to_say():
             "model__head_channels": 8,
         },
         {"model__attention_resolutions": (8, 4), "model__dropout": 0.0},
+        {"model__scale_shift_norm": True, "model__resample_blocks": True},
+        {"model__attention_resolutions": (8,), "model__resample_blocks": True, "model__multipliers": (1, 1, 2)},
         {"diffusion__schedule": "quad", "diffusion__num_levels": 500, "diffusion__objective": "x0"},
         {"diffusion__schedule": "cosine", "diffusion__zero_terminal_snr": True, "diffusion__objective": "v"},
     ],

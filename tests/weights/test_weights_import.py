@@ -362,7 +362,7 @@ BAD = {
     "pickle": (lambda tmp: contents(tmp / "evil.pth", pickle.dumps(Foreign())), "evil.pth is not a PyTorch file"),
     "another": (
         lambda tmp: write_torch(tmp / "resnet.pth", {"layer1.0.conv1.weight": np.zeros((4, 3, 3, 3), np.float32)}),
-        "holds no U-Net of DDIM's code or diffusers: what it holds is called layer1.0.conv1.weight",
+        "holds no U-Net of DDIM's code, OpenAI's or diffusers: what it holds is called layer1.0.conv1.weight",
     ),
     "wider": (
         lambda tmp: write_torch(tmp / "wide.pth", state_dict(small_config(model__channels=32), "ddim")),
