@@ -109,20 +109,37 @@ def conv_reference(x, p, before=1, stride=1):
     return out
 
 
-def block_reference(x, emb, p):
-    h = conv_reference(swish(norm_reference(x, p["norm_0"])), p["conv_0"])
-    h = h + dense_reference(swish(emb), p["time_dense"])[:, None, None]
-    h = conv_reference(swish(norm_reference(h, p["norm_1"])), p["conv_1"])
+def block_reference(x, emb, p, resample=lambda x: x):
+    h = conv_reference(resample(swish(norm_reference(x, p["norm_0"]))), p["conv_0"])
+    told = dense_reference(swish(emb), p["time_dense"])[:, None, None]
+    if told.shape[-1] == 2 * h.shape[-1]:
+        scale, shift = told[..., : h.shape[-1]], told[..., h.shape[-1] :]
+        h = norm_reference(h, p["norm_1"]) * (1 + scale) + shift
+    else:
+        h = norm_reference(h + told, p["norm_1"])
+    h = conv_reference(swish(h), p["conv_1"])
+    x = resample(x)
     return h + (dense_reference(x, p["shortcut"]) if "shortcut" in p else x)
 
 
-def attention_reference(x, p):
+def repeat_reference(x):
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def halve_reference(x):
+    return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
+
+
+def attention_reference(x, p, heads=1):
     n, height, width, c = x.shape
     tokens = norm_reference(x, p["norm"]).reshape(n, height * width, c)
-    q, k, v = (dense_reference(tokens, p[name]) for name in ("query", "key", "value"))
-    weights = np.exp(q @ k.transpose(0, 2, 1) / np.sqrt(c))
-    weights /= weights.sum(axis=-1, keepdims=True)
-    return x + dense_reference(weights @ v, p["proj_out"]).reshape(x.shape)
+    q, k, v = (np.split(dense_reference(tokens, p[name]), heads, axis=-1) for name in ("query", "key", "value"))
+    attended = []
+    for head in range(heads):
+        weights = np.exp(q[head] @ k[head].transpose(0, 2, 1) / np.sqrt(c // heads))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        attended.append(weights @ v[head])
+    return x + dense_reference(np.concatenate(attended, axis=-1), p["proj_out"]).reshape(x.shape)
 
 
 def time_embedding_reference(time, width):
@@ -131,24 +148,29 @@ def time_embedding_reference(time, width):
     return np.concatenate([np.sin(phase), np.cos(phase)], axis=1)
 
 
-def unet_reference(p, x, time, label):
-    """The network of ``SMALL``, layer after layer."""
-    emb = dense_reference(time_embedding_reference(time, 32), p["time_dense_0"])
+def unet_reference(p, x, time, label, heads=1):
+    """The network of ``SMALL``, layer after layer; what resamples is what the parameters are of."""
+
+    def resampled(x, name, convolve, resample):
+        return block_reference(x, emb, p[name], resample) if "conv_0" in p[name] else convolve(x, p[name])
+
+    emb = dense_reference(time_embedding_reference(time, len(p["time_dense_0"]["kernel"])), p["time_dense_0"])
     emb = dense_reference(swish(emb), p["time_dense_1"]) + p["label_embed"]["embedding"][label]
 
     skip_0 = conv_reference(x, p["conv_in"])
     skip_1 = block_reference(skip_0, emb, p["down_0_block_0"])
-    skip_2 = conv_reference(skip_1, p["down_0_downsample"], before=0, stride=2)
-    skip_3 = attention_reference(block_reference(skip_2, emb, p["down_1_block_0"]), p["down_1_attention_0"])
+    by_stride = functools.partial(conv_reference, before=0, stride=2)
+    skip_2 = resampled(skip_1, "down_0_downsample", by_stride, halve_reference)
+    skip_3 = attention_reference(block_reference(skip_2, emb, p["down_1_block_0"]), p["down_1_attention_0"], heads)
 
     h = block_reference(skip_3, emb, p["mid_block_0"])
-    h = block_reference(attention_reference(h, p["mid_attention"]), emb, p["mid_block_1"])
+    h = block_reference(attention_reference(h, p["mid_attention"], heads), emb, p["mid_block_1"])
 
     h = block_reference(np.concatenate([h, skip_3], axis=-1), emb, p["up_1_block_0"])
-    h = attention_reference(h, p["up_1_attention_0"])
+    h = attention_reference(h, p["up_1_attention_0"], heads)
     h = block_reference(np.concatenate([h, skip_2], axis=-1), emb, p["up_1_block_1"])
-    h = attention_reference(h, p["up_1_attention_1"])
-    h = conv_reference(h.repeat(2, axis=1).repeat(2, axis=2), p["up_1_upsample"])
+    h = attention_reference(h, p["up_1_attention_1"], heads)
+    h = resampled(h, "up_1_upsample", lambda x, p: conv_reference(repeat_reference(x), p), repeat_reference)
     h = block_reference(np.concatenate([h, skip_1], axis=-1), emb, p["up_0_block_0"])
     h = block_reference(np.concatenate([h, skip_0], axis=-1), emb, p["up_0_block_1"])
     return conv_reference(swish(norm_reference(h, p["norm_out"])), p["conv_out"])
@@ -160,6 +182,23 @@ def test_network_equals_its_equations(params):
     actual = apply(params, small_images(), TIME, LABEL)
     assert actual.dtype == jnp.float32
     assert relative_error(actual, expected) < 2e-5
+
+
+def test_openais_network_equals_its_equations():
+    changes = {
+        "scale_shift_norm": True,
+        "resample_blocks": True,
+        "num_heads": 4,
+        "time_channels": 48,
+        "out_channels": 6,
+    }
+    params = random_params(UNet(**{**SMALL, **changes}))
+    exact = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    expected = unet_reference(exact, np.asarray(small_images(), np.float64), TIME / 4, np.asarray(LABEL), heads=4)
+    actual = apply(params, small_images(), TIME, LABEL, **changes, time_scale=0.25)
+    assert relative_error(actual, expected) < 2e-5
+    rounded = apply(params, small_images(), TIME, LABEL, **changes, time_scale=0.25, dtype=jnp.bfloat16, remat=True)
+    assert 1e-4 < relative_error(rounded, expected) < 0.1
 
 
 # --- published sizes -------------------------------------------------------------------------------
