@@ -221,7 +221,7 @@ def _check_train(config: Config) -> None:
         "batch norms need the whole batch at once; use 1, or model.norm=group",
     )
     _require(
-        not model.learn_variance or config.diffusion.time_sampling != "continuous",
+        not model.learn_variance or config.diffusion.time_sampling in ("antithetic", "uniform", "stratified"),
         "diffusion.time_sampling",
         config.diffusion.time_sampling,
         "model.learn_variance=True: a variance is that of a step between levels; use antithetic, uniform, stratified",
