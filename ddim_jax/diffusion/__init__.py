@@ -9,11 +9,13 @@ To learn diffusion from the code, read in this order:
 5. ``table.py``: a sampler's arithmetic as a table with one row per network evaluation; ``loop.py``: the loop over them.
 6. ``ddim.py``: DDIM and DDPM as such tables.
 7. ``solvers.py``: deterministic samplers of higher order, as tables too: Heun, PLMS, DPM-Solver++, UniPC.
+   ``sde_solvers.py``: those that add noise.
 8. ``samplers.py``: all samplers by name.
 
 And what is built on them:
 
 - ``guidance.py``: classifier-free guidance.
+- ``adaptive.py``: levels chosen by a tolerance.
 - ``inversion.py``: from an image back to its noise.
 - ``interpolation.py``: between noises, and so between images.
 - ``editing.py``: starting from a picture, or from parts of one.
@@ -36,6 +38,7 @@ DDIM in ten lines, with a network that knows its data: all images are grey, x_0 
 ((2, 8, 8, 1), True)
 """
 
+from ddim_jax.diffusion.adaptive import adaptive_levels
 from ddim_jax.diffusion.ddim import ddim_table, ddpm_large_table, ddpm_learned_table, ddpm_small_table
 from ddim_jax.diffusion.editing import inpaint, inpaint_table, noise_to_level
 from ddim_jax.diffusion.guidance import guided
@@ -47,11 +50,13 @@ from ddim_jax.diffusion.objectives import OBJECTIVES, Prediction
 from ddim_jax.diffusion.prediction import CLIPS, clipped, make_predict, to_prediction
 from ddim_jax.diffusion.samplers import SAMPLERS, Sampler, initial_noise, make_sampler
 from ddim_jax.diffusion.schedule import SCHEDULES, Schedule, make_schedule
+from ddim_jax.diffusion.sde_solvers import Churn
 from ddim_jax.diffusion.spacing import (
     SPACINGS,
     explicit_levels,
     level_pairs,
     levels_from,
+    levels_of_sigmas,
     rising_pairs,
     sampling_levels,
 )
@@ -64,10 +69,12 @@ __all__ = [
     "SAMPLERS",
     "SCHEDULES",
     "SPACINGS",
+    "Churn",
     "Prediction",
     "Sampler",
     "SamplerTable",
     "Schedule",
+    "adaptive_levels",
     "bound_table",
     "clipped",
     "ddim_table",
@@ -86,6 +93,7 @@ __all__ = [
     "inpaint_table",
     "level_pairs",
     "levels_from",
+    "levels_of_sigmas",
     "make_encoder",
     "make_predict",
     "make_sampler",
