@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from ddim_jax.models.initialization import initializers
+from ddim_jax.names import Initialization
+
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
@@ -124,3 +127,36 @@ def _convolve_jvp(stride: int, primals: tuple, tangents: tuple) -> tuple[jax.Arr
         if not isinstance(x_tangent, SymbolicZero):
             changes.append(jax.lax.platform_dependent(x_tangent, kernel, cpu=by_image, default=plain))
     return convolve(x, kernel, stride), functools.reduce(jnp.add, changes)
+
+
+# --- layers of the calling module ---------------------------------------------------------------
+
+
+def conv(
+    features: int,
+    x: jax.Array,
+    name: str,
+    initialization: Initialization,
+    dtype: jax.typing.DTypeLike,
+    *,
+    stride: int = 1,
+    zero: bool = False,
+    offset: jax.Array | None = None,
+) -> jax.Array:
+    """A 3x3 convolution of the calling module, applied to x."""
+    kernel_init, bias_init = initializers(initialization, 9 * x.shape[-1], zero)
+    return Conv(features, stride, dtype, kernel_init, bias_init, name=name)(x, offset)
+
+
+def dense(
+    features: int,
+    x: jax.Array,
+    name: str,
+    initialization: Initialization,
+    dtype: jax.typing.DTypeLike,
+    *,
+    zero: bool = False,
+) -> jax.Array:
+    """A dense layer (on images: a 1x1 convolution) of the calling module, applied to x."""
+    kernel_init, bias_init = initializers(initialization, x.shape[-1], zero)
+    return Dense(features, dtype, kernel_init, bias_init, name=name)(x)

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddim_jax.models.convolution import Conv, Dense
+from ddim_jax.models.convolution import Dense, conv, dense
 from ddim_jax.models.dropout import dropout_each
 from ddim_jax.models.flash_attention import takes_flash_kernel
 from ddim_jax.models.group_norm import GroupNorm, Parts
@@ -163,7 +163,7 @@ class SongUNet(nn.Module):
 
         embedding = self._embed(time, label, augmentation)
         pyramid = x
-        x = _conv(self.channels, x, "conv_in", self.initialization, self.dtype)
+        x = conv(self.channels, x, "conv_in", self.initialization, self.dtype)
 
         skips = [x]
         for level, multiplier in enumerate(self.multipliers):
@@ -194,7 +194,7 @@ class SongUNet(nn.Module):
         # The last layer in float32: its 2^-8 rounding in bfloat16 would be noise in every sampling step.
         groups = group_count(x.shape[-1], self.num_groups)
         x = nn.swish(GroupNorm(groups, jnp.float32, self.norm_eps, name="norm_out")(x))
-        return _conv(self.out_channels, x, "conv_out", self.initialization, jnp.float32, zero=True)
+        return conv(self.out_channels, x, "conv_out", self.initialization, jnp.float32, zero=True)
 
     def _embed(self, time: jax.Array, label: jax.Array | None, augmentation: jax.Array | None) -> jax.Array:
         """What the blocks are told: [n, 4 * channels] float32."""
@@ -213,7 +213,7 @@ class SongUNet(nn.Module):
                 label = jnp.full(time.shape, self.num_classes)
             # The root gives the columns of a one-hot vector variance 1; "no label" is a vector of zeros.
             told = jax.nn.one_hot(label, self.num_classes) * self.num_classes**0.5
-            embedding = embedding + _dense(width, told, "label_dense", self.initialization, jnp.float32)
+            embedding = embedding + dense(width, told, "label_dense", self.initialization, jnp.float32)
         elif label is not None:
             raise ValueError("a label was given to an unconditional network (num_classes=0)")
         if self.augmentation_inputs:
@@ -226,7 +226,7 @@ class SongUNet(nn.Module):
             raise ValueError("an augmentation was told to a network that takes none (augmentation_inputs=0)")
         for i in range(2):
             layer = f"time_dense_{i}"
-            embedding = nn.swish(_dense(4 * self.channels, embedding, layer, self.initialization, jnp.float32))
+            embedding = nn.swish(dense(4 * self.channels, embedding, layer, self.initialization, jnp.float32))
         return embedding
 
     def _downsampled(self, x: jax.Array, features: int, name: str) -> jax.Array:
@@ -234,7 +234,7 @@ class SongUNet(nn.Module):
         smooth = smoothed(x, self.resample_filter)
         # At stride 2 the convolution's windows start at the first pixel, and all are whole but the last, which is left
         # out.
-        return _conv(features, smooth, name, self.initialization, self.dtype, stride=2)[:, :-1, :-1]
+        return conv(features, smooth, name, self.initialization, self.dtype, stride=2)[:, :-1, :-1]
 
 
 class ResidualBlock(nn.Module):
@@ -267,20 +267,20 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: Parts, embedding: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
         """Maps [n, h, w, c], whole or in parts, to [n, h', w', features], given [n, e] activated embeddings."""
         c = sum(part.shape[-1] for part in x) if isinstance(x, tuple) else x.shape[-1]
-        told = _dense(self.features, embedding, "time_dense", self.initialization, jnp.float32)[:, None, None, :]
+        told = dense(self.features, embedding, "time_dense", self.initialization, jnp.float32)[:, None, None, :]
         h = nn.swish(GroupNorm(group_count(c, self.num_groups), self.dtype, self.norm_eps, name="norm_0")(x))
         h = self._resampled(h)
-        h = _conv(self.features, h, "conv_0", self.initialization, self.dtype, offset=told)
+        h = conv(self.features, h, "conv_0", self.initialization, self.dtype, offset=told)
         groups = group_count(self.features, self.num_groups)
         h = nn.swish(GroupNorm(groups, self.dtype, self.norm_eps, name="norm_1")(h))
         if dropout_keys is not None and self.dropout > 0:
             h = dropout_each(h, jax.vmap(lambda key: jax.random.fold_in(key, self.index))(dropout_keys), self.dropout)
-        h = _conv(self.features, h, "conv_1", self.initialization, self.dtype, zero=True)
+        h = conv(self.features, h, "conv_1", self.initialization, self.dtype, zero=True)
         if isinstance(x, tuple):
             x = jnp.concatenate(x, axis=-1)
         x = self._resampled(x)
         if c != self.features or self.resample is not None:
-            x = _dense(self.features, x, "shortcut", self.initialization, self.dtype)
+            x = dense(self.features, x, "shortcut", self.initialization, self.dtype)
         return (x + h) * _HALF
 
     def _resampled(self, x: jax.Array) -> jax.Array:
@@ -318,7 +318,7 @@ class Attention(nn.Module):
         )
         flash = takes_flash_kernel(self.flash_width, channels=head, pixels=pixels)
         attended = jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if flash else "xla")
-        out = _dense(c, attended.reshape(x.shape), "proj_out", self.initialization, self.dtype, zero=True)
+        out = dense(c, attended.reshape(x.shape), "proj_out", self.initialization, self.dtype, zero=True)
         return (x + out) * _HALF
 
     def _layer(self, features: int, x: jax.Array, name: str) -> jax.Array:
@@ -448,36 +448,3 @@ def _padded(x: jax.Array, axis: int, before: int, after: int) -> jax.Array:
     widths = [(0, 0)] * x.ndim
     widths[axis] = (before, after)
     return jnp.pad(x, widths)
-
-
-# --- layers of the calling module ------------------------------------------------------------------
-
-
-def _conv(
-    features: int,
-    x: jax.Array,
-    name: str,
-    initialization: Initialization,
-    dtype: jax.typing.DTypeLike,
-    *,
-    stride: int = 1,
-    zero: bool = False,
-    offset: jax.Array | None = None,
-) -> jax.Array:
-    """A 3x3 convolution of the calling module, applied to x."""
-    kernel_init, bias_init = initializers(initialization, 9 * x.shape[-1], zero)
-    return Conv(features, stride, dtype, kernel_init, bias_init, name=name)(x, offset)
-
-
-def _dense(
-    features: int,
-    x: jax.Array,
-    name: str,
-    initialization: Initialization,
-    dtype: jax.typing.DTypeLike,
-    *,
-    zero: bool = False,
-) -> jax.Array:
-    """A dense layer (on images: a 1x1 convolution) of the calling module, applied to x."""
-    kernel_init, bias_init = initializers(initialization, x.shape[-1], zero)
-    return Dense(features, dtype, kernel_init, bias_init, name=name)(x)

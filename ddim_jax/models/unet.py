@@ -30,11 +30,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddim_jax.models.convolution import Conv, Dense
+from ddim_jax.models.convolution import conv, dense
 from ddim_jax.models.dropout import dropout_each
 from ddim_jax.models.flash_attention import takes_flash_kernel
 from ddim_jax.models.group_norm import GroupNorm, Parts
-from ddim_jax.models.initialization import initializers
 from ddim_jax.names import Initialization
 
 # What a residual block does to the resolution.
@@ -167,7 +166,7 @@ class UNet(nn.Module):
             return module(x)
 
         embedding = self._embed(time, label)
-        x = _conv(self.channels, x, "conv_in", self.initialization, self.dtype)
+        x = conv(self.channels, x, "conv_in", self.initialization, self.dtype)
 
         skips = [x]
         for level, multiplier in enumerate(self.multipliers):
@@ -184,9 +183,9 @@ class UNet(nn.Module):
                 elif self.downsample_padding:
                     # Zeros on all sides now, and the row and column that follow from those right and below left out.
                     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-                    x = _conv(x.shape[-1], x, name, self.initialization, self.dtype, stride=2)[:, :-1, :-1]
+                    x = conv(x.shape[-1], x, name, self.initialization, self.dtype, stride=2)[:, :-1, :-1]
                 else:
-                    x = _conv(x.shape[-1], x, name, self.initialization, self.dtype, stride=2)
+                    x = conv(x.shape[-1], x, name, self.initialization, self.dtype, stride=2)
                 skips.append(x)
 
         x = block(x, x.shape[-1], "mid_block_0")
@@ -203,11 +202,11 @@ class UNet(nn.Module):
                 if self.resample_blocks:
                     x = block(x, x.shape[-1], name, "up")
                 else:
-                    x = _conv(x.shape[-1], upsample_nearest(x), name, self.initialization, self.dtype)
+                    x = conv(x.shape[-1], upsample_nearest(x), name, self.initialization, self.dtype)
 
         # The last layer in float32: its 2^-8 rounding in bfloat16 would be noise in every sampling step.
         x = nn.swish(GroupNorm(self.num_groups, jnp.float32, self.norm_eps, name="norm_out")(x))
-        return _conv(self.out_channels, x, "conv_out", self.initialization, jnp.float32, zero=True)
+        return conv(self.out_channels, x, "conv_out", self.initialization, jnp.float32, zero=True)
 
     def _embed(self, time: jax.Array, label: jax.Array | None) -> jax.Array:
         """What the blocks are told of time and label: [n, 4 * channels] float32, or 4 * time_channels."""
@@ -215,8 +214,8 @@ class UNet(nn.Module):
         width = 4 * channels
         scaled = time if self.time_scale == 1 else time * self.time_scale
         embedding = time_embedding(scaled, channels, self.time_freq_shift, self.time_cos_first)
-        embedding = _dense(width, embedding, "time_dense_0", self.initialization, jnp.float32)
-        embedding = _dense(width, nn.swish(embedding), "time_dense_1", self.initialization, jnp.float32)
+        embedding = dense(width, embedding, "time_dense_0", self.initialization, jnp.float32)
+        embedding = dense(width, nn.swish(embedding), "time_dense_1", self.initialization, jnp.float32)
         if self.num_classes:
             if label is None:
                 if not (self.null_label or self.is_initializing()):
@@ -271,26 +270,26 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: Parts, embedding: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
         """Maps [n, h, w, c], whole or in parts, to [n, h, w, features], given [n, e] activated embeddings, [n] keys."""
         values = 2 * self.features if self.scale_shift_norm else self.features
-        told = _dense(values, embedding, "time_dense", self.initialization, jnp.float32)[:, None, None, :]
+        told = dense(values, embedding, "time_dense", self.initialization, jnp.float32)[:, None, None, :]
         h = nn.swish(GroupNorm(self.num_groups, self.dtype, self.norm_eps, name="norm_0")(x))
         if self.resample:
             resample = _RESAMPLERS[self.resample]
             h, x = resample(h), resample(jnp.concatenate(x, axis=-1) if isinstance(x, tuple) else x)
         if self.scale_shift_norm:
             scale, shift = jnp.split(told, 2, axis=-1)
-            h = _conv(self.features, h, "conv_0", self.initialization, self.dtype)
+            h = conv(self.features, h, "conv_0", self.initialization, self.dtype)
             h = GroupNorm(self.num_groups, jnp.float32, self.norm_eps, name="norm_1")(h)
             h = nn.swish((h * (1 + scale) + shift).astype(self.dtype))
         else:
-            h = _conv(self.features, h, "conv_0", self.initialization, self.dtype, offset=told)
+            h = conv(self.features, h, "conv_0", self.initialization, self.dtype, offset=told)
             h = nn.swish(GroupNorm(self.num_groups, self.dtype, self.norm_eps, name="norm_1")(h))
         if dropout_keys is not None and self.dropout > 0:
             h = dropout_each(h, jax.vmap(lambda key: jax.random.fold_in(key, self.index))(dropout_keys), self.dropout)
-        h = _conv(self.features, h, "conv_1", self.initialization, self.dtype, zero=True)
+        h = conv(self.features, h, "conv_1", self.initialization, self.dtype, zero=True)
         if isinstance(x, tuple):
             x = jnp.concatenate(x, axis=-1)
         if x.shape[-1] != self.features:
-            x = _dense(self.features, x, "shortcut", self.initialization, self.dtype)
+            x = dense(self.features, x, "shortcut", self.initialization, self.dtype)
         return x + h
 
 
@@ -324,12 +323,12 @@ class Attention(nn.Module):
         head = c // self.num_heads if self.num_heads else self.head_channels or c
         tokens = GroupNorm(self.num_groups, self.dtype, self.norm_eps, name="norm")(x).reshape(whole)
         query, key, value = (
-            _dense(c, tokens, name, self.initialization, self.dtype).reshape(n, height * width, c // head, head)
+            dense(c, tokens, name, self.initialization, self.dtype).reshape(n, height * width, c // head, head)
             for name in ("query", "key", "value")
         )
         flash = takes_flash_kernel(self.flash_width, channels=head, pixels=height * width)
         attended = jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if flash else "xla")
-        out = _dense(c, attended.reshape(whole), "proj_out", self.initialization, self.dtype, zero=True)
+        out = dense(c, attended.reshape(whole), "proj_out", self.initialization, self.dtype, zero=True)
         return x + out.reshape(x.shape)
 
 
@@ -372,33 +371,3 @@ def downsample_mean(x: jax.Array) -> jax.Array:
 
 
 _RESAMPLERS: dict[str, Callable[[jax.Array], jax.Array]] = {"down": downsample_mean, "up": upsample_nearest}
-
-
-def _conv(
-    features: int,
-    x: jax.Array,
-    name: str,
-    initialization: Initialization,
-    dtype: jax.typing.DTypeLike,
-    *,
-    stride: int = 1,
-    zero: bool = False,
-    offset: jax.Array | None = None,
-) -> jax.Array:
-    """A 3x3 convolution of the calling module, applied to x."""
-    kernel_init, bias_init = initializers(initialization, 9 * x.shape[-1], zero)
-    return Conv(features, stride, dtype, kernel_init, bias_init, name=name)(x, offset)
-
-
-def _dense(
-    features: int,
-    x: jax.Array,
-    name: str,
-    initialization: Initialization,
-    dtype: jax.typing.DTypeLike,
-    *,
-    zero: bool = False,
-) -> jax.Array:
-    """A dense layer (on images: a 1x1 convolution) of the calling module, applied to x."""
-    kernel_init, bias_init = initializers(initialization, x.shape[-1], zero)
-    return Dense(features, dtype, kernel_init, bias_init, name=name)(x)
