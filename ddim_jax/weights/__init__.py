@@ -11,6 +11,7 @@
 - ``shapes``: the arrays that a network needs.
 - ``agreement``: what a file states, against the config.
 - ``published_networks``: the networks whose published files state nothing.
+- ``openai_names``, ``openai_networks``: the same for OpenAI's improved- and guided-diffusion.
 - ``export_formats``: the formats in which we export, each with its ``description`` of what it holds.
 - ``shipped``: the models that come with the package.
 - ``download``: published files, fetched once.
