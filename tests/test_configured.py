@@ -7,6 +7,7 @@ import pytest
 
 from ddim_jax.config import Config, DiffusionConfig, ModelConfig
 from ddim_jax.configured import build_sampler, build_schedule
+from ddim_jax.diffusion.samplers import SAMPLERS
 from ddim_jax.errors import ConfigError
 from ddim_jax.names import SamplerName, choices
 
@@ -38,7 +39,7 @@ def config_with(**groups):
         ),
         (
             {"diffusion": DiffusionConfig(time_sampling="continuous")},
-            r"diffusion.time_sampling=continuous: only diffusion.schedule=offset_cosine has a continuous time",
+            r"diffusion.time_sampling=continuous: only diffusion.schedule=offset_cosine or edm or flow or vp or ve has a continuous time",
         ),
         (
             {"model": ModelConfig(name="residual_unet")},
@@ -61,7 +62,7 @@ def test_other_objectives_can_use_schedules_that_end_in_noise(objective):
 @pytest.mark.parametrize("name", choices(SamplerName))
 def test_eta_is_an_error_where_it_would_be_passed_over(name):
     sample = dataclasses.replace(Config().sample, sampler=name, steps=5, eta=0.5)
-    if name in ("ddim", "ddpm_small", "ddpm_large", "ddpm_learned"):
+    if SAMPLERS[name].eta != "zero":
         model = dataclasses.replace(Config().model, learn_variance=True)
         sampler = build_sampler(config_with(sample=sample, model=model))
         assert np.count_nonzero(sampler.table.noise) == 4

@@ -89,7 +89,7 @@ WORKDIR = "--workdir=run"
         ([f"--config={DIGITS}", WORKDIR, "--config.model.name=unit"], "model.name: 'unit' is not one of unet"),
         ([f"--config={DIGITS}", WORKDIR, "--config.data.image_size=10"], "data.image_size=10: must be divisible by 4"),
         ([f"--config={DIGITS}", WORKDIR, "--config.sample.steps=1001"], "sample.steps=1001: must lie in 1 ... 1000"),
-        ([f"--config={DIGITS}:tinny", WORKDIR], "config variant 'tinny' does not exist; choose from: tiny"),
+        ([f"--config={DIGITS}:tinny", WORKDIR], "config variant 'tinny' does not exist; choose from: edm, flow, tiny"),
         (["--config=nowhere.py", WORKDIR], "--config=nowhere.py is not a file; name a config file"),
         ([f"--config={ROOT}/configs/digit.py", WORKDIR, "--config.seed=1"], f"did you mean {DIGITS}?"),
         (["--config=", WORKDIR], "--config= is not a file"),
@@ -97,7 +97,7 @@ WORKDIR = "--workdir=run"
         (["--config=cifar:tiny", WORKDIR], "--config=cifar is not a file; did you mean cifar10?"),
         (["--config=x.json", WORKDIR], "--config=x.json is not a file; name the config.json of a run"),
         (["--config=x.json:tiny", WORKDIR], "--config=x.json:tiny: the config of a run has no variants"),
-        (["--config=digits:tinny", WORKDIR], "config variant 'tinny' does not exist; choose from: tiny"),
+        (["--config=digits:tinny", WORKDIR], "config variant 'tinny' does not exist; choose from: edm, flow, tiny"),
         (
             [f"--config={DIGITS}", WORKDIR, "--mode=trian"],
             "--mode=trian: value should be one of <train|sample|",

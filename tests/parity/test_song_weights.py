@@ -15,7 +15,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from test_song_unet import SIZE, Reference, images, ours, random_state, to_score_sde
+from test_song_networks import SIZE, Reference, images, ours, random_state, to_score_sde
 
 import ddim_jax
 from ddim_jax.config import Config, DataConfig, ModelConfig, WeightsConfig, with_values
