@@ -39,7 +39,15 @@ def config_with(**groups):
         ),
         (
             {"diffusion": DiffusionConfig(time_sampling="continuous")},
-            r"diffusion.time_sampling=continuous: only diffusion.schedule=offset_cosine or edm or flow or vp or ve has a continuous time",
+            "diffusion.time_sampling=continuous: only diffusion.schedule=offset_cosine or edm or flow or vp or ve has",
+        ),
+        (
+            {"diffusion": DiffusionConfig(schedule="offset_cosine", time_sampling="lognormal")},
+            "time_sampling=lognormal: only diffusion.schedule=edm or flow or vp or ve has a level for any noise; use",
+        ),
+        (
+            {"diffusion": DiffusionConfig(schedule="flow")},
+            "diffusion.objective=eps: the flow schedule ends at alpha_bar = 0",
         ),
         (
             {"model": ModelConfig(name="residual_unet")},
