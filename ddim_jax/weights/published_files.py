@@ -136,10 +136,6 @@ PUBLISHED_WEIGHTS: dict[str, PublishedWeights] = {
     "edm-afhqv2-64x64-uncond-vp": _edm(
         "edm-afhqv2-64x64-uncond-vp", "AFHQv2 64x64, VP", f"FID 1.96 with 40 Heun steps ({_EDM})"
     ),
-    "edm-imagenet-64x64-cond-adm": _edm(
-        "edm-imagenet-64x64-cond-adm", "ImageNet 64x64, by class, ADM",
-        f"FID 1.36 with 256 stochastic Heun steps ({_EDM})",
-    ),
     "edm-baseline-cifar10-32x32-uncond-vp": _edm(
         "baseline/baseline-cifar10-32x32-uncond-vp", "baseline: CIFAR-10 of score_sde, VP"
     ),
@@ -164,7 +160,6 @@ PUBLISHED_WEIGHTS: dict[str, PublishedWeights] = {
     "openai-imagenet-64-cond": _improved("imagenet64_cond_270M_250K", "ImageNet 64x64, by class, cosine schedule"),
     "openai-lsun-bedroom-bs128": _improved("lsun_uncond_100M_1200K_bs128", "LSUN bedroom 256x256, learning rate 1e-4"),
     "openai-lsun-bedroom-bs64": _improved("lsun_uncond_100M_2400K_bs64", "LSUN bedroom 256x256, learning rate 2e-5"),
-    "score-sde-vp-cifar10-ddpm": _score_sde("CIFAR-10, VP, DDPM", "3.24"),
     "score-sde-vp-cifar10-ddpmpp-continuous": _score_sde(
         "CIFAR-10, VP, DDPM++ continuous", "2.55"
     ),
