@@ -277,6 +277,7 @@ def test_pickles_that_would_take_all_memory_or_time(tmp_path):
     assert "a class with 2,002 letters" in refusal(path)
 
 
+@pytest.mark.slow
 def test_a_network_of_edm_is_sampled_and_exported(tmp_path, edm_modules):
     state = random_state(edm_shapes(edm_config(fourier=True)))
     path = write_edm(tmp_path / "edm.pkl", state, {**SETTINGS, **NCSNPP, "label_dim": 0})

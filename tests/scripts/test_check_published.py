@@ -31,6 +31,7 @@ def tiny(script, cache, tmp_path, monkeypatch):
     return claim
 
 
+@pytest.mark.slow
 def test_figures_within_the_band_pass_and_others_do_not(script, tiny, tmp_path, monkeypatch, capsys):
     asked = ["tiny", f"--workdir={tmp_path}/run", "--num=80"]
     assert script.main(asked) == 1

@@ -197,6 +197,7 @@ def one_step(**train):
     return jax.jit(make_train_step(config, model, optimizer))(state, batch_of())
 
 
+@pytest.mark.slow
 def test_a_step_augments_and_tells_the_network():
     state, metrics = one_step()
     plain, plain_metrics = one_step(augment_probability=0.0)

@@ -93,6 +93,7 @@ def check_two_processes(tmp_path, one_process, devices):
     assert (facts["images"], facts["images_computed"]) == (13, 13)
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_draw_like_one(tmp_path, one_process):
     check_two_processes(tmp_path, one_process, devices=1)
 
