@@ -298,6 +298,7 @@ def _receive(address: Address, part: pathlib.Path, note: pathlib.Path, title: st
         try:
             return _receive_more(address, part, note, title, can_be_checked)
         except urllib.error.HTTPError as error:
+            error.close()  # it holds the connection
             if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and before:
                 part.unlink()  # of another file than the server has by now
                 continue
