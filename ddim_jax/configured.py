@@ -30,7 +30,7 @@ from ddim_jax.diffusion.spacing import explicit_levels, level_pairs, levels_from
 from ddim_jax.errors import ConfigError, shown
 from ddim_jax.models import Model
 from ddim_jax.names import Clip, lookup
-from ddim_jax.pixels import Normalization
+from ddim_jax.pixels import Normalization, whole_range
 
 # Network evaluations that a repeated sampler may make: its table has a row for each of them, made one by one.
 _MOST_EVALUATIONS = 200_000
@@ -226,5 +226,13 @@ def check_variance_is_learned(config: Config, setting: str, instead: str) -> Non
 
 
 def build_normalization(config: Config) -> Normalization:
-    """How the network's floats are made of pixels."""
-    return Normalization(config.data.mean, config.data.std)
+    """How the network's floats are made of the data's values.
+
+    Raises:
+        ConfigError: the range of float data is not known: no run has measured it.
+    """
+    data = config.data
+    values = data.range or whole_range(data.dtype)
+    if values is None:
+        raise ConfigError(f"data.range=(): the range of {data.dtype} data is not known; state it, or train first")
+    return Normalization(data.mean, data.std, data.dtype, tuple(values[::2]), tuple(values[1::2]))

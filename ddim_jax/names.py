@@ -28,6 +28,14 @@ Crop = Literal["none", "center", "celeba"]
 ResizeFilter = Literal["none", "bilinear", "bicubic", "lanczos", "box"]
 ImageCache = Literal["auto", "device", "host", "disk", "none"]
 OnError = Literal["fail", "skip"]
+PixelType = Literal["uint8", "uint16", "float32"]
+
+# --- conditions ---------------------------------------------------------------------------------
+
+ConditionKind = Literal["class", "vector", "image"]
+# What an image is drawn from, made from the image itself; or "paired", which is a picture of its own.
+ConditionTask = Literal["downsample", "grey", "mask", "blur", "noise", "paired"]
+MaskKind = Literal["box", "half", "strokes"]
 
 # --- networks -----------------------------------------------------------------------------------
 

@@ -30,6 +30,8 @@ class Stream(enum.IntEnum):
     PROBE = 8  # probe vectors of likelihood estimates
     VALIDATION = 9  # noise level and noise of the validation images
     AUGMENTATION = 10  # what is done to a training image, and told the network
+    CONDITION = 11  # what of a training image the network is told: masks, noise
+    CONDITION_DROPOUT = 12  # dropout of vectors (fold 0) and images (fold 1) that an image is drawn from, per example
 
 
 def root_key(seed: int | jax.Array, stream: Stream) -> jax.Array:

@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _measure(options: argparse.Namespace, config_arguments: list[str], config: Config, images: pathlib.Path) -> None:
     chosen = [subject for subject in SUBJECTS if subject in options.only.split(",")]
     if options.images is None and {"startup", "memory", "train", "data"} & set(chosen):
-        storage.make_pictures(images, config.data.image_size, config.data.channels)
+        storage.make_pictures(images, config.data.image_shape[0], config.data.channels)
     setting = Setting(
         storage.from_folder(config, images),
         tuple(config_arguments),

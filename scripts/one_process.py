@@ -20,7 +20,7 @@ from ddim_jax.configured import build_normalization, build_predict, build_schedu
 from ddim_jax.diffusion import image_keys, initial_noise, sampling_levels
 from ddim_jax.images import labelled_rows, save_png
 from ddim_jax.pipeline import Pipeline
-from ddim_jax.pixels import to_uint8
+from ddim_jax.pixels import to_pixels
 
 # Of noise to signal -> the clean image: of x_0 + sigma eps, as Karras et al. have it.
 Denoise = Callable[[jax.Array, float], jax.Array]
@@ -101,10 +101,10 @@ def main() -> None:
     }
     first = rows["EDM"]
     for name, images in rows.items():
-        pixels = np.asarray(to_uint8(images, normalization)), np.asarray(to_uint8(first, normalization))
+        pixels = np.asarray(to_pixels(images, normalization)), np.asarray(to_pixels(first, normalization))
         different = np.mean(pixels[0] != pixels[1])
         print(f"{name}: largest difference {float(jnp.abs(images - first).max()):.1e}, {different:.2%} of the bytes")
-    drawn = {name: np.asarray(to_uint8(images, normalization)) for name, images in rows.items()}
+    drawn = {name: np.asarray(to_pixels(images, normalization)) for name, images in rows.items()}
     drawn["ddim_jax"] = pipe.sample(args.num, sampler="ddim", spacing="karras", steps=args.steps)
     save_png(args.out, labelled_rows(list(drawn.items()), columns=args.num))
 

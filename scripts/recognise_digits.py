@@ -96,7 +96,7 @@ def main() -> None:
     data = real_images(arguments.data)
     classifier = classifier_for(data)
     _, held_out = labelled_images(open_source(data), data)
-    side = data.image_size
+    side = data.image_shape[0]
     print(
         f"The classifier, for {side}x{side} grey images, is right on {classifier.accuracy:.2%} of "
         f"{len(held_out.image):,} real images that it has not seen. Recognised: one class has more than "

@@ -10,14 +10,14 @@ from PIL import Image
 
 from ddim_jax import images
 from ddim_jax.images import grid, labelled_rows, load_png, png_shape, save_gif, save_png
-from ddim_jax.pixels import Normalization, to_float, to_uint8
+from ddim_jax.pixels import Normalization, to_float, to_pixels
 
 
 @pytest.mark.parametrize("normalization", [Normalization(), Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))])
 def test_all_256_values_come_back(normalization):
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=-1)
     floats = to_float(pixels, normalization)
-    np.testing.assert_array_equal(to_uint8(floats, normalization), pixels)
+    np.testing.assert_array_equal(to_pixels(floats, normalization), pixels)
 
 
 def test_the_default_range_is_minus_one_to_one():
@@ -27,7 +27,7 @@ def test_the_default_range_is_minus_one_to_one():
 def test_rounding_is_half_up_and_clipped():
     # 100.5 / 255 in [0, 1] lies half way between two levels; floor(x + 0.5) takes the upper one.
     pixels = jnp.asarray([-0.1, 0.0, 100.49 / 255, 100.51 / 255, 1.0, 1.7])
-    np.testing.assert_array_equal(to_uint8(2 * pixels - 1, Normalization()), [0, 0, 100, 101, 255, 255])
+    np.testing.assert_array_equal(to_pixels(2 * pixels - 1, Normalization()), [0, 0, 100, 101, 255, 255])
 
 
 def test_grid_places_images_row_by_row():

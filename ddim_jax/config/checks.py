@@ -56,7 +56,32 @@ def _require(condition: bool, key: str, value: Any, message: str) -> None:
 
 
 def _check_data(data: DataConfig) -> None:
-    _require(data.channels in (1, 3), "data.channels", data.channels, "must be 1 (grey) or 3 (RGB)")
+    for key in ("image_size", "condition_size"):
+        value = getattr(data, key)
+        _require(
+            isinstance(value, int) or len(value) == 2, f"data.{key}", value, "give one number, or height and width"
+        )
+    _require(
+        len(data.range) in (0, 2, 2 * data.channels),
+        "data.range",
+        data.range,
+        f"needs a lowest and a highest value, or such a pair for each of {data.channels} channels",
+    )
+    whole = (0, 2**16 - 1 if data.dtype == "uint16" else 255)
+    for low, high in zip(data.range[::2], data.range[1::2], strict=False):
+        _require(low < high, "data.range", data.range, f"the lowest value {low:g} must lie below the highest, {high:g}")
+        _require(
+            data.dtype == "float32" or whole[0] <= low < high <= whole[1],
+            "data.range",
+            data.range,
+            f"data.dtype={data.dtype} holds {whole[0]} ... {whole[1]}",
+        )
+    _require(
+        all(channel < data.channels for channel in data.shown_channels) and len(data.shown_channels) != 2,
+        "data.shown_channels",
+        data.shown_channels,
+        f"name one channel, or three, of 0 ... {data.channels - 1}",
+    )
     for key in ("mean", "std"):
         values = getattr(data, key)
         _require(
@@ -84,14 +109,17 @@ def _check_model(model: ModelConfig, data: DataConfig) -> None:
     if model.name != "song_unet":
         _check_untouched(model, ("embedding", "encoder", "resample_filter", "augmentation_inputs"))
     factor = 2 ** (len(model.multipliers) - 1)
+    sides = data.image_shape[:2]
+    padded = tuple(-(-side // factor) * factor for side in sides)
     _require(
-        data.image_size % factor == 0,
+        data.pad or padded == sides,
         "data.image_size",
         data.image_size,
         f"must be divisible by {factor}, since the {len(model.multipliers)} levels of model.multipliers "
-        f"halve the image {len(model.multipliers) - 1} times",
+        f"halve the image {len(model.multipliers) - 1} times; the next that is: "
+        f"{padded[0] if padded[0] == padded[1] else padded}; or set data.pad=true",
     )
-    resolutions = [data.image_size // 2**level for level in range(len(model.multipliers))]
+    resolutions = [padded[0] // 2**level for level in range(len(model.multipliers))]
     for resolution in model.attention_resolutions:
         _require(
             resolution in resolutions,

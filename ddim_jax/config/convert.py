@@ -14,7 +14,7 @@ from ddim_jax import records
 from ddim_jax.config.checks import check
 from ddim_jax.config.keys import check_name, flatten, keys_of
 from ddim_jax.config.presets import preset, table_for
-from ddim_jax.config.schema import Config, SampleConfig, without_none
+from ddim_jax.config.schema import Config, SampleConfig, is_one_or_several, without_none
 from ddim_jax.config.tree import ConfigTree
 from ddim_jax.errors import ConfigError, shown
 
@@ -106,6 +106,9 @@ def _build(cls: Any, values: Any, prefix: str) -> Any:
 def _convert(annotation: Any, value: Any, key: str) -> Any:
     if check_name(annotation, value, key):
         return value
+    if is_one_or_several(annotation):
+        several = isinstance(value, (list, tuple))
+        return _convert(typing.get_args(annotation)[int(several)], value, key)
     if typing.get_origin(annotation) is types.UnionType:
         if value is None:
             return None

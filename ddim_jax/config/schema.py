@@ -9,6 +9,8 @@ from ddim_jax.config.keys import LARGEST_INDEX, Role, key
 from ddim_jax.names import (
     ActivationDtype,
     Clip,
+    ConditionKind,
+    ConditionTask,
     Crop,
     DataSource,
     Divergence,
@@ -21,12 +23,14 @@ from ddim_jax.names import (
     LearningRateSchedule,
     LikelihoodMethod,
     Loss,
+    MaskKind,
     MetricName,
     NetworkName,
     Norm,
     Objective,
     OnError,
     Optimizer,
+    PixelType,
     Precision,
     PresetName,
     QkvOrder,
@@ -58,6 +62,16 @@ NEVER = 10**12  # of intervals: larger than any step
 AUGMENTATION_INPUTS = 9
 
 
+def height_and_width(size: int | tuple[int, ...]) -> tuple[int, int]:
+    """Height and width, of which one number stands for both.
+
+    >>> height_and_width(32), height_and_width((128, 64))
+    ((32, 32), (128, 64))
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Where images come from and how they are prepared.
@@ -71,8 +85,30 @@ class DataConfig:
         validation: split of the images whose loss ``train.validate_every`` watches; empty for none.
         dir: TFDS data directory; empty means TFDS's own default.
         path: root of the ``folder`` source; its first-level sub-folders are the classes.
-        image_size: side of the square images that the network sees, in pixels.
-        channels: 1 (grey) or 3 (RGB).
+        image_size: height and width of the images that the network sees, in pixels; one number for squares.
+        channels: of the images: 1 (grey), 3 (RGB), 4 (RGB with alpha), or any other number of arrays.
+        dtype: type of the images' values: ``uint8``, ``uint16`` or ``float32``; samples have it too.
+        range: the lowest and the highest value of the images, or of each channel, one pair after the other. Empty for
+            all that integers can hold; of floats it is measured then, when training starts, and kept in the workdir.
+        pad: let the network enlarge images whose sides its levels cannot halve, by zeros at the bottom and at the
+            right, and cut its output back.
+        shown_channels: channels that pictures for people show, one as grey or three as colours; empty for all of
+            images of 1, 3 or 4 (with alpha over a checkerboard), else the first, or the first three.
+        condition: what a network with ``model.condition=image`` is given of an image: ``downsample`` (smaller by
+            ``condition_factor``), ``grey``, ``mask`` (a part is missing), ``blur``, ``noise``; or ``paired``, another
+            picture that the data have beside each image. See ``conditions/tasks.py``.
+        condition_factor: of ``downsample``: how many times smaller the picture is that is given.
+        condition_masks: of ``mask``: which kinds of parts are missing, one of them drawn for each image.
+        condition_blur: of ``blur``: standard deviation of the Gaussian filter, in pixels.
+        condition_noise: of ``noise``: standard deviation of what is added, for pixels in [0, 1].
+        condition_augmentation: largest noise level, in [0, 1], that training adds to the picture that is given, and
+            tells the network; so that it bears pictures less perfect than the data (Ho et al. 2022).
+        condition_path: of ``paired``: the folder or array of these pictures, where they are not beside the images.
+        condition_size: of ``paired``: height and width of these pictures; 0 for those of the images.
+        condition_channels: of ``paired``: their channels; 0 for as many as the images have.
+        vector: of a network with ``model.condition=vector``, where the vectors are: a TFDS feature, the name of an
+            array in the ``.npz`` of the images, or a ``.npy`` or ``.csv`` file with a row for each image.
+        labels: of the source ``array``: where the classes are, likewise; empty for ``labels`` in the ``.npz``.
         crop: ``none`` (images must be square already), ``center`` (largest centred square) or
             ``celeba`` (rows 57:185, columns 25:153 of 178x218 pixels: the DDIM paper's crop).
         resize: filter used when the cropped image is not ``image_size`` wide; ``none`` refuses
@@ -99,8 +135,31 @@ class DataConfig:
     validation: str = key("", Role.PROGRESS)
     dir: str = key("", Role.MACHINE, is_path=True)
     path: str = key("", Role.MACHINE, is_path=True)
-    image_size: int = key(32, Role.NETWORK, at_least=1, at_most=LARGEST_SIDE)
-    channels: int = key(3, Role.NETWORK, at_least=1, at_most=3)
+    image_size: int | tuple[int, ...] = key(32, Role.NETWORK, at_least=1, at_most=LARGEST_SIDE, longest=2)
+    channels: int = key(3, Role.NETWORK, at_least=1, at_most=LARGEST_WIDTH)
+    dtype: PixelType = key("uint8", Role.NETWORK, is_later=True)
+    range: tuple[float, ...] = key(
+        (), Role.NETWORK, at_least=-1e30, at_most=1e30, longest=2 * LARGEST_WIDTH, is_later=True
+    )
+    pad: bool = key(False, Role.NETWORK, is_later=True)
+    shown_channels: tuple[int, ...] = key(
+        (), Role.PROGRESS, at_least=0, at_most=LARGEST_WIDTH, longest=3, is_later=True
+    )
+    condition: Literal[""] | ConditionTask = key("", Role.NETWORK, is_later=True)
+    condition_factor: int = key(4, Role.NETWORK, at_least=2, at_most=LARGEST_SIDE, is_later=True)
+    condition_masks: tuple[MaskKind, ...] = key(
+        ("box", "half", "strokes"), Role.TRAINING, is_filled=True, is_later=True
+    )
+    condition_blur: float = key(1.5, Role.NETWORK, above=0, at_most=1000, is_later=True)
+    condition_noise: float = key(0.2, Role.NETWORK, above=0, at_most=1000, is_later=True)
+    condition_augmentation: float = key(0.0, Role.NETWORK, at_least=0, at_most=1, is_later=True)
+    condition_path: str = key("", Role.MACHINE, is_path=True, is_later=True)
+    condition_size: int | tuple[int, ...] = key(
+        0, Role.NETWORK, at_least=0, at_most=LARGEST_SIDE, longest=2, is_later=True
+    )
+    condition_channels: int = key(0, Role.NETWORK, at_least=0, at_most=LARGEST_WIDTH, is_later=True)
+    vector: str = key("", Role.TRAINING, is_later=True)
+    labels: str = key("", Role.TRAINING, is_later=True)
     crop: Crop = key("none", Role.TRAINING)
     resize: ResizeFilter = key("none", Role.TRAINING)
     flip: bool = key(False, Role.TRAINING)
@@ -116,7 +175,13 @@ class DataConfig:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of the images that the network sees."""
-        return (self.image_size, self.image_size, self.channels)
+        return (*height_and_width(self.image_size), self.channels)
+
+    @property
+    def paired_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the pictures that ``condition=paired`` puts beside the images."""
+        size = height_and_width(self.condition_size or self.image_size)
+        return (*size, self.condition_channels or self.channels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +203,10 @@ class ModelConfig:
         dropout: dropout rate inside the residual blocks.
         num_groups: groups of the group norms, 32 as published; narrower networks need fewer.
         num_classes: 0 for an unconditional network, else the number of labels.
+        condition: what the network is told of an image beside its noise level: ``class``, the label (which
+            ``num_classes`` alone says, too); ``vector``, the numbers of ``data.vector``; ``image``, the picture of
+            ``data.condition``. Several may be combined.
+        vector_size: length of the vectors.
         null_label: of a class-conditional network: whether it has one label more, which means "no label".
         time_freq_shift: 1, or 0 as in diffusers' training script and OpenAI's code: the frequencies that tell the noise
             level are 10000^(-k / (half - shift)).
@@ -177,6 +246,8 @@ class ModelConfig:
     dropout: float = key(0.1, Role.TRAINING, at_least=0, below=1)
     num_groups: int = key(32, Role.NETWORK, at_least=1, at_most=LARGEST_WIDTH)
     num_classes: int = key(0, Role.NETWORK, at_least=0, at_most=10_000_000)
+    condition: tuple[ConditionKind, ...] = key((), Role.NETWORK, is_later=True)
+    vector_size: int = key(0, Role.NETWORK, at_least=0, at_most=LARGEST_WIDTH, is_later=True)
     null_label: bool = key(True, Role.NETWORK)
     time_freq_shift: int = key(1, Role.NETWORK, at_least=0, at_most=1)
     time_cos_first: bool = key(False, Role.NETWORK)
@@ -266,6 +337,8 @@ class TrainConfig:
         weight_decay: AdamW's decoupled decay.
         grad_clip: largest global norm of the gradient; 0 turns clipping off.
         label_dropout: share of the labels replaced by "none" in training, which classifier-free guidance needs.
+        condition_dropout: share of the conditions replaced by "none" in training, a rate for each of
+            ``model.condition``, in its order; empty for none, but ``label_dropout``.
         augment_probability: with which images are turned, moved and the like, of which the network is told, see
             ``training/augmentation.py``; Karras et al. 2022 use 0.12 on CIFAR-10, beside ``data.flip=False``. 0
             augments nothing.
@@ -318,6 +391,7 @@ class TrainConfig:
     weight_decay: float = key(0.0, Role.TRAINING, at_least=0, at_most=1000)
     grad_clip: float = key(1.0, Role.TRAINING, at_least=0, at_most=1e30)
     label_dropout: float = key(0.0, Role.TRAINING, at_least=0, below=1)
+    condition_dropout: tuple[float, ...] = key((), Role.TRAINING, at_least=0, below=1, longest=3, is_later=True)
     augment_probability: float = key(0.0, Role.TRAINING, at_least=0, at_most=1)
     ema_decay: float = key(0.9999, Role.TRAINING, at_least=0, below=1)
     ema_warmup: bool = key(False, Role.TRAINING)
@@ -378,6 +452,14 @@ class SampleConfig:
         guidance_scale: classifier-free guidance w: 1 none, larger ones exaggerate the class, see
             ``diffusion/guidance.py``. The network must have been trained with ``train.label_dropout``.
         guidance_levels: the lowest and highest level at which to guide; all when empty.
+        guide_workdir: workdir of another network, smaller or trained less, from whose prediction ``guidance_scale``
+            leads away (autoguidance, Karras et al. 2024), instead of from that without condition.
+        guide_checkpoint: step of its checkpoint; the newest when unset.
+        condition_path: what to draw images from, for networks with ``model.condition``: a folder, an array or a table,
+            see ``jobs/sample.py``; the images of ``data.validation``, or of the data, when empty.
+        condition_augmentation: noise level, in [0, 1], added to the pictures that images are drawn from, and told the
+            network; see ``data.condition_augmentation``.
+        per_condition: images drawn from each condition.
         ema: use the moving average of the parameters (published results all do).
         checkpoint: step of the checkpoint to use; the newest when unset.
         batch_size: images per device at a time; 0 takes as many as its free memory holds, in reason.
@@ -415,6 +497,11 @@ class SampleConfig:
     label: int | None = key(None, Role.PIXELS, at_least=0, at_most=LARGEST_INDEX, is_traced=True)
     guidance_scale: float = key(1.0, Role.PIXELS, at_least=-10_000, at_most=10_000)
     guidance_levels: tuple[int, ...] = key((), Role.PIXELS, at_least=1, at_most=LARGEST_LEVEL, longest=2)
+    guide_workdir: str = key("", Role.PIXELS, is_path=True, is_later=True)
+    guide_checkpoint: int | None = key(None, Role.PIXELS, at_least=0, at_most=LARGEST_INDEX, is_later=True)
+    condition_path: str = key("", Role.PIXELS, is_path=True, is_traced=True, is_later=True)
+    condition_augmentation: float = key(0.0, Role.PIXELS, at_least=0, at_most=1, is_later=True)
+    per_condition: int = key(1, Role.SELECTION, at_least=1, at_most=LARGEST_INDEX, is_later=True)
     ema: bool = key(True, Role.PIXELS)
     checkpoint: int | None = key(None, Role.WEIGHTS, at_least=0, at_most=LARGEST_INDEX)
     batch_size: int = key(0, Role.MACHINE, at_least=0, at_most=LARGEST_BATCH)
@@ -682,6 +769,11 @@ class Config:
 
 # The groups of what a model is and how it was trained; all others say what a job is to do.
 TRAINED_GROUPS = ("data", "model", "diffusion", "train", "seed")
+
+
+def is_one_or_several(annotation: Any) -> bool:
+    """Whether a key is annotated ``T | tuple[T, ...]``: one value, or a list of them."""
+    return any(typing.get_origin(arm) is tuple for arm in typing.get_args(annotation))
 
 
 def without_none(annotation: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from ddim_jax.config.schema import Config, without_none
+from ddim_jax.config.schema import Config, height_and_width, is_one_or_several, without_none
 from ddim_jax.errors import ConfigError
 
 # An ml_collections.ConfigDict. Its attributes are the keys, which type checkers cannot know.
@@ -30,6 +30,8 @@ def to_config_dict(config: Any) -> ConfigTree:
         elif value is None:
             # A placeholder remembers the type, so that a flag can set the key later.
             result[field.name] = config_dict.placeholder(without_none(field.type))
+        elif is_one_or_several(field.type):
+            result[field.name] = config_dict.FieldReference(value, field_type=object)
         else:
             result[field.name] = value
     return result.lock()
@@ -42,10 +44,14 @@ def shrink(config: ConfigTree) -> ConfigTree:
     and batch shrink.
     """
     halvings = len(config.model.multipliers) - 1
-    image_size = min(config.data.image_size, max(8, 2**halvings))
-    scale = config.data.image_size // image_size
+    sides = height_and_width(config.data.image_size)
+    shortest = min(sides)
+    side = min(shortest, max(8, 2**halvings))
+    scale = shortest // side
+    # A longer side in proportion, and as often halved.
+    height, width = (max(side, round(side * each / shortest / 2**halvings) * 2**halvings) for each in sides)
     with config.unlocked():
-        config.data.image_size = image_size
+        config.data.image_size = side if sides[0] == sides[1] else (height, width)
         if config.data.source != "digits" and config.data.resize == "none":
             config.data.resize = "bilinear"
         # A narrow network shrinks too, to half of its width or less, in whole groups of two channels or more.

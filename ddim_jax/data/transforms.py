@@ -203,17 +203,22 @@ def prepare_image(image: np.ndarray, config: DataConfig) -> np.ndarray:
     """
     image = crop_image(image, config.crop)
     height, width = image.shape[:2]
-    size = config.image_size
-    if height != width:
-        raise ImageError(f"the image is {width}x{height} pixels, not square; set data.crop=center")
-    if width != size:
+    wanted_height, wanted_width, _ = config.image_shape
+    if height * wanted_width != width * wanted_height:
+        raise ImageError(
+            f"the image is {width}x{height} pixels, not "
+            + ("square" if wanted_height == wanted_width else f"of the shape {wanted_width}x{wanted_height}")
+            + "; set data.crop=center"
+        )
+    if width != wanted_width:
         if config.resize == "none":
             raise ImageError(
-                f"the image is {width}x{height} pixels after data.crop={config.crop}, data.image_size is {size}; "
+                f"the image is {width}x{height} pixels after data.crop={config.crop}, data.image_size is "
+                f"{config.image_size}; "
                 "set data.resize=bilinear or another filter"
             )
         resampling = Image.Resampling[config.resize.upper()]
-        image = from_pillow(to_pillow(image).resize((size, size), resampling))
+        image = from_pillow(to_pillow(image).resize((wanted_width, wanted_height), resampling))
     return set_channels(image, config.channels)
 
 

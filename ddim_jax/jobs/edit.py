@@ -36,7 +36,7 @@ def edit(config: Config, workdir: epath.PathLike) -> None:
         titles = ["original", f"noised, t={settings.level}", "recovered"]
         name = f"recover-t{settings.level}"
     else:
-        mask = read_mask(settings.mask, job.config.data.image_size)
+        mask = read_mask(settings.mask, job.config.data.image_shape[:2])
         result = job.pipe.inpaint(
             real.image, mask, resamplings=settings.resamplings, jump=settings.jump, labels=labels, progress=True
         )
@@ -53,8 +53,8 @@ def edit(config: Config, workdir: epath.PathLike) -> None:
     say(f"wrote {folder / f'{settings.task}.png'}")
 
 
-def read_mask(path: str, image_size: int) -> np.ndarray:
-    """Reads a mask: bool [image_size, image_size], True (white) where an image is kept.
+def read_mask(path: str, size: tuple[int, int]) -> np.ndarray:
+    """Reads a mask: bool [height, width], True (white) where an image is kept.
 
     Raises:
         UserError: no path, not an image, another size, or a mask that leaves nothing to draw.
@@ -70,10 +70,10 @@ def read_mask(path: str, image_size: int) -> np.ndarray:
         raise UserError(f"edit.mask: {path} cannot be opened: {error.strerror or error}") from error
     except UserError as error:
         raise UserError(f"edit.mask: {path} cannot be used: {str(error).removeprefix(f'{path} ')}") from error
-    if pixels.shape[:2] != (image_size, image_size):
+    if pixels.shape[:2] != size:
         height, width = pixels.shape[:2]
         raise UserError(
-            f"edit.mask: {path} is {width}x{height}, but the model's images are {image_size}x{image_size}; resize it"
+            f"edit.mask: {path} is {width}x{height}, but the model's images are {size[1]}x{size[0]}; resize it"
         )
     mask = pixels.mean(axis=-1) >= 128
     if mask.all():

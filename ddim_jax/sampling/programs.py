@@ -27,7 +27,7 @@ from ddim_jax.diffusion.losses import diffuse
 from ddim_jax.diffusion.table import sample_padded
 from ddim_jax.errors import UserError
 from ddim_jax.models import Model
-from ddim_jax.pixels import to_float, to_uint8
+from ddim_jax.pixels import to_float, to_pixels
 from ddim_jax.random_streams import image_keys
 
 # From what is given to all images, and items, to results; but for those of likelihood_programs.py, as ``Checked``.
@@ -130,8 +130,8 @@ def trajectory_program(config: Config, model: Model) -> Program:
         x = samplers.initial_noise(keys, config.data.image_shape, jnp.float32)
         final, kept = _run(config, model, given, items, x, keys)
         normalization = build_normalization(config)
-        by_image = jax.tree.map(lambda places: to_uint8(jnp.moveaxis(places, 0, 1), normalization), kept)
-        images = KeptImages(by_image.x, by_image.x0, to_uint8(final, normalization))
+        by_image = jax.tree.map(lambda places: to_pixels(jnp.moveaxis(places, 0, 1), normalization), kept)
+        images = KeptImages(by_image.x, by_image.x0, to_pixels(final, normalization))
         return _checked(images, final, jnp.moveaxis(kept.x, 0, 1), jnp.moveaxis(kept.x0, 0, 1))
 
     return program
@@ -168,7 +168,7 @@ def decode_program(config: Config, model: Model) -> Program:
     def program(given: Given, latents_and_items: tuple[jax.Array, Items]) -> Checked:
         latents, items = latents_and_items
         x, _ = _run(config, model, given, items, latents, image_keys(items.seed, items.index))
-        return _checked(to_uint8(x, build_normalization(config)), x)
+        return _checked(to_pixels(x, build_normalization(config)), x)
 
     return program
 
@@ -199,7 +199,7 @@ def recover_program(config: Config, model: Model) -> Program:
         x0 = to_float(images, normalization)
         noised = diffuse(x0, samplers.initial_noise(keys, x0.shape[1:]), given.table.table.alpha_bar[0])
         x, _ = _run(config, model, given, items, noised, keys)
-        return _checked(Recovered(to_uint8(noised, normalization), to_uint8(x, normalization)), noised, x)
+        return _checked(Recovered(to_pixels(noised, normalization), to_pixels(x, normalization)), noised, x)
 
     return program
 
@@ -221,7 +221,7 @@ def inpaint_program(config: Config, model: Model) -> Program:
                 predict, x, to_float(images, build_normalization(config)), mask, given.table.table, keys,
                 given.table.count,
             )  # fmt: skip
-        return _checked(to_uint8(x, build_normalization(config)), x)
+        return _checked(to_pixels(x, build_normalization(config)), x)
 
     return program
 

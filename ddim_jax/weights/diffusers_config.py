@@ -288,7 +288,7 @@ def unet_config(config: Config) -> dict[str, Any]:
                 f"model.{key}={value}: what is exported is a pipeline of diffusers that draws by DDIM, which has only "
                 f"{off}; choose weights.format=npz or safetensors"
             )
-    attends = [data.image_size // 2**i in model.attention_resolutions for i in range(len(model.multipliers))]
+    attends = [data.image_shape[0] // 2**i in model.attention_resolutions for i in range(len(model.multipliers))]
     down, up = ((_LEVELS[side][model.resample_blocks], _LEVELS[side][-1]) for side in ("down", "up"))
     sample_type = "resnet" if model.resample_blocks else "conv"
     return {

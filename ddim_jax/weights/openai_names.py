@@ -149,7 +149,7 @@ class _Place:
 def _places(config: Config) -> dict[str, tuple[_Place, Shape]]:
     """Where each of our arrays is, and its shape with us, by our name."""
     model = config.model
-    attends = [config.data.image_size // 2**i in model.attention_resolutions for i in range(len(model.multipliers))]
+    attends = [config.data.image_shape[0] // 2**i in model.attention_resolutions for i in range(len(model.multipliers))]
     modules = module_names(model, attends)
     shapes = {name.removeprefix("params/"): shape for name, shape in variable_shapes(config).items()}
     return {name: (_Place(name, modules), shape) for name, shape in shapes.items()}

@@ -117,7 +117,7 @@ def recognise_openai(state: Mapping[Any, Any], source: str) -> OpenAINetwork | N
     """
     for network in openai_networks():
         ours = flatten(network.config)
-        stated = stated_by_state(state, source, network.config.data.image_size)
+        stated = stated_by_state(state, source, network.config.data.image_shape[0])
         if all(ours[key] == value or _means_the_same(key, value, ours) for key, value in stated.items()):
             return network
     return None

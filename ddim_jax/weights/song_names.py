@@ -211,7 +211,7 @@ def _unchanged(value: np.ndarray) -> np.ndarray:
 def _edm_modules(config: Config) -> dict[str, str]:
     """EDM's names of our modules."""
     levels, num_blocks = len(config.model.multipliers), config.model.num_blocks
-    sizes = [f"{config.data.image_size >> level}x{config.data.image_size >> level}" for level in range(levels)]
+    sizes = [f"{config.data.image_shape[0] >> level}x{config.data.image_shape[0] >> level}" for level in range(levels)]
     modules = {
         "time_dense_0": "map_layer0",
         "time_dense_1": "map_layer1",
@@ -241,7 +241,7 @@ def _in_order(config: Config) -> list[str]:
     """Our modules from ``conv_in`` on, in the order in which they run."""
     model = config.model
     levels = range(len(model.multipliers))
-    attends = [config.data.image_size >> level in model.attention_resolutions for level in levels]
+    attends = [config.data.image_shape[0] >> level in model.attention_resolutions for level in levels]
     order = ["conv_in"]
     for level in levels:
         for i in range(model.num_blocks):

@@ -49,7 +49,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "folder": _read_folder,
     "reference": read_reference,
     "eval.reference": lambda path: has_statistics(EvalConfig(reference=path)),
-    "mask": lambda path: read_mask(path, 8),
+    "mask": lambda path: read_mask(path, (8, 8)),
     "first image": lambda path: read_first_images(_DATA, "", path, 1, "edit.path"),
     "inception": inception_variables,
     "cache": is_trusted,

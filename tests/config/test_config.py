@@ -80,7 +80,15 @@ def replaced(**changes):
     [
         ({"data__image_size": 20}, r"data.image_size=20: must be divisible by 8"),
         ({"data__source": "tfds"}, r"data.name='': name the TFDS data set"),
-        ({"data__channels": 2}, r"data.channels=2: must be 1"),
+        (
+            {"data__image_size": (20, 36)},
+            r"must be divisible by 8.* the next that is: \(24, 40\); or set data.pad=true",
+        ),
+        ({"data__image_size": (8, 8, 8)}, r"data.image_size holds 3 values"),
+        ({"data__range": (0.0, 1.0, 2.0)}, r"data.range=\(0.0, 1.0, 2.0\): needs a lowest and a highest value"),
+        ({"data__range": (5.0, 1.0)}, r"the lowest value 5 must lie below the highest, 1"),
+        ({"data__range": (0.0, 256.0)}, r"data.dtype=uint8 holds 0 ... 255"),
+        ({"data__shown_channels": (3,)}, r"data.shown_channels=\(3,\): name one channel, or three, of 0 ... 2"),
         ({"data__mean": (0.5, 0.5)}, r"data.mean=\(0.5, 0.5\): needs 1 or 3 values"),
         ({"data__std": (0.0,)}, r"data.std"),
         ({"model__channels": 48}, r"model.channels=48: must be a multiple of model.num_groups=32"),

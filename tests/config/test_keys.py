@@ -29,7 +29,7 @@ def test_a_resumed_run_may_change_these_and_nothing_else():
     trained = {
         key for key, _ in keys_of(Config) if key.split(".")[0] in ("data", "model", "diffusion", "train", "seed")
     }
-    data = "dir path cache cache_limit_gib cache_dir threads prefetch validation"
+    data = "dir path cache cache_limit_gib cache_dir threads prefetch validation condition_path shown_channels"
     train = (
         "steps epochs checkpoint_every keep_last keep_every log_every sample_every sample_every_epochs validate_every "
         "sample_num final_sample_steps tensorboard overwrite measure_every measure_num measure_metric ema_on_host "
@@ -42,9 +42,12 @@ def test_a_resumed_run_may_change_these_and_nothing_else():
 
 def test_imported_weights_agree_on_these_keys():
     assert keys_with(Config, Role.NETWORK) == (
-        *("data.image_size", "data.channels", "data.mean", "data.std"),
+        *("data.image_size", "data.channels", "data.dtype", "data.range", "data.pad"),
+        *("data.condition", "data.condition_factor", "data.condition_blur", "data.condition_noise"),
+        *("data.condition_augmentation", "data.condition_size", "data.condition_channels", "data.mean", "data.std"),
         *("model.name", "model.structure", "model.norm", "model.channels", "model.multipliers", "model.num_blocks"),
         *("model.attention_resolutions", "model.num_groups", "model.num_classes"),
+        *("model.condition", "model.vector_size"),
         *("model.null_label", "model.time_freq_shift", "model.time_cos_first", "model.downsample_padding"),
         *("model.norm_eps", "model.head_channels"),
         *("model.embedding", "model.encoder", "model.resample_filter", "model.augmentation_inputs"),

@@ -276,4 +276,4 @@ def test_masks_that_cannot_be_used(tmp_path):
         str(tmp_path / "text.png"): r"text.png cannot be used: not a PNG",
     }.items():
         with pytest.raises(UserError, match=message):
-            read_mask(path, 8)
+            read_mask(path, (8, 8))

@@ -1,0 +1,8 @@
+"""What an image is drawn from beside noise: a class, a vector of numbers, a picture, or several of them.
+
+- ``condition``: :class:`Condition`, the arrays that travel with images, and what "none" means for each kind.
+"""
+
+from ddim_jax.conditions.condition import Condition
+
+__all__ = ["Condition"]
