@@ -30,14 +30,18 @@ class Batch(NamedTuple):
     """One process's share of a training batch.
 
     Attributes:
-        image: uint8 [b, s, s, c].
+        image: [b, h, w, c], of the type ``data.dtype``.
         label: int32 [b].
         index: int32 [b], positions in the *global* batch: the keys of per-example random draws.
+        vector: float32 [b, d], or None where the data have none.
+        paired: [b, h', w', c'], of the type ``data.dtype``; None where the data have none.
     """
 
     image: np.ndarray
     label: np.ndarray
     index: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride]
+    vector: np.ndarray | None = None
+    paired: np.ndarray | None = None
 
 
 class BatchIterator(Protocol):

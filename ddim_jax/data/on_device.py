@@ -26,12 +26,16 @@ class DeviceImages(NamedTuple):
     """All training images, as each device holds them.
 
     Attributes:
-        image: uint8 [n, s, s, c].
+        image: [n, h, w, c], of the type ``data.dtype``.
         label: int32 [n].
+        vector: float32 [n, d], or None where the data have none.
+        paired: [n, h', w', c'], of the type ``data.dtype``; None where the data have none.
     """
 
     image: Any
     label: Any
+    vector: Any = None
+    paired: Any = None
 
 
 class Selection(NamedTuple):

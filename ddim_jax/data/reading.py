@@ -32,14 +32,18 @@ class Images(NamedTuple):
     """Prepared images in memory.
 
     Attributes:
-        image: uint8 [n, s, s, c].
+        image: [n, h, w, c], of the type ``data.dtype``.
         label: int32 [n].
         index: int64 [n], which example of the source each is.
+        vector: float32 [n, d], or None where the data have none.
+        paired: [n, h', w', c'], of the type ``data.dtype``; None where the data have none.
     """
 
     image: np.ndarray
     label: np.ndarray
     index: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride]
+    vector: np.ndarray | None = None
+    paired: np.ndarray | None = None
 
 
 def load_images(

@@ -12,10 +12,19 @@ from ddim_jax.errors import UserError
 
 
 class Example(NamedTuple):
-    """An image as stored, uint8 [h, w, 1 or 3], and its class (0 where the source has none)."""
+    """An image as stored, and what belongs to it.
+
+    Attributes:
+        image: [h, w, c], of any type that ``data.dtype`` names.
+        label: its class; 0 where the source has none.
+        vector: float32 [d], the numbers of ``data.vector``; None where the source has none.
+        paired: [h', w', c'], the picture that ``data.condition=paired`` puts beside the image; None where there is none.
+    """
 
     image: np.ndarray
     label: int
+    vector: np.ndarray | None = None
+    paired: np.ndarray | None = None
 
 
 class Source(Protocol):
