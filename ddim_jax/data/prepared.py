@@ -170,7 +170,7 @@ class PreparedSource(Source):
         if self._checksums is not None:
             for place, index in enumerate(indices):
                 if _checksum(images[place], labels[place]) != self._checksums[index]:
-                    images[place], labels[place] = self._mend(int(index))
+                    images[place], labels[place] = self._mend(int(index))[:2]
         return images, labels
 
     def _mend(self, index: int) -> Example:
@@ -380,7 +380,7 @@ def _fill(folder: Path, source: Source, config: DataConfig, states: np.ndarray) 
         labels = np.zeros(size, np.int32)
         marks = np.full(size, _UNUSABLE, np.uint8)
         for row, example in chunk:
-            images[row - start], labels[row - start] = example
+            images[row - start], labels[row - start] = example.image, example.label
             marks[row - start] = _DONE
         with writing(folder, _REMEDY):
             _write_examples(folder, start, images, labels)

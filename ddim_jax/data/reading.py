@@ -71,7 +71,7 @@ def load_images(
 
     def store(chunk: Chunk) -> None:
         for row, example in chunk:
-            images[row], labels[row] = example
+            images[row], labels[row] = example.image, example.label
 
     bar = writers.progress(num, f"reading {source.name}", " images", show=progress and sys.stderr.isatty())
     _, errors = map_chunks(

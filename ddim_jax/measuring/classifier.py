@@ -140,7 +140,8 @@ def labelled_images(source: Source, data: DataConfig) -> tuple[Images, Images]:
         raise UserError(f"eval.extractor=classifier: {num} images are too few to learn from; 20 are needed")
     order = _generator().permutation(num)
     learnt, held_out = order[num // 10 :], order[: num // 10]
-    return Images(*(x[learnt] for x in images)), Images(*(x[held_out] for x in images))
+    learnt, held_out = (jax.tree.map(lambda x, rows=rows: x[rows], images) for rows in (learnt, held_out))
+    return learnt, held_out
 
 
 def _train(source: Source, data: DataConfig) -> tuple[Any, float]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -55,7 +56,7 @@ def take(num: int, source: Source, config: DataConfig = CONFIG, start_step: int 
 def assert_equal(left: list[Batch], right: list[Batch]) -> None:
     assert len(left) == len(right)
     for one, other in zip(left, right, strict=True):
-        for a, b in zip(one, other, strict=True):
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
             assert a.dtype == b.dtype
             np.testing.assert_array_equal(a, b)
 
@@ -129,7 +130,7 @@ def test_processes_share_the_global_batch(cache: Any, process_count: int) -> Non
         take(6, Numbered(20), config, process_index=index, process_count=process_count)
         for index in range(process_count)
     ]
-    joined = [Batch(*map(np.concatenate, zip(*parts, strict=True))) for parts in zip(*shares, strict=True)]
+    joined = [jax.tree.map(lambda *each: np.concatenate(each), *parts) for parts in zip(*shares, strict=True)]
     assert_equal(joined, take(6, Numbered(20), config))
 
 

@@ -18,7 +18,7 @@ class Example(NamedTuple):
         image: [h, w, c], of any type that ``data.dtype`` names.
         label: its class; 0 where the source has none.
         vector: float32 [d], the numbers of ``data.vector``; None where the source has none.
-        paired: [h', w', c'], the picture that ``data.condition=paired`` puts beside the image; None where there is none.
+        paired: [h', w', c'], the picture that ``data.condition=paired`` puts beside it; None where there is none.
     """
 
     image: np.ndarray
