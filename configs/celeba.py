@@ -27,26 +27,11 @@ from ddim_jax.config import ConfigTree, apply_variants, default_config, recipes
 def get_config(variant: str | None = None) -> ConfigTree:
     """The config; ``variant`` is what follows the colon in ``configs/celeba.py:VARIANT``."""
     config = default_config()
-
-    config.data.source = "tfds"
-    config.data.name = "celeb_a"
-    config.data.split = "train"
-    config.data.validation = "validation"
-    config.data.image_size = 64
-    config.data.channels = 3
-    config.data.crop = "celeba"
-    config.data.resize = "bilinear"
-    config.data.flip = True
-    config.data.cache = "disk"
-
+    recipes.celeba(config)
     recipes.faces_64(config)
 
     config.train.epochs = 100.0
-    config.train.checkpoint_every = 1000
-    config.train.sample_every_epochs = 1.0
-    config.train.sample_num = 64
 
     config.sample.preset = "ddim-paper-celeba"
-    config.sample.steps = 50
 
     return apply_variants(config, variant, {"ddim_code": recipes.ddim_code, "bf16": recipes.bf16})

@@ -146,6 +146,121 @@ def ddim_code(config: ConfigTree) -> None:
     config.train.warmup_steps = 0
 
 
+def digits(config: ConfigTree) -> None:
+    """Scikit-learn's 8x8 digits, a network for them, and its training: minutes on a laptop."""
+    config.data.source = "digits"
+    config.data.image_size = 8
+    config.data.channels = 1
+
+    config.model.channels = 32
+    config.model.num_groups = 8
+    config.model.multipliers = (1, 2, 2)
+    config.model.num_blocks = 1
+    config.model.attention_resolutions = (4,)
+    config.model.dropout = 0.0
+
+    # The linear schedule drowns images as small as these too early, and spends most levels on noise (Nichol and
+    # Dhariwal 2021, section 3.2). The cosine one ends in nearly pure noise, from which an image cannot be had by way
+    # of eps, since their difference is divided by almost nothing: hence v.
+    config.diffusion.schedule = "cosine"
+    config.diffusion.objective = "v"
+
+    config.train.batch_size = 128
+    config.train.steps = 600
+    config.train.learning_rate = 2e-3
+    config.train.warmup_steps = 50
+    config.train.lr_schedule = "cosine"
+    config.train.ema_decay = 0.995
+    config.train.ema_warmup = True
+    config.train.checkpoint_every = 200
+    config.train.log_every = 20
+    config.train.sample_every = 200
+    config.train.sample_num = 64
+    config.train.final_sample_steps = (10, 20, 50)
+
+    config.sample.steps = 20
+
+
+def mnist_restoration(config: ConfigTree) -> None:
+    """MNIST at 28x28 for networks that are given a picture: narrow, v-prediction, an hour on two CPU cores."""
+    digits(config)
+    config.data.source = "tfds"
+    config.data.name = "mnist"
+    config.data.image_size = 28
+    config.model.attention_resolutions = (7,)
+    config.train.steps = 3000
+    config.train.batch_size = 64
+    config.train.learning_rate = 1e-3
+    config.train.warmup_steps = 100
+    config.train.checkpoint_every = 500
+    config.train.sample_every = 500
+
+
+def cifar10_restoration(config: ConfigTree) -> None:
+    """CIFAR-10 at 32x32 for networks that are given a picture: the network of DDPM, v-prediction, cosine schedule."""
+    config.data.source = "tfds"
+    config.data.name = "cifar10"
+    config.data.image_size = 32
+    config.data.channels = 3
+    config.data.flip = True
+
+    config.model.channels = 128
+    config.model.num_groups = 32
+    config.model.multipliers = (1, 2, 2, 2)
+    config.model.num_blocks = 2
+    config.model.attention_resolutions = (16,)
+    config.model.dropout = 0.1
+
+    config.diffusion.schedule = "cosine"
+    config.diffusion.objective = "v"
+
+    config.train.batch_size = 128
+    config.train.steps = 200_000
+    config.train.learning_rate = 2e-4
+    config.train.warmup_steps = 5000
+    config.train.lr_schedule = "constant"
+    config.train.ema_decay = 0.9999
+    config.train.ema_warmup = False
+    config.train.checkpoint_every = 5000
+    config.train.log_every = 100
+    config.train.sample_every = 5000
+
+    config.sample.steps = 50
+
+
+def celeba(config: ConfigTree) -> None:
+    """CelebA from TFDS, 64x64 of the DDIM paper's crop, and how often a run on it writes and draws."""
+    config.data.source = "tfds"
+    config.data.name = "celeb_a"
+    config.data.split = "train"
+    config.data.validation = "validation"
+    config.data.image_size = 64
+    config.data.channels = 3
+    config.data.crop = "celeba"
+    config.data.resize = "bilinear"
+    config.data.flip = True
+    config.data.cache = "disk"
+
+    config.train.checkpoint_every = 1000
+    config.train.sample_every_epochs = 1.0
+    config.train.sample_num = 64
+
+    config.sample.steps = 50
+
+
+def faces_restoration(config: ConfigTree) -> None:
+    """CelebA at 64x64 for networks that are given a picture: :func:`celeba` and :func:`faces_64`, after any recipe."""
+    celeba(config)
+    faces_64(config)
+    config.model.num_groups = 32
+    config.diffusion.schedule = "linear"
+    config.diffusion.objective = "eps"
+    config.train.epochs = 100.0
+    config.train.lr_schedule = "constant"
+    config.train.ema_warmup = False
+    config.train.log_every = 100
+
+
 def bf16(config: ConfigTree) -> None:
     """Computes in bfloat16; parameters, norms, softmax and loss stay float32."""
     config.model.dtype = "bfloat16"

@@ -28,6 +28,10 @@ VARIANTS = {
     "lsun": ("church", "cat", "ddim_code", "bf16"),
     "celebahq": ("bf16",),
     "folder": ("bf16",),
+    "superres": ("mnist", "cifar10", "faces"),
+    "inpaint": ("digits", "cifar10", "faces"),
+    "colorize": ("faces",),
+    "attributes": ("bf16",),
 }
 
 
