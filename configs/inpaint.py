@@ -12,9 +12,9 @@ not trained for this inpaints too (``--mode=edit --config.edit.task=inpaint``, R
 
 and from Python ``ddim_jax.load("runs/inpaint").restore(images, mask=mask)``.
 
-Needs about 1 GB of memory, and an hour on two CPU cores. TFDS prepares MNIST; image files serve as well, ``--config.data.source=folder --config.data.path=DIR``. Variants
-(``configs/inpaint.py:VARIANT``): ``digits`` (8x8, minutes on a laptop, no download), ``cifar10``, ``faces`` (CelebA at
-64x64); ``tiny`` (a trial run of seconds).
+Needs about 1 GB of memory, and an hour on two CPU cores. TFDS prepares MNIST; image files serve as well,
+``--config.data.source=folder --config.data.path=DIR``. Variants (``configs/inpaint.py:VARIANT``): ``digits`` (8x8,
+minutes on a laptop, no download), ``cifar10``, ``faces`` (CelebA at 64x64); ``tiny`` (a trial run of seconds).
 """
 
 from ddim_jax.config import ConfigTree, apply_variants, default_config, recipes
