@@ -1,0 +1,73 @@
+"""Pictures of conditions beside the images that were drawn from them."""
+
+import numpy as np
+
+from ddim_jax.conditions.tasks import Task
+from ddim_jax.config import Config
+from ddim_jax.configured import build_normalization, build_task
+from ddim_jax.images import as_rgb, table
+from ddim_jax.pixels import to_pictures
+from ddim_jax.sampling.condition_sets import Conditions
+
+# Of an unknown pixel, in [0, 1]: neither black nor white, of which most pictures are full.
+_UNKNOWN = 0.6
+
+
+def picture_of_conditions(config: Config, conditions: Conditions, images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """A row for each condition: what was given, what was drawn from it, and the truth where that is known.
+
+    Args:
+        config: the run.
+        conditions: n of them.
+        images: [n, k, h, w, c] of the data's type, k drawn from each.
+        numbers: int [n], of the conditions.
+
+    Returns:
+        uint8 [height, width, 3].
+    """
+    normalization, shown = build_normalization(config), config.data.shown_channels
+    drawn = to_pictures(images, normalization, shown)
+    count = drawn.shape[1]
+    columns = ["drawn"] + [""] * (count - 1)
+    cells = [[drawn[row, k][None] for k in range(count)] for row in range(len(drawn))]
+    if conditions.given is not None:
+        task = build_task(config)
+        assert task is not None, "something was given"
+        given = given_pictures(config, task, conditions.given)
+        columns = ["given", *columns]
+        cells = [[given[row][None], *cells[row]] for row in range(len(drawn))]
+        if conditions.truth is not None:
+            truth = to_pictures(conditions.truth, normalization, shown)
+            columns = [*columns, "truth"]
+            cells = [[*cells[row], truth[row][None]] for row in range(len(drawn))]
+    colours = any(cell.shape[-1] == 3 for row in cells for cell in row)
+    if colours:
+        cells = [[as_rgb(cell) for cell in row] for row in cells]
+    titles = [str(number) for number in numbers]
+    if conditions.label is not None:
+        titles = [f"{title}: class {label}" for title, label in zip(titles, conditions.label, strict=True)]
+    return table(cells, titles, columns)
+
+
+def given_pictures(config: Config, task: Task, given: np.ndarray) -> np.ndarray:
+    """What a network was given, as people can see it, as large as its images: uint8 [n, h, w, 1 or 3].
+
+    Args:
+        config: the run.
+        task: made ``given``.
+        given: float32 [n, *task.shape] in [0, 1].
+    """
+    channels = task.shape[2]
+    if config.data.condition == "mask":
+        channels -= 1
+        known = given[..., channels:]
+        given = known * given[..., :channels] + (1 - known) * _UNKNOWN
+    shown = tuple(range(channels if channels in (1, 3) else 1 if channels < 3 else 3))
+    if channels == config.data.channels and config.data.shown_channels:
+        shown = config.data.shown_channels
+    pixels = np.floor(255 * np.clip(given[..., list(shown)], 0, 1) + 0.5).astype(np.uint8)
+    # Each pixel stays a square: interpolated ones would look better than what was given.
+    height, width, _ = config.data.image_shape
+    rows = np.arange(height) * task.shape[0] // height
+    places = np.arange(width) * task.shape[1] // width
+    return pixels[:, rows][:, :, places]
