@@ -197,10 +197,12 @@ class Guide(NamedTuple):
     Attributes:
         model: the network; of the same images, noise levels and conditions.
         variables: its weights.
+        step: number of steps that it was trained.
     """
 
     model: Model
     variables: Any
+    step: int = 0
 
 
 def build_predict(

@@ -277,8 +277,9 @@ class ModelConfig:
     @property
     def kinds(self) -> tuple[ConditionKind, ...]:
         """What the network is told beside the noise level: ``condition``, and classes where there are some."""
-        classes: tuple[ConditionKind, ...] = ("class",) if self.num_classes and "class" not in self.condition else ()
-        return classes + self.condition
+        if self.num_classes and "class" not in self.condition:
+            return ("class", *self.condition)
+        return self.condition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -792,10 +793,9 @@ class Config:
         Whether it dropped labels is not known of others' networks, so that a class counts where nothing else does.
         """
         model = self.model
-        known = [kind for kind in model.kinds if kind != "class" or model.null_label]
-        return tuple(kind for kind in known if self.condition_dropout[kind] > 0) or tuple(
-            kind for kind in known if kind == "class"
-        )
+        rates = {kind: rate for kind, rate in self.condition_dropout.items() if kind != "class" or model.null_label}
+        dropped = tuple(kind for kind, rate in rates.items() if rate > 0)
+        return dropped or (("class",) if "class" in rates else ())
 
 
 # The groups of what a model is and how it was trained; all others say what a job is to do.

@@ -113,7 +113,6 @@ def gather(images: DeviceImages, selection: Selection) -> Batch:
         selection: places in them; [b] of this device.
     """
 
-
     def pictures(all_of_them: Any) -> Any:
         chosen: Any = jnp.take(all_of_them, selection.row, axis=0)
         return jnp.where(selection.flip[:, None, None, None], chosen[:, :, ::-1], chosen)

@@ -79,9 +79,7 @@ def guided(
     return _led_away(plain, both, scale, interval)
 
 
-def guided_by(
-    network: Network, guide: Network, scale: float, interval: tuple[float, float] | None = None
-) -> Network:
+def guided_by(network: Network, guide: Network, scale: float, interval: tuple[float, float] | None = None) -> Network:
     """Leads a network away from what another one predicts: autoguidance.
 
     >>> better, worse = (lambda x, time: 3 * x), (lambda x, time: 2 * x)

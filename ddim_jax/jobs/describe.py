@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from clu import parameter_overview
 from etils import epath
 from jax.extend.core import ClosedJaxpr, Jaxpr

@@ -47,7 +47,9 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
     # Settings that cannot be used are refused before anything is written.
     build_sampler(config)
     folder = job.folder("sample", f"{sampler_name(settings)}-n{len(indices)}", make=False)
-    sampler = ImageSampler(config, job.pipe.model, _batch_size(config, len(indices), job.recorded(folder)))
+    sampler = ImageSampler(
+        config, job.pipe.model, _batch_size(config, len(indices), job.recorded(folder)), job.pipe.guide
+    )
     variables = parallel.replicate(job.pipe.variables, parallel.local_devices())
     if not folder.exists():
         # A batch that does not fit is refused before anything is written.

@@ -2,8 +2,8 @@
 
 A network is called by :func:`call`, with what its images are drawn from, and knows nothing of schedules, losses or
 devices. Their parts: ``convolution.py``, ``group_norm.py``, ``dropout.py``, ``padding.py``, ``flash_attention.py``
-(which GPU computes attention without keeping its logits), ``initialization.py``. ``inception.py`` and ``classifier.py`` are the
-networks that images are measured by.
+(which GPU computes attention without keeping its logits), ``initialization.py``. ``inception.py`` and
+``classifier.py`` are the networks that images are measured by.
 """
 
 from collections.abc import Callable, Mapping
@@ -46,8 +46,12 @@ def build_model(
     return build(config, mean_over_devices, flash_attention)
 
 
+# What is given to a network that is drawn from noise alone; to others it means "none".
+NO_CONDITION = Condition()
+
+
 def call(
-    model: Model, variables: Any, x: jax.Array, time: jax.Array, condition: Condition = Condition(), **options: Any
+    model: Model, variables: Any, x: jax.Array, time: jax.Array, condition: Condition = NO_CONDITION, **options: Any
 ) -> Any:
     """Applies a network to noisy images and what they are drawn from.
 

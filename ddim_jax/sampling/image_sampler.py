@@ -57,9 +57,7 @@ def image_indices(config: Config, most: int | None = None) -> np.ndarray:
     return np.arange(sample.start, sample.start + num)
 
 
-def image_items(
-    config: Config, indices: Sequence[int] | np.ndarray, condition: DataCondition | None = None
-) -> Items:
+def image_items(config: Config, indices: Sequence[int] | np.ndarray, condition: DataCondition | None = None) -> Items:
     """The images of these indices, and what they are drawn from.
 
     Args:
@@ -142,9 +140,7 @@ def reusable_batch_size_for(config: Config, num: int) -> BatchSize:
 class ImageSampler:
     """A sampler for one network and one set of settings; its compiled program may serve further settings."""
 
-    def __init__(
-        self, config: Config, model: Model, batch_size: int | BatchSize, guide: Guide | None = None
-    ) -> None:
+    def __init__(self, config: Config, model: Model, batch_size: int | BatchSize, guide: Guide | None = None) -> None:
         """Prepares the program; it is compiled at the first call, or by :meth:`compile`.
 
         Args:

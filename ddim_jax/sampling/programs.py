@@ -25,9 +25,9 @@ from ddim_jax.configured import Guide, build_normalization, build_predict
 from ddim_jax.diffusion import editing, samplers
 from ddim_jax.diffusion.loop import KeptStates, PaddedTable
 from ddim_jax.diffusion.losses import diffuse
+from ddim_jax.diffusion.prediction import Predict
 from ddim_jax.diffusion.table import sample_padded
 from ddim_jax.errors import UserError
-from ddim_jax.diffusion.prediction import Predict
 from ddim_jax.models import Model
 from ddim_jax.names import Clip
 from ddim_jax.pixels import to_float, to_pixels

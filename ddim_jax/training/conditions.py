@@ -1,7 +1,7 @@
 """What training examples are drawn from: made from the batch, and left out of some examples.
 
-All of it is keyed by (seed, step, position in the global batch), or by an image's number: as with noise, neither devices
-nor interruptions have a part in it.
+All of it is keyed by (seed, step, position in the global batch), or by an image's number: as with noise, neither
+devices nor interruptions have a part in it.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ _DROPOUT_FOLDS: dict[ConditionKind, int] = {"vector": 0, "image": 1}
 
 
 def example_condition(config: Config, examples: Any, keys: jax.Array) -> Condition:
-    """What examples are drawn from, in the network's form, with the noise of ``data.condition_augmentation`` at levels drawn evenly."""
+    """What examples are drawn from, as the network takes it, with ``data.condition_augmentation``, drawn evenly."""
     if not config.model.kinds:
         return Condition()
     given, most = data_condition(config, examples, keys), config.data.condition_augmentation

@@ -62,8 +62,8 @@ class StepMetrics(NamedTuple):
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]
 
-# A network, for training or not: (x, time, condition) -> (output, whatever else it returns). Where images are augmented, it
-# takes what it is told of that, as ``augmentation``.
+# A network, for training or not: (x, time, condition) -> (output, whatever else it returns). Where images are
+# augmented, it takes what it is told of that, as ``augmentation``.
 Network = Callable[..., tuple[jax.Array, Any]]
 
 

@@ -26,8 +26,8 @@ from ddim_jax.training.step import Losses, draw_training_levels, make_example_lo
 class Validation:
     """Measures the averaged weights, in the state that samples are drawn in, on all images of ``data.validation``.
 
-    Each image has one noise level, one noise and one condition, always the same, so that successive figures can be compared; the
-    levels are spread evenly over the images, or over time where it is continuous.
+    Each image has one noise level, one noise and one condition, always the same, so that successive figures can be
+    compared; the levels are spread evenly over the images, or over time where it is continuous.
     """
 
     def __init__(self, config: Config, model: Model, source: Source) -> None:

@@ -9,8 +9,8 @@ import pytest
 from weight_files import DdimModule, converted_name, random_params, small_config, state_dict, write_ddim_checkpoint
 
 import ddim_jax
-from ddim_jax.config import WeightsConfig
 from ddim_jax.conditions import Condition
+from ddim_jax.config import WeightsConfig
 from ddim_jax.configured import build_predict, build_sampler
 from ddim_jax.jobs.export import export
 from ddim_jax.jobs.import_weights import import_weights
