@@ -5,13 +5,19 @@ says what was found and what is meant. Settings of ``config.sample`` are checked
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+import jax
 import numpy as np
 
+from ddim_jax.conditions import DataCondition
+from ddim_jax.config import Config
 from ddim_jax.config.keys import LARGEST_INDEX
+from ddim_jax.configured import build_task
 from ddim_jax.errors import UserError, shown
+from ddim_jax.names import ConditionKind
+from ddim_jax.sampling.conditions import as_unit
 
 
 def pixels(images: Any, shape: Sequence[int]) -> np.ndarray:
@@ -121,6 +127,139 @@ def labels(values: Any, count: int, num_classes: int) -> np.ndarray | None:
         raise UserError(f"labels have shape {values.shape}, but one for each of {count} images is meant{hint}")
     _check_each(values, num_classes - 1, "labels", f"the model has classes 0 ... {num_classes - 1}")
     return values.astype(np.int32)
+
+
+def condition_count(value: Any, kinds: Sequence[ConditionKind]) -> int:
+    """How many conditions there are, see :func:`condition`: as many as the first that is given has rows.
+
+    Raises:
+        UserError: none is given, or it has no rows.
+    """
+    parts = _parts_of_condition(value, kinds)
+    for name, part in parts.items():
+        if part is not None and name != "mask":
+            rows = _array(part, f"condition {name}")
+            if rows.ndim:
+                return len(rows)
+    raise UserError(f"condition={shown(value)}: one for each image is meant, an array of n rows")
+
+
+def condition(value: Any, config: Config, count: int, per_condition: int = 1) -> DataCondition:
+    """What images are drawn from, one row for each of them.
+
+    Args:
+        value: a dictionary of ``label``, ``vector`` and ``image`` (with ``mask`` where a part is missing) or
+            ``picture``; or an array, where the network knows one kind.
+        config: the run, which says what the network knows.
+        count: number of images.
+        per_condition: images in a row that share one.
+
+    Raises:
+        UserError: another number, shape or type, a class or a kind that the network has not, or one that is missing.
+    """
+    kinds = config.model.kinds
+    parts = _parts_of_condition(value, kinds)
+    if count % per_condition:
+        raise UserError(f"per_condition={per_condition}: {count} images are no multiple of it")
+    rows = count // per_condition
+    for kind, names in (("vector", ("vector",)), ("image", ("image", "picture"))):
+        if kind in kinds and not any(name in parts for name in names):
+            raise UserError(f"condition: '{names[0]}' is missing; the network is told {', '.join(kinds)}")
+        # None of a kind that training never left out would be an input that the network has not seen.
+        if kind in kinds and all(parts.get(name) is None for name in names) and not config.condition_dropout[kind]:
+            raise UserError(
+                f"condition: {names[0]}=None: this network was never trained without one (train.condition_dropout)"
+            )
+    told = DataCondition(labels(parts.get("label"), rows, config.model.num_classes))
+    if parts.get("vector") is not None:
+        told = told._replace(vector=vectors(parts["vector"], rows, config.model.vector_size))
+    if parts.get("image") is not None:
+        told = told._replace(picture=_picture_of(parts["image"], parts.get("mask"), rows, config))
+    elif parts.get("picture") is not None:
+        told = told._replace(picture=_unit_picture(parts["picture"], rows, config))
+    return jax.tree.map(lambda x: np.repeat(x, per_condition, axis=0), told)
+
+
+# What a dictionary of conditions may name, and the kind that it belongs to.
+_CONDITION_PARTS: dict[str, ConditionKind] = {
+    "label": "class",
+    "vector": "vector",
+    "image": "image",
+    "mask": "image",
+    "picture": "image",
+}
+
+
+def _parts_of_condition(value: Any, kinds: Sequence[ConditionKind]) -> dict[str, Any]:
+    if not kinds:
+        raise UserError("condition: the model is drawn from noise alone (model.condition=()); leave condition out")
+    if not isinstance(value, Mapping):
+        if len(kinds) > 1:
+            names = ", ".join(f"'{name}'" for name, kind in _CONDITION_PARTS.items() if kind in kinds)
+            raise UserError(f"condition: the network is told {' and '.join(kinds)}; give a dictionary of {names}")
+        return {next(name for name, kind in _CONDITION_PARTS.items() if kind == kinds[0]): value}
+    for name in value:
+        if _CONDITION_PARTS.get(name) not in kinds:
+            known = ", ".join(name for name, kind in _CONDITION_PARTS.items() if kind in kinds)
+            raise UserError(f"condition: the network is told nothing of '{shown(name)}'; choose from: {known}")
+    return dict(value)
+
+
+def vectors(values: Any, count: int, size: int) -> np.ndarray:
+    """Numbers that images are drawn from: float32 [n, d].
+
+    Args:
+        values: finite numbers.
+        count: n.
+        size: d of the network.
+
+    Raises:
+        UserError: another shape, or values that are not finite numbers.
+    """
+    values = _array(values, "vectors")
+    if values.shape != (count, size):
+        raise UserError(f"vectors have shape {values.shape}, but {(count, size)} is meant: model.vector_size={size}")
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
+    _check_finite(values, "vectors")
+    return values
+
+
+def _picture_of(images: Any, known: Any, count: int, config: Config) -> np.ndarray:
+    """A picture of the data's type, as float32 [n, h', w', c'] in [0, 1]."""
+    task = build_task(config)
+    assert task is not None, "a network that is told a picture has a task"
+    height, width, channels = task.shape
+    is_masked = config.data.condition == "mask"
+    if known is not None and not is_masked:
+        raise UserError(f"mask: data.condition={config.data.condition} has none; leave it out")
+    images = pixels(images, (height, width, channels - 1) if is_masked else task.shape)
+    if len(images) != count:
+        raise UserError(f"condition: found {len(images)} pictures, but {count} are meant")
+    picture = np.asarray(as_unit(images, config))
+    if not is_masked:
+        return picture
+    if known is None:
+        raise UserError("mask: this network is told which part is known; give mask, True where it is")
+    masks = mask(known, images.shape)
+    # As tasks make it: what is not known is grey, whatever was there.
+    return np.concatenate([np.where(masks, picture, np.float32(0.5)), masks.astype(np.float32)], axis=-1)
+
+
+def _unit_picture(values: Any, count: int, config: Config) -> np.ndarray:
+    """A picture as tasks make it, checked."""
+    task = build_task(config)
+    assert task is not None, "a network that is told a picture has a task"
+    values = _array(values, "picture")
+    if values.shape != (count, *task.shape) or not np.issubdtype(values.dtype, np.floating):
+        raise UserError(
+            f"picture: found {values.dtype} of shape {values.shape}, but floats of shape {(count, *task.shape)} are "
+            f"meant, as data.condition={config.data.condition} makes them"
+        )
+    _check_finite(values, "picture")
+    if values.min() < 0 or values.max() > 1:
+        raise UserError(f"picture: values lie in {values.min():.4g} ... {values.max():.4g}, but 0 ... 1 is meant")
+    return values.astype(np.float32)
 
 
 def indices(values: Any, name: str, count: int | None = None, may_be_empty: bool = False) -> np.ndarray:

@@ -4,15 +4,17 @@ Training, sampling, likelihood and measuring take these from here, and nobody el
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from ddim_jax.conditions import Condition, none_of
+from ddim_jax.conditions.tasks import Task, make_task
 from ddim_jax.config import Config
 from ddim_jax.config.schema import DiffusionConfig
 from ddim_jax.diffusion.editing import InpaintTable, inpaint_table
-from ddim_jax.diffusion.guidance import guided
+from ddim_jax.diffusion.guidance import guided, guided_by
 from ddim_jax.diffusion.inversion import make_encoder
 from ddim_jax.diffusion.losses import TIME_SAMPLINGS
 from ddim_jax.diffusion.prediction import Predict, make_predict
@@ -28,7 +30,7 @@ from ddim_jax.diffusion.schedule import (
 from ddim_jax.diffusion.sde_solvers import Churn
 from ddim_jax.diffusion.spacing import explicit_levels, level_pairs, levels_from, levels_of_sigmas, sampling_levels
 from ddim_jax.errors import ConfigError, shown
-from ddim_jax.models import Model
+from ddim_jax.models import Model, call
 from ddim_jax.names import Clip, lookup
 from ddim_jax.pixels import Normalization, whole_range
 
@@ -189,25 +191,75 @@ def _check_evaluations(config: Config, times: int, name: str) -> None:
         )
 
 
-def build_predict(config: Config, model: Model, variables: Any, label: jax.Array, clip: Clip) -> Predict:
-    """The network as samplers call it, guided towards its labels if ``config.sample`` says so."""
-    sample, num_classes, schedule = config.sample, config.model.num_classes, build_schedule(config)
+class Guide(NamedTuple):
+    """A network that another one is led away from, see ``diffusion/guidance.py``.
 
-    def conditional(x: jax.Array, time: jax.Array, label: jax.Array) -> Any:
-        return model.apply(variables, x, time, label)
+    Attributes:
+        model: the network; of the same images, noise levels and conditions.
+        variables: its weights.
+        step: number of steps that it was trained.
+    """
 
-    def unconditional(x: jax.Array, time: jax.Array) -> Any:
-        return model.apply(variables, x, time)
+    model: Model
+    variables: Any
+    step: int = 0
 
-    network = unconditional
-    if num_classes:
-        levels = sample.guidance_levels
-        interval = (float(schedule.time_input(levels[0])), float(schedule.time_input(levels[1]))) if levels else None
-        network = guided(conditional, label, num_classes, sample.guidance_scale, interval)
+
+def build_predict(
+    config: Config, model: Model, variables: Any, condition: Condition, clip: Clip, guide: Guide | None = None
+) -> Predict:
+    """The network as samplers call it, guided as ``config.sample`` says.
+
+    Args:
+        config: the run.
+        model: the network.
+        variables: its weights.
+        condition: of the images, see :func:`~ddim_jax.sampling.conditions.network_condition`.
+        clip: see :func:`~ddim_jax.diffusion.prediction.clipped`.
+        guide: the network of ``sample.guide_workdir``, which guidance leads away from in place of the network's own
+            prediction without condition.
+    """
+    sample, schedule = config.sample, build_schedule(config)
+    levels = sample.guidance_levels
+    interval = (float(schedule.time_input(levels[0])), float(schedule.time_input(levels[1]))) if levels else None
+
+    def conditional(x: jax.Array, time: jax.Array, condition: Condition) -> Any:
+        return call(model, variables, x, time, condition)
+
+    def plain(x: jax.Array, time: jax.Array) -> Any:
+        return call(model, variables, x, time, condition)
+
+    network = plain
+    if guide is not None:
+        leader = guide
+
+        def worse(x: jax.Array, time: jax.Array) -> Any:
+            return call(leader.model, leader.variables, x, time, condition)
+
+        network = guided_by(plain, worse, sample.guidance_scale, interval)
+    elif config.droppable:
+        none = none_of(condition, config.droppable, config.model.num_classes)
+        network = guided(conditional, condition, none, sample.guidance_scale, interval)
     return make_predict(
         network, config.diffusion.objective, clip, sample.threshold_percentile, sample.threshold_limit,
         schedule.network_input, build_normalization(config).limits, config.model.learn_variance,
     )  # fmt: skip
+
+
+def build_task(config: Config) -> Task | None:
+    """What picture the network is given of an image (``data.condition``); None where it is given none."""
+    data = config.data
+    if not data.condition:
+        return None
+    return make_task(
+        data.condition,
+        data.image_shape,
+        factor=data.condition_factor,
+        masks=data.condition_masks,
+        blur=data.condition_blur,
+        noise=data.condition_noise,
+        paired_shape=data.paired_shape,
+    )
 
 
 def check_variance_is_learned(config: Config, setting: str, instead: str) -> None:

@@ -11,7 +11,7 @@ from etils import epath
 from tqdm import tqdm
 
 from ddim_jax import parallel, pipeline
-from ddim_jax.config import Config, Role, SampleConfig, deciding_values, keys_with
+from ddim_jax.config import Config, Role, SampleConfig, deciding_values, keys_with, with_sample
 from ddim_jax.diffusion.samplers import takes_eta
 from ddim_jax.pipeline import Pipeline
 from ddim_jax.workdir import config_for_job, job_dir, read_run_record, write_run_record
@@ -58,7 +58,12 @@ class ModelJob:
             chosen = parallel.value_of_main_process(pipe.step)
             if chosen != pipe.step:
                 pipe = pipeline.load(workdir, chosen, config.sample.ema)
-        return cls(workdir, config, dataclasses.replace(pipe, config=config), started)
+        pipe = dataclasses.replace(pipe, config=config)
+        if pipe.guide is not None and config.sample.guide_checkpoint is None:
+            # The newest one now, by which images and so their folder are decided.
+            config = with_sample(config, guide_checkpoint=parallel.value_of_main_process(pipe.guide.step))
+            pipe = dataclasses.replace(pipe, config=config)
+        return cls(workdir, config, pipe, started)
 
     def folder(self, mode: str, name: str, settings: Any = None, make: bool = True) -> epath.Path:
         """``WORKDIR/MODE/stepN-NAME-HASH``.

@@ -21,8 +21,10 @@ from etils import epath
 from PIL import Image
 
 from ddim_jax import arguments, parallel, writers
+from ddim_jax.conditions import DataCondition
 from ddim_jax.config import Config, with_sample
 from ddim_jax.configured import (
+    Guide,
     build_encoder,
     build_inpainting,
     build_predict,
@@ -30,6 +32,7 @@ from ddim_jax.configured import (
     build_schedule,
     settings_of_levels,
 )
+from ddim_jax.data.reading import Images
 from ddim_jax.diffusion.adaptive import adaptive_levels
 from ddim_jax.diffusion.interpolation import slerp_grid, slerp_path
 from ddim_jax.diffusion.loop import PaddedTable, padded
@@ -41,9 +44,17 @@ from ddim_jax.memory import check_room
 from ddim_jax.models import Model, build_model, parameter_count
 from ddim_jax.random_streams import image_keys
 from ddim_jax.sampling import programs
-from ddim_jax.sampling.image_sampler import image_indices, image_items, program_config, reusable_batch_size_for
+from ddim_jax.sampling.conditions import condition_of_images, sampling_condition
+from ddim_jax.sampling.image_sampler import (
+    image_indices,
+    image_items,
+    image_labels,
+    program_config,
+    reusable_batch_size_for,
+)
 from ddim_jax.sharded_map import ShardedMap
 from ddim_jax.training.checkpoint import restore_trained, select_weights
+from ddim_jax.training.guide import load_guide
 from ddim_jax.weights.forms import read_weights
 from ddim_jax.weights.origins import meant_elsewhere
 from ddim_jax.weights.shipped import SHIPPED, meant_by, shipped_file
@@ -96,6 +107,13 @@ class Pipeline:
     a notebook. NaN is never returned: an image that
     comes out as such, by the weights or the settings, is a UserError.
 
+    **Conditions.** Where a network draws images from more than a class, ``condition`` says from what: a dictionary of
+    ``label`` int [n], ``vector`` float [n, d], and ``image``, the picture of ``data.condition``, of the data's type
+    (with ``mask`` beside it for ``data.condition=mask``), or ``picture``, the same as float32 in [0, 1], from
+    :meth:`condition_of`; or the array alone where the network knows one kind. Labels are as ever where left out;
+    another kind may be None, which means "none", if training dropped it. There is one for each image, or, with
+    ``per_condition=k``, for each k images in a row.
+
     Attributes:
         config: the resolved config; ``config.sample`` holds the default settings.
         model: the Flax network.
@@ -108,6 +126,7 @@ class Pipeline:
     variables: Any
     step: int
     _compiled: dict[Any, ShardedMap] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    _guides: dict[Any, Guide] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def __repr__(self) -> str:
         """Returns what is loaded in a line."""
@@ -141,6 +160,11 @@ class Pipeline:
         """The network's parameters: the moving averages unless loaded with ``ema=False``."""
         return self.variables["params"]
 
+    @property
+    def guide(self) -> Guide | None:
+        """The network of ``sample.guide_workdir``; None where there is none or ``guidance_scale`` is 1."""
+        return self._guide(self.config)
+
     def sample(
         self,
         num: int | None = None,
@@ -150,6 +174,7 @@ class Pipeline:
         steps: int | None = None,
         eta: float | None = None,
         batch_size: int | None = None,
+        condition: Any = None,
         progress: bool | None = None,
         **settings: Any,
     ) -> np.ndarray:
@@ -171,6 +196,8 @@ class Pipeline:
             steps: steps S.
             eta: 0 for DDIM, 1 for DDPM's posterior variance.
             batch_size: images per device at a time.
+            condition: what the images are drawn from, see the class; with ``per_condition=k`` each of them serves k
+                images in a row. As many images are drawn as that makes when ``num`` is left out.
             progress: see the class.
             **settings: see the class.
 
@@ -178,8 +205,12 @@ class Pipeline:
             uint8 [n, h, w, c].
 
         Raises:
-            UserError: a setting that does not exist or cannot be used.
+            UserError: a setting that does not exist or cannot be used, or conditions of another shape or number.
         """
+        if condition is not None and num is None and not {"indices", "per_class"} & settings.keys():
+            each = settings.get("per_condition", self.config.sample.per_condition)
+            each = arguments.whole_number(each, "per_condition", 1)
+            num = arguments.condition_count(condition, self.config.model.kinds) * each
         if "indices" in settings:
             # None of them is how a list in the config is left out.
             may_be_empty = num is not None or "per_class" in settings
@@ -197,15 +228,80 @@ class Pipeline:
         if eta is not None:
             settings.setdefault("eta_per_step", ())
         config = self._config(seed=seed, start=start, **settings)
+        indices = image_indices(config)
         return self._run(
             programs.image_program,
             config,
             as_data(build_sampler(config).table),
-            image_items(config, image_indices(config)),
+            image_items(config, indices, self._condition(config, indices, condition)),
             progress=progress,
         )
 
-    def steps_within(self, tolerance: float, num: int = 16, **settings: Any) -> dict[str, list[Any]]:
+    def upscale(self, images: np.ndarray, **settings: Any) -> np.ndarray:
+        """Draws large images of small ones, by a network with ``data.condition=downsample``.
+
+        Args:
+            images: [n, h / factor, w / factor, c], of the data's type.
+            **settings: those of :meth:`sample`; ``per_condition=k`` draws k of each.
+
+        Returns:
+            [n, h, w, c].
+
+        Raises:
+            UserError: another network, or images of another size.
+        """
+        self._check_task(("downsample",), "upscale")
+        return self.sample(condition={"image": images}, **settings)
+
+    def restore(
+        self, images: np.ndarray, mask: Sequence[Any] | np.ndarray | None = None, **settings: Any
+    ) -> np.ndarray:
+        """Draws whole images of spoilt ones, by a network that was trained to.
+
+        Args:
+            images: as ``data.condition`` has them, of the data's type: ``grey`` [n, h, w, 1], ``blur``, ``noise`` and
+                ``mask`` [n, h, w, c], ``paired`` of their own shape.
+            mask: for ``mask``: bool [h, w] or [n, h, w], True where the image is known; what it shows elsewhere does
+                not matter.
+            **settings: those of :meth:`sample`; ``per_condition=k`` draws k of each.
+
+        Returns:
+            [n, h, w, c].
+
+        Raises:
+            UserError: another network, or images of another size.
+        """
+        self._check_task(("grey", "blur", "noise", "mask", "paired"), "restore")
+        return self.sample(condition={"image": images} if mask is None else {"image": images, "mask": mask}, **settings)
+
+    def condition_of(
+        self, images: np.ndarray, *, vectors: Sequence[Any] | np.ndarray | None = None, index: int = 0
+    ) -> dict[str, np.ndarray]:
+        """What the network would be given of real images: small, grey, masked ... as ``data.condition`` says.
+
+        Args:
+            images: [n, h, w, c], of the data's type.
+            vectors: [n, d], for a network that is told some.
+            index: the number of the first image, which decides its mask and noise.
+
+        Returns:
+            For ``condition`` of the other methods; the ``picture`` is float32 in [0, 1].
+
+        Raises:
+            UserError: the network is given no picture that can be made from an image.
+        """
+        images = arguments.pixels(images, self.config.data.image_shape)
+        numbers = np.arange(index, index + len(images))
+        given = None if vectors is None else arguments.vectors(vectors, len(images), self.config.model.vector_size)
+        real = Images(images, np.zeros(len(images), np.int32), numbers, given)
+        made = condition_of_images(self.config, real)
+        if made.picture is None:
+            raise UserError("condition_of: this network is given no picture (data.condition is empty)")
+        return {"picture": made.picture} | ({} if given is None else {"vector": given})
+
+    def steps_within(
+        self, tolerance: float, num: int = 16, *, condition: Any = None, **settings: Any
+    ) -> dict[str, list[Any]]:
         """Chooses steps such that each of them is off by a tolerance, see ``diffusion/adaptive.py``.
 
         >>> settings = pipe.steps_within(0.2)  # {"levels": [1000, ...]}; sigmas, where levels are real
@@ -214,6 +310,7 @@ class Pipeline:
         Args:
             tolerance: of a step, in units of the network's input, whose pixels have variance 1.
             num: images on which it is tried, the first ones.
+            condition: what they are drawn from, see the class.
             **settings: see the class; those that say how predictions are made matter.
 
         Returns:
@@ -223,11 +320,13 @@ class Pipeline:
             UserError: a tolerance that cannot be held, or settings that cannot be used.
         """
         config = self._config(**settings)
-        items = image_items(config, np.arange(arguments.whole_number(num, "num", 1)))
+        indices = np.arange(arguments.whole_number(num, "num", 1))
+        items = jax.tree.map(jnp.asarray, image_items(config, indices, self._condition(config, indices, condition)))
         x = initial_noise(image_keys(items.seed, items.index), config.data.image_shape)
-        label = jnp.asarray(items.label)
+        told = sampling_condition(config, items.condition, items.seed, items.index)
         with jax.default_matmul_precision(config.sample.precision):
-            predict = build_predict(config, self.model, self.variables, label, config.sample.clip)
+            guide = self._guide(config)
+            predict = build_predict(config, self.model, self.variables, told, config.sample.clip, guide)
             return settings_of_levels(config, adaptive_levels(predict, x, build_schedule(config), tolerance))
 
     def noise(self, indices: Sequence[int] | np.ndarray, **settings: Any) -> np.ndarray:
@@ -240,7 +339,9 @@ class Pipeline:
         indices = arguments.indices(indices, "indices")
         config = self._config(**settings)
         table = as_data(build_sampler(config).table)
-        return self._run(programs.noise_program, config, table, image_items(config, indices))
+        # It asks no network: whatever images are drawn from.
+        labels = DataCondition(image_labels(config, indices))
+        return self._run(programs.noise_program, config, table, image_items(config, indices, labels))
 
     def encode(
         self,
@@ -248,6 +349,7 @@ class Pipeline:
         *,
         iterations: int = 0,
         labels: Sequence[int] | np.ndarray | None = None,
+        condition: Any = None,
         progress: bool | None = None,
         **settings: Any,
     ) -> np.ndarray:
@@ -262,6 +364,7 @@ class Pipeline:
             iterations: 0 for the paper's explicit encoding; k > 0 for the implicit one, whose way back is exact in the
                 limit of many, with k network evaluations a step.
             labels: int [n], classes, for a class-conditional network; the classes in turn when None.
+            condition: what the images are drawn from, see the class.
             progress: see the class.
             **settings: see the class; ``steps`` above all.
 
@@ -278,7 +381,7 @@ class Pipeline:
             programs.encode_program,
             config,
             as_data(build_encoder(config, iterations).table),
-            self._items(config, len(images), labels),
+            self._items(config, len(images), labels, condition),
             images,
             progress=progress,
         )
@@ -288,6 +391,7 @@ class Pipeline:
         latents: np.ndarray,
         *,
         labels: Sequence[int] | np.ndarray | None = None,
+        condition: Any = None,
         progress: bool | None = None,
         **settings: Any,
     ) -> np.ndarray:
@@ -302,6 +406,7 @@ class Pipeline:
         Args:
             latents: from :meth:`encode` or :meth:`noise`, or anything like standard normal noise.
             labels: see :meth:`encode`.
+            condition: see the class.
             progress: see the class.
             **settings: see the class.
         """
@@ -311,7 +416,7 @@ class Pipeline:
             programs.decode_program,
             config,
             as_data(build_sampler(config).table),
-            self._items(config, len(latents), labels),
+            self._items(config, len(latents), labels, condition),
             latents,
             progress=progress,
         )
@@ -322,6 +427,7 @@ class Pipeline:
         second: Sequence[int] | np.ndarray,
         points: int = 11,
         *,
+        condition: Any = None,
         progress: bool | None = None,
         **settings: Any,
     ) -> np.ndarray:
@@ -334,6 +440,7 @@ class Pipeline:
             first: n image indices.
             second: n image indices.
             points: images per pair, both ends included.
+            condition: what each of n rows is drawn from, see the class.
             progress: see the class.
             **settings: see the class; with eta = 0 the ends are the images themselves.
 
@@ -348,11 +455,21 @@ class Pipeline:
             jnp.asarray(self.noise(first, **settings)), jnp.asarray(self.noise(second, **settings)), points
         )
         by_pair = np.swapaxes(np.asarray(path), 0, 1)
-        images = self.decode(by_pair.reshape(-1, *by_pair.shape[2:]), progress=progress, **settings)
+        if condition is not None:
+            settings["per_condition"] = points
+        images = self.decode(
+            by_pair.reshape(-1, *by_pair.shape[2:]), condition=condition, progress=progress, **settings
+        )
         return images.reshape(by_pair.shape)
 
     def interpolate_grid(
-        self, corners: Sequence[int] | np.ndarray, side: int = 8, *, progress: bool | None = None, **settings: Any
+        self,
+        corners: Sequence[int] | np.ndarray,
+        side: int = 8,
+        *,
+        condition: Any = None,
+        progress: bool | None = None,
+        **settings: Any,
     ) -> np.ndarray:
         """Draws a square of images between four.
 
@@ -362,6 +479,7 @@ class Pipeline:
         Args:
             corners: image indices: top left, top right, bottom left, bottom right.
             side: images along a side.
+            condition: one, what all of them are drawn from, see the class.
             progress: see the class.
             **settings: see the class.
 
@@ -372,11 +490,19 @@ class Pipeline:
         side = arguments.whole_number(side, "side", 2)
         self._check_room(side**2, "side", side)
         square = np.asarray(slerp_grid(jnp.asarray(self.noise(corners, **settings)), side, side))
-        images = self.decode(square.reshape(-1, *square.shape[2:]), progress=progress, **settings)
+        if condition is not None:
+            settings["per_condition"] = side**2
+        images = self.decode(square.reshape(-1, *square.shape[2:]), condition=condition, progress=progress, **settings)
         return images.reshape(square.shape)
 
     def trajectory(
-        self, indices: Sequence[int] | np.ndarray, moments: int = 10, *, progress: bool | None = None, **settings: Any
+        self,
+        indices: Sequence[int] | np.ndarray,
+        moments: int = 10,
+        *,
+        condition: Any = None,
+        progress: bool | None = None,
+        **settings: Any,
     ) -> Trajectory:
         """Draws images and keeps what is passed on the way, in memory for the moments kept alone.
 
@@ -387,6 +513,7 @@ class Pipeline:
         Args:
             indices: n image indices.
             moments: K, evenly spaced over the steps, the first step included.
+            condition: what the images are drawn from, see the class.
             progress: see the class.
             **settings: see the class.
         """
@@ -399,7 +526,7 @@ class Pipeline:
             programs.trajectory_program,
             config,
             as_data(sampler.table, kept),
-            image_items(config, indices),
+            image_items(config, indices, self._condition(config, indices, condition)),
             progress=progress,
         )
         return Trajectory(kept, images.x, images.x0, images.final)
@@ -410,6 +537,7 @@ class Pipeline:
         level: int,
         *,
         labels: Sequence[int] | np.ndarray | None = None,
+        condition: Any = None,
         progress: bool | None = None,
         **settings: Any,
     ) -> programs.Recovered:
@@ -423,6 +551,7 @@ class Pipeline:
             images: uint8 [n, h, w, c].
             level: 1 ... T; the higher, the less of the image survives.
             labels: see :meth:`encode`.
+            condition: see the class.
             progress: see the class.
             **settings: see the class; ``steps`` counts those of a whole trajectory.
 
@@ -436,7 +565,7 @@ class Pipeline:
             programs.recover_program,
             config,
             as_data(build_sampler(config, level).table),
-            self._items(config, len(images), labels),
+            self._items(config, len(images), labels, condition),
             images,
             progress=progress,
         )
@@ -449,6 +578,7 @@ class Pipeline:
         resamplings: int = 10,
         jump: int = 10,
         labels: Sequence[int] | np.ndarray | None = None,
+        condition: Any = None,
         progress: bool | None = None,
         **settings: Any,
     ) -> np.ndarray:
@@ -466,6 +596,7 @@ class Pipeline:
             resamplings: times that each stretch of steps is gone over.
             jump: steps of such a stretch.
             labels: see :meth:`encode`.
+            condition: see the class.
             progress: see the class.
             **settings: see the class.
 
@@ -484,7 +615,7 @@ class Pipeline:
             programs.inpaint_program,
             config,
             padded(build_inpainting(config, resamplings, jump)),
-            self._items(config, len(images), labels),
+            self._items(config, len(images), labels, condition),
             images,
             masks,
             progress=progress,
@@ -501,14 +632,50 @@ class Pipeline:
         """Refuses more images, with the noises that they are drawn from, than memory holds."""
         check_room(12 * count * math.prod(self.config.data.image_shape), name, value, f"{count:,} images")
 
-    def _items(self, config: Config, count: int, labels: Sequence[int] | np.ndarray | None) -> programs.Items:
-        given = arguments.labels(labels, count, config.model.num_classes)
-        items = image_items(config, np.arange(config.sample.start, config.sample.start + count))
-        return items if given is None else items._replace(label=given)
+    def _items(
+        self, config: Config, count: int, labels: Sequence[int] | np.ndarray | None, condition: Any
+    ) -> programs.Items:
+        indices = np.arange(config.sample.start, config.sample.start + count)
+        given = self._condition(config, indices, condition, labels)
+        return image_items(config, indices, given)
+
+    def _condition(
+        self, config: Config, indices: np.ndarray, given: Any, labels: Sequence[int] | np.ndarray | None = None
+    ) -> DataCondition | None:
+        """What each image is drawn from, checked; None where nothing was said."""
+        labels = arguments.labels(labels, len(indices), config.model.num_classes)
+        if given is None:
+            # Else the one who makes the items says what is missing.
+            return None if labels is None else DataCondition(labels) if config.model.kinds == ("class",) else None
+        told = arguments.condition(given, config, len(indices), config.sample.per_condition)
+        if labels is not None and told.label is not None:
+            raise UserError("labels: the condition has labels, too; give one of the two")
+        if told.label is None:
+            told = told._replace(label=image_labels(config, indices) if labels is None else labels)
+        return told
+
+    def _check_task(self, tasks: tuple[str, ...], method: str) -> None:
+        task = self.config.data.condition
+        if task not in tasks:
+            what = f"data.condition={task}" if task else "no data.condition"
+            raise UserError(f"{method}() is for networks with data.condition={' or '.join(tasks)}; this one has {what}")
+
+    def _guide(self, config: Config) -> Guide | None:
+        """The network of ``sample.guide_workdir``, read once."""
+        sample = config.sample
+        if not sample.guide_workdir or sample.guidance_scale == 1:
+            return None
+        key = sample.guide_workdir, sample.guide_checkpoint, sample.ema
+        if key not in self._guides:
+            self._guides.clear()
+            loaded = load_guide(config)
+            assert loaded is not None, "there is one"
+            self._guides[key] = loaded
+        return self._guides[key]
 
     def _run(
         self,
-        make: Callable[[Config, Model], programs.Program],
+        make: Callable[[Config, Model, Model | None], programs.Program],
         config: Config,
         table: PaddedTable,
         items: programs.Items,
@@ -531,12 +698,15 @@ class Pipeline:
         key = (make.__name__, settings.sample, batch_size.size, len(table.kept))
         run = self._compiled.get(key)
         batch = (*given, items) if given else items
-        all_given = programs.Given(parallel.replicate(self.variables, parallel.local_devices()), table)
+        guide = self._guide(config)
+        devices = parallel.local_devices()
+        of_guide = None if guide is None else parallel.replicate(guide.variables, devices)
+        all_given = programs.Given(parallel.replicate(self.variables, devices), table, of_guide)
         show = writers.is_watched() if progress is None else arguments.switch(progress, "progress")
         doing = "encoding" if make is programs.encode_program else "drawing"
         if run is None:
             with writers.progress(1, f"{doing}: compiling the program", "program", show=show, leave=None) as bar:
-                run = ShardedMap(make(settings, self.model), batch_size)
+                run = ShardedMap(make(settings, self.model, guide and guide.model), batch_size)
                 run.compile(all_given, batch)
                 bar.update()
             if len(self._compiled) == _PROGRAMS_KEPT:

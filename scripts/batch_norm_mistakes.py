@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ddim_jax
+from ddim_jax.conditions import Condition
 from ddim_jax.config import Config
 from ddim_jax.configured import build_schedule
 from ddim_jax.data.first_images import read_first_images
@@ -46,10 +47,12 @@ def noise_loss(pipe: Pipeline, images: np.ndarray) -> float:
     key = root_key(config.seed, Stream.VALIDATION)
     level = draw_levels("continuous", build_schedule(config), key, numbers, len(images))
 
-    def network(x: jax.Array, time: jax.Array, label: None) -> tuple[Any, None]:
+    def network(x: jax.Array, time: jax.Array, condition: Condition) -> tuple[Any, None]:
+        del condition
         return pipe.model.apply(pipe.variables, x, time), None
 
-    measure = jax.jit(lambda images: make_example_losses(config)(network, images, None, level, noise_keys)[0].loss)
+    losses = make_example_losses(config)
+    measure = jax.jit(lambda images: losses(network, images, Condition(), level, noise_keys)[0].loss)
     noise_keys = fold_in_each(jax.random.fold_in(key, 1), numbers)
     return float(jnp.mean(measure(images)))
 

@@ -42,7 +42,7 @@ from ddim_jax.jobs.describe import flops
 from ddim_jax.main import parse as parse_command
 from ddim_jax.memory import program_memory
 from ddim_jax.models import build_model
-from ddim_jax.sampling.image_sampler import image_items
+from ddim_jax.sampling.image_sampler import blank_items
 from ddim_jax.sampling.programs import Given, image_program
 from ddim_jax.training.state import abstract_state, make_optimizer
 from ddim_jax.training.step import make_train_step
@@ -253,7 +253,7 @@ def compile_program(config: Config, program: str, devices: parallel.Devices, bat
         # The table is known here and not given, so that the text says how often the loop is run.
         sampler: Any = parallel.map_over_batch(lambda variables, items: draw(Given(variables, table), items), devices)
         variables = {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
-        items = parallel.split_batch(image_items(config, np.arange(num)), len(devices))
+        items = parallel.split_batch(blank_items(config, num), len(devices))
         return sampler.lower(variables, items).compile()
     step: Any = parallel.step_over_batch(
         make_train_step(config, model, optimizer, parallel.mean_over_devices), devices, donate=True

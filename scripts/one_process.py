@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ddim_jax
+from ddim_jax.conditions import Condition
 from ddim_jax.configured import build_normalization, build_predict, build_schedule
 from ddim_jax.diffusion import image_keys, initial_noise, sampling_levels
 from ddim_jax.images import labelled_rows, save_png
@@ -65,7 +66,7 @@ def ddim(denoise: Denoise, noise: jax.Array, sigmas: np.ndarray) -> jax.Array:
 def denoiser(pipe: Pipeline, count: int) -> Denoise:
     """The network as a function of x_0 + sigma eps."""
     schedule = build_schedule(pipe.config)
-    predict = build_predict(pipe.config, pipe.model, pipe.variables, jnp.zeros(count, jnp.int32), clip="none")
+    predict = build_predict(pipe.config, pipe.model, pipe.variables, Condition(), clip="none")
 
     @jax.jit
     def ask(x: jax.Array, time: jax.Array, alpha_bar: jax.Array) -> jax.Array:

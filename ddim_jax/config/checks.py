@@ -27,6 +27,7 @@ def check(config: Config) -> None:
     check_values(config)
     _check_data(config.data)
     _check_model(config.model, config.data)
+    _check_condition(config)
     _check_diffusion(config.diffusion)
     _check_train(config)
     _check_sample(config)
@@ -151,6 +152,106 @@ def _check_model(model: ModelConfig, data: DataConfig) -> None:
         "model.time_channels",
         model.time_channels,
         "must be even and at least 4: half of it are sines of the noise level, half cosines",
+    )
+
+
+# What networks can be told, but for "class", which has a key of its own.
+_CAN_BE_TOLD = {"unet": ("vector", "image"), "song_unet": ("vector", "image"), "residual_unet": ("image",)}
+
+
+def _check_condition(config: Config) -> None:
+    model, data, train = config.model, config.data, config.train
+    kinds = model.condition
+    _require(len(set(kinds)) == len(kinds), "model.condition", kinds, "name each kind once")
+    for kind in kinds:
+        _require(
+            kind == "class" or kind in _CAN_BE_TOLD[model.name],
+            "model.condition",
+            kinds,
+            f"model.name={model.name} cannot be told {kind}s, only: {', '.join(_CAN_BE_TOLD[model.name])}",
+        )
+    _require(
+        "class" not in kinds or model.num_classes > 0,
+        "model.num_classes",
+        model.num_classes,
+        "model.condition has classes: say how many",
+    )
+    _require(
+        ("vector" in kinds) == (model.vector_size > 0),
+        "model.vector_size",
+        model.vector_size,
+        "model.condition has vectors: say how long they are"
+        if "vector" in kinds
+        else "the network is told no vectors; add vector to model.condition, or use 0",
+    )
+    _require(
+        "vector" in kinds or not data.vector,
+        "data.vector",
+        repr(data.vector),
+        "the network is told no vectors; add vector to model.condition, or leave it out",
+    )
+    _require(
+        ("image" in kinds) == bool(data.condition),
+        "data.condition",
+        repr(data.condition),
+        "model.condition has pictures: say which, such as downsample or mask"
+        if "image" in kinds
+        else "the network is told no pictures; add image to model.condition, or leave it out",
+    )
+    sides = data.image_shape[:2]
+    _require(
+        data.condition != "downsample" or not any(side % data.condition_factor for side in sides),
+        "data.condition_factor",
+        data.condition_factor,
+        f"a factor that does not divide data.image_size={data.image_size}",
+    )
+    _require(
+        data.condition != "grey" or data.channels > 1,
+        "data.condition",
+        data.condition,
+        f"images of data.channels={data.channels} are grey already",
+    )
+    _require(
+        data.condition not in ("grey", "paired") or len(data.range) <= 2 or data.picture_channels == data.channels,
+        "data.range",
+        data.range,
+        f"pictures of data.condition={data.condition} have other channels than the images: give one pair for all",
+    )
+    _require(
+        data.condition_augmentation == 0 or ("image" in kinds and model.name != "residual_unet"),
+        "data.condition_augmentation",
+        data.condition_augmentation,
+        "needs a network that is told pictures and their noise: unet or song_unet, and model.condition=image",
+    )
+    _require(
+        config.sample.condition_augmentation <= data.condition_augmentation,
+        "sample.condition_augmentation",
+        config.sample.condition_augmentation,
+        f"the network is trained with data.condition_augmentation={data.condition_augmentation} at most",
+    )
+    _require(
+        len(train.condition_dropout) in (0, len(kinds)),
+        "train.condition_dropout",
+        train.condition_dropout,
+        f"give one rate for each of model.condition={kinds}, or none",
+    )
+    _require(
+        not (train.label_dropout and "class" in kinds and train.condition_dropout),
+        "train.label_dropout",
+        train.label_dropout,
+        f"train.condition_dropout={train.condition_dropout} says how many labels are left out; set one of them",
+    )
+    _require(
+        model.null_label or config.condition_dropout.get("class", 0) == 0,
+        "train.condition_dropout",
+        train.condition_dropout,
+        "replaces labels by 'no label', which the network has only with model.null_label=True",
+    )
+    _require(
+        train.augment_probability == 0 or "image" not in kinds,
+        "train.augment_probability",
+        train.augment_probability,
+        "pictures that images are drawn from are not turned with them; use 0",
     )
 
 
@@ -301,18 +402,22 @@ def _check_sample(config: Config) -> None:
         sample.indices,
         f"image {min(repeated, default=0)} occurs more than once; name each once",
     )
-    guided = sample.guidance_scale != 1 or sample.guidance_levels or sample.per_class
+    guided = sample.guidance_scale != 1 or sample.guidance_levels
     _require(
-        not guided or config.model.num_classes > 0,
+        (not sample.per_class and (not guided or bool(config.model.kinds or sample.guide_workdir)))
+        or config.model.num_classes > 0,
         "model.num_classes",
         config.model.num_classes,
         "sample.per_class and guidance need a class-conditional network",
     )
     _require(
-        config.model.null_label or not (sample.guidance_scale != 1 or sample.guidance_levels),
+        not guided or bool(config.droppable or sample.guide_workdir),
         "sample.guidance_scale",
         sample.guidance_scale,
-        "model.null_label=False: guidance needs a network that knows 'no label'",
+        "model.null_label=False: guidance needs a network that knows 'no label'"
+        if config.model.kinds == ("class",)
+        else "guidance leads away from a prediction without condition, and training left out none "
+        "(train.condition_dropout); name another network by sample.guide_workdir",
     )
     if sample.guidance_levels:
         levels = sample.guidance_levels

@@ -183,6 +183,12 @@ class DataConfig:
         size = height_and_width(self.condition_size or self.image_size)
         return (*size, self.condition_channels or self.channels)
 
+    @property
+    def picture_channels(self) -> int:
+        """Channels of the picture of ``condition``, as ``conditions/tasks.py`` makes it; 0 where there is none."""
+        of_task = {"": 0, "grey": 1, "mask": self.channels + 1, "paired": self.paired_shape[2]}
+        return of_task.get(self.condition, self.channels)
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -267,6 +273,13 @@ class ModelConfig:
     init: Initialization = key("ddpm", Role.TRAINING)
     dtype: ActivationDtype = key("float32", Role.TRAINING)
     remat: bool = key(False, Role.TRAINING)
+
+    @property
+    def kinds(self) -> tuple[ConditionKind, ...]:
+        """What the network is told beside the noise level: ``condition``, and classes where there are some."""
+        if self.num_classes and "class" not in self.condition:
+            return ("class", *self.condition)
+        return self.condition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -765,6 +778,24 @@ class Config:
     weights: WeightsConfig = WeightsConfig()
     describe: DescribeConfig = DescribeConfig()
     seed: int = key(0, Role.TRAINING, at_least=0, at_most=LARGEST_INDEX)
+
+    @property
+    def condition_dropout(self) -> dict[ConditionKind, float]:
+        """The share of each kind of condition that training replaces by "none"."""
+        rates = dict(zip(self.model.condition, self.train.condition_dropout, strict=False))
+        rates.setdefault("class", self.train.label_dropout)
+        return {kind: rates.get(kind, 0.0) for kind in self.model.kinds}
+
+    @property
+    def droppable(self) -> tuple[ConditionKind, ...]:
+        """The kinds that guidance leads towards, and the network can do without: those that training dropped.
+
+        Whether it dropped labels is not known of others' networks, so that a class counts where nothing else does.
+        """
+        model = self.model
+        rates = {kind: rate for kind, rate in self.condition_dropout.items() if kind != "class" or model.null_label}
+        dropped = tuple(kind for kind, rate in rates.items() if rate > 0)
+        return dropped or (("class",) if "class" in rates else ())
 
 
 # The groups of what a model is and how it was trained; all others say what a job is to do.

@@ -112,7 +112,12 @@ def gather(images: DeviceImages, selection: Selection) -> Batch:
         images: all of them.
         selection: places in them; [b] of this device.
     """
-    image: Any = jnp.take(images.image, selection.row, axis=0)
-    image = jnp.where(selection.flip[:, None, None, None], image[:, :, ::-1], image)
+
+    def pictures(all_of_them: Any) -> Any:
+        chosen: Any = jnp.take(all_of_them, selection.row, axis=0)
+        return jnp.where(selection.flip[:, None, None, None], chosen[:, :, ::-1], chosen)
+
     label: Any = jnp.take(images.label, selection.row, axis=0)
-    return Batch(image, label, selection.index)
+    vector: Any = None if images.vector is None else jnp.take(images.vector, selection.row, axis=0)
+    paired = None if images.paired is None else pictures(images.paired)
+    return Batch(pictures(images.image), label, selection.index, vector, paired)

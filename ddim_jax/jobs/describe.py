@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from clu import parameter_overview
 from etils import epath
 from jax.extend.core import ClosedJaxpr, Jaxpr
@@ -22,7 +21,7 @@ from ddim_jax.diffusion.samplers import Sampler
 from ddim_jax.diffusion.table import as_data
 from ddim_jax.memory import ProgramMemory
 from ddim_jax.models import build_model, parameter_count
-from ddim_jax.sampling.image_sampler import batch_size_for, image_count, image_items
+from ddim_jax.sampling.image_sampler import batch_size_for, blank_items, image_count
 from ddim_jax.sampling.programs import Given, Program, image_program
 from ddim_jax.training.fitting import largest_batch
 from ddim_jax.training.program import compile_ahead, make_program
@@ -255,7 +254,7 @@ def _sampling_memory_parts(config: Config, program: Program, given: Given) -> _M
     """What a device needs and has, and how many images fit."""
     free = _free_bytes()
     batch = batch_size_for(config, -(-image_count(config) // parallel.process_count()))
-    items = image_items(config, np.arange(batch.size))
+    items = blank_items(config, batch.size)
     with _compiling("the sampler"):
         needed = memory.program_memory(jax.jit(program).lower(given, items).compile())
     lines = [f"{batch.size} {batch.what} per device at a time"]

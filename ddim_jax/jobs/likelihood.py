@@ -6,10 +6,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 
 from ddim_jax import parallel
+from ddim_jax.conditions import DataCondition
 from ddim_jax.config import Config, LikelihoodConfig
 from ddim_jax.data.first_images import read_first_images
 from ddim_jax.data.reading import Images
@@ -19,6 +21,7 @@ from ddim_jax.memory import check_room
 from ddim_jax.model_job import ModelJob
 from ddim_jax.npz import NpzInParts
 from ddim_jax.one_writer import one_writer
+from ddim_jax.sampling.conditions import condition_of_images
 from ddim_jax.sampling.image_sampler import batch_size_for
 from ddim_jax.sampling.likelihood_programs import likelihood_program, network_evaluations
 from ddim_jax.sampling.programs import Items
@@ -58,12 +61,13 @@ def likelihood(config: Config, workdir: epath.PathLike) -> epath.Path:
     real = read_first_images(config.data, settings.split, settings.path, settings.num or sys.maxsize, "likelihood.path")
     _check_classes(real, config.model.num_classes)
     num = len(real.image)
+    told = condition_of_images(config, real)
     folder = job.folder("likelihood", f"{_method_name(settings)}-n{num}", settings, make=False)
     run = ShardedMap(program, batch_size_for(config, -(-num // parallel.process_count())))
     variables = parallel.replicate(pipe.variables, parallel.local_devices())
     if not folder.exists():
         # A batch that does not fit is refused before anything is written.
-        first = Items(np.zeros(1, np.int32), real.index[:1].astype(np.int32), real.label[:1])
+        first = Items(np.zeros(1, np.int32), real.index[:1].astype(np.int32), _rows(told, np.arange(1)))
         run.compile(variables, (real.image[:1], first))
     make_job_dir(folder)
     with one_writer(folder, "likelihood", str(folder), "measure with other settings") as writing:
@@ -76,7 +80,7 @@ def likelihood(config: Config, workdir: epath.PathLike) -> epath.Path:
         missing = mine[~np.isin(real.index[mine], present)]
         computed = int(np.count_nonzero(~np.isin(real.index, present)))  # by all processes together
         seeds = np.full(len(missing), config.sample.seed, np.int32)
-        items = Items(seeds, real.index[missing].astype(np.int32), real.label[missing])
+        items = Items(seeds, real.index[missing].astype(np.int32), _rows(told, missing))
         started = time.perf_counter()
         with progress(len(mine), "measuring", "image", len(mine) - len(missing), parallel.is_main_process()) as bar:
             for where, values in run.chunks(variables, (real.image[missing], items)):
@@ -128,6 +132,10 @@ def summary(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
         if name not in ("index", "bits_per_dim")
     }
     return {"bits_per_dim": float(np.mean(bits)), "standard_error": error, "terms": terms}
+
+
+def _rows(condition: DataCondition, rows: np.ndarray) -> DataCondition:
+    return jax.tree.map(lambda x: x[rows], condition)
 
 
 def _check_classes(real: Images, num_classes: int) -> None:

@@ -16,7 +16,7 @@ from ddim_jax.images import grid, labelled_lines, load_png, png_shape, save_png
 from ddim_jax.model_job import ModelJob, sampler_name
 from ddim_jax.npz import NpzInParts
 from ddim_jax.one_writer import Writing, one_writer
-from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for, image_indices, image_items
+from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for, image_indices, image_labels
 from ddim_jax.sharded_map import BatchSize
 from ddim_jax.workdir import is_name_of_image, make_job_dir
 from ddim_jax.writers import progress, say
@@ -47,7 +47,9 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
     # Settings that cannot be used are refused before anything is written.
     build_sampler(config)
     folder = job.folder("sample", f"{sampler_name(settings)}-n{len(indices)}", make=False)
-    sampler = ImageSampler(config, job.pipe.model, _batch_size(config, len(indices), job.recorded(folder)))
+    sampler = ImageSampler(
+        config, job.pipe.model, _batch_size(config, len(indices), job.recorded(folder)), job.pipe.guide
+    )
     variables = parallel.replicate(job.pipe.variables, parallel.local_devices())
     if not folder.exists():
         # A batch that does not fit is refused before anything is written.
@@ -174,7 +176,7 @@ def _picture(config: Config, indices: np.ndarray, images: np.ndarray) -> np.ndar
     """The first images as a grid; of ``sample.per_class``, a row for each class."""
     if not _shows_classes(config):
         return grid(images)
-    labels = image_items(config, indices).label
+    labels = image_labels(config, indices)
     return labelled_lines([(f"class {label}", images[labels == label]) for label in np.unique(labels)])
 
 

@@ -16,11 +16,12 @@ from ddim_jax.training.best import BestCheckpoint, check_metric
 from ddim_jax.training.checkpoint import Checkpoints, newest_step
 from ddim_jax.training.data import batches_for, count_steps, live_on_devices, open_sources, with_statistics
 from ddim_jax.training.fitting import check_could_fit, explaining_out_of_memory
+from ddim_jax.training.guide import load_guide
 from ddim_jax.training.host_average import HostAverage
 from ddim_jax.training.initial_weights import read_initial_weights
 from ddim_jax.training.log import announce
 from ddim_jax.training.loop import TrainingLoop
-from ddim_jax.training.pictures import TrainingPictures
+from ddim_jax.training.pictures import TrainingPictures, condition_of_examples
 from ddim_jax.training.program import compile_ahead, make_program
 from ddim_jax.training.state import abstract_state, init_state, make_optimizer
 from ddim_jax.training.stop_signals import catch_stop_signals
@@ -63,7 +64,10 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
     config = with_statistics(config, workdir, source)
     total_steps = count_steps(config, len(source))
     model = build_model(config, parallel.mean_over_devices, flash_attention=True)
-    pictures = TrainingPictures(config, model, epath.Path(workdir), total_steps, len(source))
+    guide = load_guide(config)
+    shown_source = source if validation_source is None else validation_source
+    shown = condition_of_examples(config, shown_source, config.train.sample_num)
+    pictures = TrainingPictures(config, model, epath.Path(workdir), total_steps, len(source), shown, guide)
     validation = best = None
     if main_process and config.train.validate_every and validation_source is not None:
         validation = Validation(config, model, validation_source)
@@ -103,7 +107,10 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
         if compiling is None and ahead and start < total_steps:
             compiling = compile_beside()
         if main_process and config.train.measure_every:
-            best = stack.enter_context(contextlib.closing(BestCheckpoint(config, model, workdir, writing)))
+            measured = condition_of_examples(config, source, config.train.measure_num)
+            best = stack.enter_context(
+                contextlib.closing(BestCheckpoint(config, model, workdir, writing, measured, guide))
+            )
         if saved is not None:
             # An earlier step where the newest is damaged.
             start, state = checkpoints.restore_newest(like, together=True)

@@ -1,9 +1,9 @@
 """The networks: ``unet.py``, that of the DDIM paper; ``residual_unet.py``, Keras'; ``song_unet.py``, score SDE's.
 
-A network is called as ``model.apply({"params": params}, x, time, label, dropout_keys)`` and knows nothing of schedules,
-losses or devices. Their parts: ``convolution.py``, ``group_norm.py``, ``dropout.py``, ``flash_attention.py`` (which GPU
-computes attention without keeping its logits), ``initialization.py``. ``inception.py`` and ``classifier.py`` are the
-networks that images are measured by.
+A network is called by :func:`call`, with what its images are drawn from, and knows nothing of schedules, losses or
+devices. Their parts: ``convolution.py``, ``group_norm.py``, ``dropout.py``, ``padding.py``, ``flash_attention.py``
+(which GPU computes attention without keeping its logits), ``initialization.py``. ``inception.py`` and
+``classifier.py`` are the networks that images are measured by.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ddim_jax.conditions import Condition
 from ddim_jax.config import Config
 from ddim_jax.models.flash_attention import local_flash_attention_width
 from ddim_jax.models.residual_unet import ResidualUNet
@@ -45,6 +46,46 @@ def build_model(
     return build(config, mean_over_devices, flash_attention)
 
 
+# What is given to a network that is drawn from noise alone; to others it means "none".
+NO_CONDITION = Condition()
+
+
+def call(
+    model: Model, variables: Any, x: jax.Array, time: jax.Array, condition: Condition = NO_CONDITION, **options: Any
+) -> Any:
+    """Applies a network to noisy images and what they are drawn from.
+
+    Args:
+        model: the network.
+        variables: ``params`` and ``batch_stats``.
+        x: [n, h, w, c] noisy images.
+        time: [n] noise levels, as the network is told.
+        condition: of n images. A kind that the network knows and that is None means "none" for all of them.
+        **options: what else networks take in training, such as ``dropout_keys``, and Flax's, such as ``mutable``.
+
+    Returns:
+        [n, h, w, out_channels] float32; with ``mutable``, as Flax gives it.
+    """
+    numbers = [condition.vector] if condition.vector is not None else []
+    if condition.level is not None:
+        numbers.append(condition.level[:, None])
+    told = {"vector": jnp.concatenate(numbers, axis=1)} if numbers else {}
+    if condition.image is not None:
+        told["image"] = condition.image
+    return model.apply(variables, x, time, condition.label, **told, **options)
+
+
+def vector_inputs(config: Config) -> int:
+    """Length of the vector that a network is told: the numbers and whether they are told, and the picture's noise."""
+    of_vector = config.model.vector_size + 1 if "vector" in config.model.kinds else 0
+    return of_vector + (config.data.condition_augmentation > 0)
+
+
+def image_inputs(config: Config) -> int:
+    """Channels of the picture that a network is told."""
+    return config.data.picture_channels if "image" in config.model.kinds else 0
+
+
 def _unet(config: Config, mean_over_devices: MeanOverDevices, flash_attention: bool) -> UNet:
     del mean_over_devices  # Group norms need no other example.
     model = config.model
@@ -72,6 +113,9 @@ def _unet(config: Config, mean_over_devices: MeanOverDevices, flash_attention: b
         resample_blocks=model.resample_blocks,
         time_channels=model.time_channels,
         time_scale=model.time_scale,
+        vector_inputs=vector_inputs(config),
+        image_inputs=image_inputs(config),
+        pad=config.data.pad,
     )
 
 
@@ -88,6 +132,8 @@ def _residual_unet(config: Config, mean_over_devices: MeanOverDevices, flash_att
         num_groups=model.num_groups,
         remat=model.remat,
         mean_over_devices=mean_over_devices,
+        image_inputs=image_inputs(config),
+        pad=config.data.pad,
     )
 
 
@@ -114,6 +160,9 @@ def _song_unet(config: Config, mean_over_devices: MeanOverDevices, flash_attenti
         encoder=model.encoder,
         resample_filter=model.resample_filter,
         augmentation_inputs=model.augmentation_inputs,
+        vector_inputs=vector_inputs(config),
+        image_inputs=image_inputs(config),
+        pad=config.data.pad,
     )
 
 

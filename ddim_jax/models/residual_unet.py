@@ -33,6 +33,7 @@ import numpy as np
 
 from ddim_jax.models.convolution import Conv
 from ddim_jax.models.group_norm import GroupNorm
+from ddim_jax.models.padding import enlarged, with_picture
 from ddim_jax.models.unet import upsample_nearest
 from ddim_jax.names import Norm, Structure
 
@@ -53,6 +54,8 @@ class ResidualUNet(nn.Module):
         num_groups: groups of the group norms.
         remat: recompute each block in the backward pass instead of keeping its activations.
         mean_over_devices: averages the statistics of the batch over the devices that share it.
+        image_inputs: see :class:`~ddim_jax.models.unet.UNet`.
+        pad: see there.
     """
 
     out_channels: int
@@ -64,6 +67,8 @@ class ResidualUNet(nn.Module):
     num_groups: int = 8
     remat: bool = False
     mean_over_devices: Callable[[Any], Any] = lambda tree: tree
+    image_inputs: int = 0
+    pad: bool = False
 
     @nn.compact
     def __call__(
@@ -72,14 +77,16 @@ class ResidualUNet(nn.Module):
         time: jax.Array,
         label: jax.Array | None = None,
         dropout_keys: jax.Array | None = None,
+        image: jax.Array | None = None,
     ) -> jax.Array:
         """Applies the network.
 
         Args:
-            x: [n, h, w, c] noisy images; h and w divisible by 2^(levels - 1).
+            x: [n, h, w, c] noisy images; h and w divisible by 2^(levels - 1), unless ``pad``.
             time: [n] variances of their noise, in [0, 1].
             label: None; the network knows no labels.
             dropout_keys: None; it has no dropout.
+            image: [n, h, w, image_inputs], None for zeros; see :class:`~ddim_jax.conditions.Condition`.
 
         Returns:
             [n, h, w, out_channels] float32.
@@ -87,19 +94,19 @@ class ResidualUNet(nn.Module):
         Raises:
             ValueError: h or w is not divisible, or a label or dropout is asked for.
         """
-        factor = 2 ** (len(self.multipliers) - 1)
-        if x.shape[1] % factor or x.shape[2] % factor:
-            raise ValueError(f"{len(self.multipliers)} levels need h and w divisible by {factor}, got {x.shape}")
         if label is not None or dropout_keys is not None:
             raise ValueError("the residual U-Net knows neither labels nor dropout")
+        height, width = x.shape[1:3]
+        x = with_picture(x, image, self.image_inputs)
+        x = enlarged(x, 2 ** (len(self.multipliers) - 1), self.pad, len(self.multipliers))
         embedding = variance_embedding(time, self.channels)[:, None, None, :]
         stem = _dense(self.channels, x, "conv_in")
         x = jnp.concatenate([stem, jnp.broadcast_to(embedding, stem.shape)], axis=-1)
         match self.structure:
             case "keras":
-                return self._keras(x)
+                return self._keras(x)[:, :height, :width]
             case "ddim":
-                return self._ddim(x)
+                return self._ddim(x)[:, :height, :width]
             case _:
                 assert_never(self.structure)
 

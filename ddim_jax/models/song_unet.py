@@ -34,7 +34,8 @@ from ddim_jax.models.dropout import dropout_each
 from ddim_jax.models.flash_attention import takes_flash_kernel
 from ddim_jax.models.group_norm import GroupNorm, Parts
 from ddim_jax.models.initialization import initializers
-from ddim_jax.models.unet import time_embedding
+from ddim_jax.models.padding import enlarged, with_picture
+from ddim_jax.models.unet import embedded_vector, time_embedding
 from ddim_jax.names import Encoder, Initialization, TimeEmbedding
 
 _HALF = 0.5**0.5
@@ -74,6 +75,9 @@ class SongUNet(nn.Module):
         encoder: ``standard`` or ``residual``.
         resample_filter: weights of neighbouring pixels, an even number of them, by which resolutions are changed.
         augmentation_inputs: length of the vector that tells what an augmentation did to the image; 0 for none.
+        vector_inputs: see :class:`~ddim_jax.models.unet.UNet`.
+        image_inputs: see there.
+        pad: see there.
     """
 
     out_channels: int
@@ -95,6 +99,9 @@ class SongUNet(nn.Module):
     encoder: Encoder = "standard"
     resample_filter: tuple[int, ...] = (1, 1)
     augmentation_inputs: int = 0
+    vector_inputs: int = 0
+    image_inputs: int = 0
+    pad: bool = False
 
     @nn.compact
     def __call__(
@@ -104,11 +111,13 @@ class SongUNet(nn.Module):
         label: jax.Array | None = None,
         dropout_keys: jax.Array | None = None,
         augmentation: jax.Array | None = None,
+        vector: jax.Array | None = None,
+        image: jax.Array | None = None,
     ) -> jax.Array:
         """Applies the network.
 
         Args:
-            x: [n, h, w, c] noisy images; h and w divisible by 2^(levels - 1).
+            x: [n, h, w, c] noisy images; h and w divisible by 2^(levels - 1), unless ``pad``.
             time: [n] noise levels, on the scale that the network is trained with.
             label: [n] class labels in 0 ... num_classes, the last meaning "no label", which is also what None means.
                 Only for a class-conditional network. Without ``null_label`` they end at num_classes - 1, and must be
@@ -116,6 +125,8 @@ class SongUNet(nn.Module):
             dropout_keys: [n] keys, one per example, or None to switch dropout off. The masks of an example depend on
                 its key alone, not on the batch or the devices it is split over.
             augmentation: [n, augmentation_inputs], what was done to the images; None is all zeros: nothing was.
+            vector: [n, vector_inputs], None for zeros; see :class:`~ddim_jax.conditions.Condition`.
+            image: [n, h, w, image_inputs], likewise.
 
         Returns:
             [n, h, w, out_channels] float32.
@@ -124,9 +135,9 @@ class SongUNet(nn.Module):
             ValueError: h or w is not divisible, or the network does not take what is given, or needs what is not.
         """
         num_levels = len(self.multipliers)
-        factor = 2 ** (num_levels - 1)
-        if x.shape[1] % factor or x.shape[2] % factor:
-            raise ValueError(f"{num_levels} levels need a height and width divisible by {factor}, got {x.shape}")
+        height, width = x.shape[1:3]
+        x = with_picture(x, image, self.image_inputs)
+        x = enlarged(x, 2 ** (num_levels - 1), self.pad, num_levels)
 
         block_type = nn.remat(ResidualBlock) if self.remat else ResidualBlock
         attention_type = nn.remat(Attention) if self.remat else Attention
@@ -161,7 +172,7 @@ class SongUNet(nn.Module):
             )
             return module(x)
 
-        embedding = self._embed(time, label, augmentation)
+        embedding = self._embed(time, label, augmentation, vector)
         pyramid = x
         x = conv(self.channels, x, "conv_in", self.initialization, self.dtype)
 
@@ -194,9 +205,16 @@ class SongUNet(nn.Module):
         # The last layer in float32: its 2^-8 rounding in bfloat16 would be noise in every sampling step.
         groups = group_count(x.shape[-1], self.num_groups)
         x = nn.swish(GroupNorm(groups, jnp.float32, self.norm_eps, name="norm_out")(x))
-        return conv(self.out_channels, x, "conv_out", self.initialization, jnp.float32, zero=True)
+        x = conv(self.out_channels, x, "conv_out", self.initialization, jnp.float32, zero=True)
+        return x[:, :height, :width]
 
-    def _embed(self, time: jax.Array, label: jax.Array | None, augmentation: jax.Array | None) -> jax.Array:
+    def _embed(
+        self,
+        time: jax.Array,
+        label: jax.Array | None,
+        augmentation: jax.Array | None,
+        vector: jax.Array | None,
+    ) -> jax.Array:
         """What the blocks are told: [n, 4 * channels] float32."""
         match self.embedding:
             case "positional":
@@ -224,6 +242,8 @@ class SongUNet(nn.Module):
             embedding = embedding + layer(augmentation)
         elif augmentation is not None:
             raise ValueError("an augmentation was told to a network that takes none (augmentation_inputs=0)")
+        if self.vector_inputs or vector is not None:
+            embedding = embedding + embedded_vector(vector, len(time), self.vector_inputs, width, self.initialization)
         for i in range(2):
             layer = f"time_dense_{i}"
             embedding = nn.swish(dense(4 * self.channels, embedding, layer, self.initialization, jnp.float32))

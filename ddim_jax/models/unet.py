@@ -34,6 +34,7 @@ from ddim_jax.models.convolution import conv, dense
 from ddim_jax.models.dropout import dropout_each
 from ddim_jax.models.flash_attention import takes_flash_kernel
 from ddim_jax.models.group_norm import GroupNorm, Parts
+from ddim_jax.models.padding import enlarged, with_picture
 from ddim_jax.names import Initialization
 
 # What a residual block does to the resolution.
@@ -73,6 +74,11 @@ class UNet(nn.Module):
         time_channels: width of the embedding of time, of which the blocks are told 4 times as many values; 0 for that
             of level 0.
         time_scale: what noise levels are multiplied by before they are embedded.
+        vector_inputs: length of the vectors that the network is told, by two dense layers beside those of time; 0 for
+            none.
+        image_inputs: channels of the pictures that it is told, beside those of its input; 0 for none.
+        pad: whether images whose sides it cannot halve are enlarged by zeros, at the bottom and at the right, and its
+            output is cut back; resolutions are those of enlarged images.
     """
 
     out_channels: int
@@ -98,6 +104,9 @@ class UNet(nn.Module):
     resample_blocks: bool = False
     time_channels: int = 0
     time_scale: float = 1.0
+    vector_inputs: int = 0
+    image_inputs: int = 0
+    pad: bool = False
 
     @nn.compact
     def __call__(
@@ -106,11 +115,13 @@ class UNet(nn.Module):
         time: jax.Array,
         label: jax.Array | None = None,
         dropout_keys: jax.Array | None = None,
+        vector: jax.Array | None = None,
+        image: jax.Array | None = None,
     ) -> jax.Array:
         """Applies the network.
 
         Args:
-            x: [n, h, w, c] noisy images; h and w divisible by 2^(levels - 1).
+            x: [n, h, w, c] noisy images; h and w divisible by 2^(levels - 1), unless ``pad``.
             time: [n] noise levels on the scale of the checkpoint, 0 ... 999 for published ones;
                 they need not be integers.
             label: [n] class labels in 0 ... num_classes, the last meaning "no label", which is
@@ -118,18 +129,19 @@ class UNet(nn.Module):
                 they end at num_classes - 1, and must be given.
             dropout_keys: [n] keys, one per example, or None to switch dropout off. The masks of an
                 example depend on its key alone, not on the batch or the devices it is split over.
+            vector: [n, vector_inputs], None for zeros; see :class:`~ddim_jax.conditions.Condition`.
+            image: [n, h, w, image_inputs], likewise.
 
         Returns:
             [n, h, w, out_channels] float32.
 
         Raises:
-            ValueError: h or w is not divisible, a label is given to an unconditional network, or none to one that
-                needs it.
+            ValueError: h or w is not divisible, the network does not take what is given, or needs what is not.
         """
         num_levels = len(self.multipliers)
-        factor = 2 ** (num_levels - 1)
-        if x.shape[1] % factor or x.shape[2] % factor:
-            raise ValueError(f"{num_levels} levels need a height and width divisible by {factor}, got {x.shape}")
+        height, width = x.shape[1:3]
+        x = with_picture(x, image, self.image_inputs)
+        x = enlarged(x, 2 ** (num_levels - 1), self.pad, num_levels)
 
         block_type = nn.remat(ResidualBlock) if self.remat else ResidualBlock
         attention_type = nn.remat(Attention) if self.remat else Attention
@@ -165,7 +177,7 @@ class UNet(nn.Module):
             )
             return module(x)
 
-        embedding = self._embed(time, label)
+        embedding = self._embed(time, label, vector)
         x = conv(self.channels, x, "conv_in", self.initialization, self.dtype)
 
         skips = [x]
@@ -206,10 +218,11 @@ class UNet(nn.Module):
 
         # The last layer in float32: its 2^-8 rounding in bfloat16 would be noise in every sampling step.
         x = nn.swish(GroupNorm(self.num_groups, jnp.float32, self.norm_eps, name="norm_out")(x))
-        return conv(self.out_channels, x, "conv_out", self.initialization, jnp.float32, zero=True)
+        x = conv(self.out_channels, x, "conv_out", self.initialization, jnp.float32, zero=True)
+        return x[:, :height, :width]
 
-    def _embed(self, time: jax.Array, label: jax.Array | None) -> jax.Array:
-        """What the blocks are told of time and label: [n, 4 * channels] float32, or 4 * time_channels."""
+    def _embed(self, time: jax.Array, label: jax.Array | None, vector: jax.Array | None) -> jax.Array:
+        """What the blocks are told of time, label and vector: [n, 4 * channels] float32, or 4 * time_channels."""
         channels = self.time_channels or self.channels
         width = 4 * channels
         scaled = time if self.time_scale == 1 else time * self.time_scale
@@ -231,6 +244,8 @@ class UNet(nn.Module):
             embedding = embedding + table(label)
         elif label is not None:
             raise ValueError("a label was given to an unconditional network (num_classes=0)")
+        if self.vector_inputs or vector is not None:
+            embedding = embedding + embedded_vector(vector, len(time), self.vector_inputs, width, self.initialization)
         # Each block starts with this swish; it is the same for all, so it is done once.
         return nn.swish(embedding)
 
@@ -354,6 +369,29 @@ def time_embedding(time: jax.Array, width: int, freq_shift: int = 1, cos_first: 
     phase = time.astype(jnp.float32)[:, None] * frequency
     parts = [jnp.sin(phase), jnp.cos(phase)]
     return jnp.concatenate(parts[::-1] if cos_first else parts, axis=-1)
+
+
+def embedded_vector(
+    vector: jax.Array | None, count: int, inputs: int, width: int, initialization: Initialization
+) -> jax.Array:
+    """Two dense layers of the calling module, as those of the noise level are: [n, width] float32.
+
+    Args:
+        vector: [n, inputs]; None for zeros.
+        count: n.
+        inputs: length that the network takes.
+        width: of the result.
+        initialization: see :func:`~ddim_jax.models.initialization.initializers`.
+
+    Raises:
+        ValueError: a vector of another length, or for a network that takes none.
+    """
+    if vector is None:
+        vector = jnp.zeros((count, inputs))
+    if vector.shape[1:] != (inputs,):
+        raise ValueError(f"a vector of shape {vector.shape[1:]} was given to a network of vector_inputs={inputs}")
+    hidden = dense(width, vector, "vector_dense_0", initialization, jnp.float32)
+    return dense(width, nn.swish(hidden), "vector_dense_1", initialization, jnp.float32)
 
 
 def upsample_nearest(x: jax.Array) -> jax.Array:

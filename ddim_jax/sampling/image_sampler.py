@@ -9,9 +9,11 @@ from typing import Any, Self
 import numpy as np
 
 from ddim_jax import parallel
+from ddim_jax.conditions import DataCondition
 from ddim_jax.config import Config, Role, SampleConfig, keys_of
-from ddim_jax.configured import build_sampler
+from ddim_jax.configured import Guide, build_sampler, build_task
 from ddim_jax.diffusion.table import as_data
+from ddim_jax.errors import UserError
 from ddim_jax.memory import check_room, power_of_two_below
 from ddim_jax.models import Model
 from ddim_jax.sampling.programs import Given, Items, image_program, numbers_only
@@ -55,13 +57,43 @@ def image_indices(config: Config, most: int | None = None) -> np.ndarray:
     return np.arange(sample.start, sample.start + num)
 
 
-def image_items(config: Config, indices: Sequence[int] | np.ndarray) -> Items:
-    """The images of these indices, with their classes: ``sample.label``, or the classes in turn by image index."""
+def image_items(config: Config, indices: Sequence[int] | np.ndarray, condition: DataCondition | None = None) -> Items:
+    """The images of these indices, and what they are drawn from.
+
+    Args:
+        config: the run.
+        indices: [n], of the images.
+        condition: what each of them is drawn from; its classes come first. None for networks that know classes alone:
+            ``sample.label``, or the classes in turn by image index.
+
+    Raises:
+        UserError: the network knows more than that, and no condition is given.
+    """
+    missing = [kind for kind in config.model.kinds if kind != "class"] if condition is None else []
+    if missing:
+        raise UserError(
+            f"model.condition={','.join(missing)}: this network draws images from what it is given; give its "
+            "conditions, in Python by pipe.sample(condition=...)"
+        )
     indices = np.asarray(indices, np.int32)
     seeds = np.full(len(indices), config.sample.seed, np.int32)
+    return Items(seeds, indices, DataCondition(image_labels(config, indices)) if condition is None else condition)
+
+
+def image_labels(config: Config, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    """The classes of images of which nothing else is said, int32 [n]: ``sample.label``, or in turn by image index."""
+    indices = np.asarray(indices, np.int32)
     if config.sample.label is not None:
-        return Items(seeds, indices, np.full(len(indices), config.sample.label, np.int32))
-    return Items(seeds, indices, (indices % max(1, config.model.num_classes)).astype(np.int32))
+        return np.full(len(indices), config.sample.label, np.int32)
+    return (indices % max(1, config.model.num_classes)).astype(np.int32)
+
+
+def blank_items(config: Config, count: int) -> Items:
+    """Items of the right shapes, to compile a program with."""
+    kinds, task = config.model.kinds, build_task(config)
+    vector = np.zeros((count, config.model.vector_size), np.float32) if "vector" in kinds else None
+    picture = np.zeros((count, *task.shape), np.float32) if task is not None and "image" in kinds else None
+    return image_items(config, np.arange(count), DataCondition(np.zeros(count, np.int32), vector, picture))
 
 
 def program_config(config: Config) -> Config:
@@ -108,7 +140,7 @@ def reusable_batch_size_for(config: Config, num: int) -> BatchSize:
 class ImageSampler:
     """A sampler for one network and one set of settings; its compiled program may serve further settings."""
 
-    def __init__(self, config: Config, model: Model, batch_size: int | BatchSize) -> None:
+    def __init__(self, config: Config, model: Model, batch_size: int | BatchSize, guide: Guide | None = None) -> None:
         """Prepares the program; it is compiled at the first call, or by :meth:`compile`.
 
         Args:
@@ -116,14 +148,16 @@ class ImageSampler:
             model: the network.
             batch_size: images per device at a time, see :func:`batch_size_for`. The same images come out for any value,
                 to rounding.
+            guide: of ``sample.guide_workdir``.
 
         Raises:
             UserError: see :func:`~ddim_jax.configured.build_sampler`.
         """
         self.config = config
         self.sampler = build_sampler(config)
+        self._guide = guide
         self._program = program_config(config)
-        self._map = ShardedMap(image_program(self._program, model), batch_size)
+        self._map = ShardedMap(image_program(self._program, model, guide and guide.model), batch_size)
 
     def may_draw(self, sample: SampleConfig) -> bool:
         """Whether the program of this sampler serves other settings, too."""
@@ -160,29 +194,38 @@ class ImageSampler:
         Raises:
             UserError: ``sample.batch_size`` images do not fit.
         """
-        self._map.compile(self._given(variables), image_items(self.config, [0]))
+        self._map.compile(self._given(variables), blank_items(self.config, 1))
 
-    def batches(self, variables: Any, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Draws the images of ``indices``, yielding (indices [k], uint8 images [k, h, w, c]) as they are ready.
+    def batches(
+        self, variables: Any, indices: Sequence[int] | np.ndarray, condition: DataCondition | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Draws the images of ``indices``, yielding (indices [k], images [k, h, w, c]) as they are ready.
+
+        Args:
+            variables: of the network.
+            indices: [n].
+            condition: what each of these is drawn from, see :func:`image_items`.
 
         Raises:
-            UserError: NaN in place of an image.
+            UserError: NaN in place of an image, or a condition is missing.
         """
-        items = image_items(self.config, indices)
+        items = image_items(self.config, indices, condition)
         for where, checked in self._map.chunks(self._given(variables), items):
             yield items.index[where], numbers_only(checked, items.index[where])
 
-    def draw(self, variables: Any, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Draws the images of ``indices``: uint8 [n, h, w, c], in that order."""
-        return np.concatenate([images for _, images in self.batches(variables, indices)])
+    def draw(
+        self, variables: Any, indices: Sequence[int] | np.ndarray, condition: DataCondition | None = None
+    ) -> np.ndarray:
+        """Draws the images of ``indices``, as :meth:`batches`: [n, h, w, c], in that order."""
+        return np.concatenate([images for _, images in self.batches(variables, indices, condition)])
 
     def _given(self, variables: Any) -> Given:
-        return Given(variables, as_data(self.sampler.table))
+        return Given(variables, as_data(self.sampler.table), self._guide and self._guide.variables)
 
 
-def sampler_for(config: Config, model: Model, num: int) -> ImageSampler:
+def sampler_for(config: Config, model: Model, num: int, guide: Guide | None = None) -> ImageSampler:
     """An :class:`ImageSampler` for about ``num`` images.
 
     The batch is that of :func:`batch_size_for`: few images do not pay for a full one.
     """
-    return ImageSampler(config, model, batch_size_for(config, num))
+    return ImageSampler(config, model, batch_size_for(config, num), guide)

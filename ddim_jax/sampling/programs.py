@@ -19,16 +19,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddim_jax.conditions import DataCondition
 from ddim_jax.config import Config
-from ddim_jax.configured import build_normalization, build_predict
+from ddim_jax.configured import Guide, build_normalization, build_predict
 from ddim_jax.diffusion import editing, samplers
 from ddim_jax.diffusion.loop import KeptStates, PaddedTable
 from ddim_jax.diffusion.losses import diffuse
+from ddim_jax.diffusion.prediction import Predict
 from ddim_jax.diffusion.table import sample_padded
 from ddim_jax.errors import UserError
 from ddim_jax.models import Model
+from ddim_jax.names import Clip
 from ddim_jax.pixels import to_float, to_pixels
 from ddim_jax.random_streams import image_keys
+from ddim_jax.sampling.conditions import sampling_condition
 
 # From what is given to all images, and items, to results; but for those of likelihood_programs.py, as ``Checked``.
 Program = Callable[[Any, Any], Any]
@@ -40,10 +44,12 @@ class Given(NamedTuple):
     Attributes:
         variables: of the network.
         table: of the sampler, or to inpaint (``diffusion/editing.py``), with the steps to keep.
+        guide: variables of the network of ``sample.guide_workdir``; None without one.
     """
 
     variables: Any
     table: PaddedTable
+    guide: Any = None
 
 
 class Items(NamedTuple):
@@ -52,12 +58,17 @@ class Items(NamedTuple):
     Attributes:
         seed: int32 [n], of their random draws; data and not part of the program, so that another seed compiles nothing.
         index: int32 [n], image indices.
-        label: int32 [n], classes; unused by an unconditional network.
+        condition: what they are drawn from, as the data have it; unused by an unconditional network.
     """
 
     seed: Any
     index: Any
-    label: Any
+    condition: DataCondition
+
+    @property
+    def label(self) -> Any:
+        """The classes of the images, int32 [n]."""
+        return self.condition.label
 
 
 class Checked(NamedTuple):
@@ -99,11 +110,12 @@ def _checked(result: Any, *floats: jax.Array) -> Checked:
 
 
 # --- programs -----------------------------------------------------------------------------------
+# ``guide`` is the model of ``sample.guide_workdir``, None without one; its variables are given.
 
 
-def image_program(config: Config, model: Model) -> Program:
+def image_program(config: Config, model: Model, guide: Model | None = None) -> Program:
     """Draws images: :class:`Items` → uint8 [n, h, w, c]."""
-    draw_noise, decode = noise_program(config, model), decode_program(config, model)
+    draw_noise, decode = noise_program(config, model), decode_program(config, model, guide)
     return lambda given, items: decode(given, (draw_noise(given, items).result, items))
 
 
@@ -122,13 +134,13 @@ class KeptImages(NamedTuple):
     final: Any
 
 
-def trajectory_program(config: Config, model: Model) -> Program:
+def trajectory_program(config: Config, model: Model, guide: Model | None = None) -> Program:
     """Draws images and keeps what is passed at the steps that the table says: :class:`Items` → :class:`KeptImages`."""
 
     def program(given: Given, items: Items) -> Checked:
         keys = image_keys(items.seed, items.index)
         x = samplers.initial_noise(keys, config.data.image_shape, jnp.float32)
-        final, kept = _run(config, model, given, items, x, keys)
+        final, kept = _run(config, model, guide, given, items, x, keys)
         normalization = build_normalization(config)
         by_image = jax.tree.map(lambda places: to_pixels(jnp.moveaxis(places, 0, 1), normalization), kept)
         images = KeptImages(by_image.x, by_image.x0, to_pixels(final, normalization))
@@ -137,9 +149,9 @@ def trajectory_program(config: Config, model: Model) -> Program:
     return program
 
 
-def noise_program(config: Config, model: Model) -> Program:
+def noise_program(config: Config, model: Model, guide: Model | None = None) -> Program:
     """The noise x_T that images are drawn from: :class:`Items` → float32 [n, h, w, c]. Asks no network."""
-    del model
+    del model, guide
 
     def program(given: Given, items: Items) -> Checked:
         del given
@@ -149,25 +161,25 @@ def noise_program(config: Config, model: Model) -> Program:
     return program
 
 
-def encode_program(config: Config, model: Model) -> Program:
+def encode_program(config: Config, model: Model, guide: Model | None = None) -> Program:
     """Encodes images: (uint8 [n, h, w, c], :class:`Items`) → noise float32 [n, h, w, c]. Never clips."""
 
     def program(given: Given, images_and_items: tuple[jax.Array, Items]) -> Checked:
         images, items = images_and_items
         with jax.default_matmul_precision(config.sample.precision):
-            predict = build_predict(config, model, given.variables, items.label, clip="none")
+            predict = _predict(config, model, guide, given, items, "none")
             x, _ = sample_padded(predict, to_float(images, build_normalization(config)), given.table)
         return _checked(x, x)
 
     return program
 
 
-def decode_program(config: Config, model: Model) -> Program:
+def decode_program(config: Config, model: Model, guide: Model | None = None) -> Program:
     """Decodes noise: (float32 [n, h, w, c], :class:`Items`) → uint8 [n, h, w, c]."""
 
     def program(given: Given, latents_and_items: tuple[jax.Array, Items]) -> Checked:
         latents, items = latents_and_items
-        x, _ = _run(config, model, given, items, latents, image_keys(items.seed, items.index))
+        x, _ = _run(config, model, guide, given, items, latents, image_keys(items.seed, items.index))
         return _checked(to_pixels(x, build_normalization(config)), x)
 
     return program
@@ -185,7 +197,7 @@ class Recovered(NamedTuple):
     recovered: Any
 
 
-def recover_program(config: Config, model: Model) -> Program:
+def recover_program(config: Config, model: Model, guide: Model | None = None) -> Program:
     """Noises images to the table's first level and denoises them: (uint8 [n, h, w, c], Items) → :class:`Recovered`.
 
     With photographs of the training data's kind this restores them; with a sketch or another kind of picture it is
@@ -198,13 +210,13 @@ def recover_program(config: Config, model: Model) -> Program:
         keys = image_keys(items.seed, items.index)
         x0 = to_float(images, normalization)
         noised = diffuse(x0, samplers.initial_noise(keys, x0.shape[1:]), given.table.table.alpha_bar[0])
-        x, _ = _run(config, model, given, items, noised, keys)
+        x, _ = _run(config, model, guide, given, items, noised, keys)
         return _checked(Recovered(to_pixels(noised, normalization), to_pixels(x, normalization)), noised, x)
 
     return program
 
 
-def inpaint_program(config: Config, model: Model) -> Program:
+def inpaint_program(config: Config, model: Model, guide: Model | None = None) -> Program:
     """Draws the part of images that a mask leaves out.
 
     (images uint8 [n, h, w, c], mask bool [n, h, w, 1] with True where the image is kept, :class:`Items`) → uint8
@@ -216,7 +228,7 @@ def inpaint_program(config: Config, model: Model) -> Program:
         keys = image_keys(items.seed, items.index)
         x = samplers.initial_noise(keys, config.data.image_shape, jnp.float32)
         with jax.default_matmul_precision(config.sample.precision):
-            predict = build_predict(config, model, given.variables, items.label, config.sample.clip)
+            predict = _predict(config, model, guide, given, items, config.sample.clip)
             x = editing.inpaint(
                 predict, x, to_float(images, build_normalization(config)), mask, given.table.table, keys,
                 given.table.count,
@@ -226,10 +238,17 @@ def inpaint_program(config: Config, model: Model) -> Program:
     return program
 
 
+def _predict(config: Config, model: Model, guide: Model | None, given: Given, items: Items, clip: Clip) -> Predict:
+    """The network on what the items are drawn from, led away from the guide where there is one."""
+    condition = sampling_condition(config, items.condition, items.seed, items.index)
+    guided_by = None if guide is None else Guide(guide, given.guide)
+    return build_predict(config, model, given.variables, condition, clip, guided_by)
+
+
 def _run(
-    config: Config, model: Model, given: Given, items: Items, x: jax.Array, keys: jax.Array
+    config: Config, model: Model, guide: Model | None, given: Given, items: Items, x: jax.Array, keys: jax.Array
 ) -> tuple[jax.Array, KeptStates]:
     """Denoises x as the table says, with the clipping and the precision of the config."""
     with jax.default_matmul_precision(config.sample.precision):
-        predict = build_predict(config, model, given.variables, items.label, config.sample.clip)
+        predict = _predict(config, model, guide, given, items, config.sample.clip)
         return sample_padded(predict, x, given.table, keys)

@@ -17,6 +17,7 @@ from ddim_jax.models import build_model
 from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for
 from ddim_jax.tables.rows import Row, images_row, model_rows
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
+from ddim_jax.training.guide import load_guide
 from ddim_jax.training.state import TrainState, abstract_state, make_optimizer
 from ddim_jax.workdir import best_dir, checkpoint_dir, config_for_job
 
@@ -79,6 +80,7 @@ class _ModelImages:
         self.shape = config.data.image_shape
         self._config = config
         self._model = build_model(config)
+        self._guide = load_guide(config)
         self._like = abstract_state(config, self._model, make_optimizer(config.train, 1))
         self._loaded: tuple[int, Any] | None = None
         self._checkpoints = self._found(workdir)
@@ -128,7 +130,7 @@ class _ModelImages:
         for sampler in self._samplers:
             if sampler.may_draw(drawing.sample):
                 return sampler.with_settings(drawing.sample)
-        self._samplers.append(ImageSampler(drawing, self._model, self._batch_size))
+        self._samplers.append(ImageSampler(drawing, self._model, self._batch_size, self._guide))
         return self._samplers[-1]
 
     def _variables(self, checkpoint: int) -> Any:

@@ -8,7 +8,9 @@ import numpy as np
 from etils import epath
 
 from ddim_jax import names, parallel
+from ddim_jax.conditions import DataCondition
 from ddim_jax.config import Config
+from ddim_jax.configured import Guide
 from ddim_jax.errors import UserError
 from ddim_jax.files import write_whole
 from ddim_jax.measuring.extractor import Extractor
@@ -36,7 +38,15 @@ class BestCheckpoint:
     The state goes to ``WORKDIR/best/STEP/``, what was measured to ``WORKDIR/best.json``.
     """
 
-    def __init__(self, config: Config, model: Model, workdir: epath.PathLike, writing: Writing) -> None:
+    def __init__(
+        self,
+        config: Config,
+        model: Model,
+        workdir: epath.PathLike,
+        writing: Writing,
+        condition: DataCondition | None = None,
+        guide: Guide | None = None,
+    ) -> None:
         """Gets extractor, reference and sampler ready, which may take a while.
 
         Args:
@@ -44,6 +54,8 @@ class BestCheckpoint:
             model: the network.
             workdir: where it is written.
             writing: what this job has that alone may write there.
+            condition: what the samples are drawn from, where the network knows more than classes.
+            guide: of ``sample.guide_workdir``.
 
         Raises:
             UserError: a setting of ``sample`` or ``eval`` that cannot be used, or weights that cannot be had.
@@ -51,7 +63,8 @@ class BestCheckpoint:
         train = config.train
         self._num = train.measure_num
         self._settings = config.eval
-        self._sampler = sampler_for(config, model, self._num)
+        self._sampler = sampler_for(config, model, self._num, guide)
+        self._condition = condition
         self._ema = config.sample.ema
         self._extractor = make_extractor(config)
         self._reference = reference_for(config, self._extractor)
@@ -102,7 +115,8 @@ class BestCheckpoint:
         self.collect(writer, wait=True)
         kept: Any = parallel.host_copy(state)
         measurement = Measurement(self._extractor, self._settings, self._num)
-        for indices, images in self._sampler.batches(select_weights(kept, self._ema), range(self._num)):
+        weights = select_weights(kept, self._ema)
+        for indices, images in self._sampler.batches(weights, range(self._num), self._condition):
             measurement.update(indices, images)
         self._pending = (step, kept, self._pool.submit(measurement.figures, self._reference))
 

@@ -4,13 +4,20 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
+import numpy as np
 from etils import epath
 
 from ddim_jax import parallel
+from ddim_jax.conditions import DataCondition
 from ddim_jax.config import Config
+from ddim_jax.configured import Guide
 from ddim_jax.data.batch_order import steps_for_epochs
+from ddim_jax.data.reading import load_images
+from ddim_jax.data.sources import Source
 from ddim_jax.images import as_rgb, grid, labelled_rows, png_shape, save_png
 from ddim_jax.models import Model
+from ddim_jax.sampling.conditions import condition_of_images
 from ddim_jax.sampling.image_sampler import sampler_for
 from ddim_jax.training.checkpoint import select_weights
 from ddim_jax.training.groups import is_due
@@ -22,7 +29,16 @@ from ddim_jax.writers import MetricWriter, say
 class TrainingPictures:
     """Grids of images drawn from fixed noise, so that successive pictures show the same images improving."""
 
-    def __init__(self, config: Config, model: Model, workdir: epath.Path, total_steps: int, num_examples: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        model: Model,
+        workdir: epath.Path,
+        total_steps: int,
+        num_examples: int,
+        condition: DataCondition | None = None,
+        guide: Guide | None = None,
+    ) -> None:
         """Makes the samplers.
 
         Args:
@@ -31,6 +47,9 @@ class TrainingPictures:
             workdir: where it is written.
             total_steps: number of steps when it is done.
             num_examples: number of training images, which says how many steps an epoch has.
+            condition: what the images are drawn from, where the network knows more than classes, see
+                :func:`condition_of_examples`.
+            guide: of ``sample.guide_workdir``.
 
         Raises:
             UserError: settings of ``config.sample`` that cannot be used.
@@ -41,7 +60,8 @@ class TrainingPictures:
         self._num_examples = num_examples
         # Made now, though compiled when first used: a mistake in config.sample must not wait for the first picture.
         num = config.train.sample_num
-        self._sampler = sampler_for(config, model, num)
+        self._sampler = sampler_for(config, model, num, guide)
+        self._condition = condition
         # Whatever the number of steps, it is the same program.
         self._final_samplers = [
             self._sampler.with_settings(
@@ -63,7 +83,7 @@ class TrainingPictures:
         """Draws ``samples/step_NNNNNNNN{suffix}.png`` with the settings of ``config.sample``; process 0 alone."""
         if not parallel.is_main_process():
             return
-        images = self._sampler.draw(self._weights(state), range(self._config.train.sample_num))
+        images = self._sampler.draw(self._weights(state), range(self._config.train.sample_num), self._condition)
         picture = grid(images)
         save_png(sample_grid_path(self._workdir, step, suffix), picture)
         writer.image(step, "samples", picture)
@@ -79,7 +99,7 @@ class TrainingPictures:
             rows = []
             for sampler in self._final_samplers:
                 steps = sampler.config.sample.steps
-                images = sampler.draw(weights, range(num))
+                images = sampler.draw(weights, range(num), self._condition)
                 rows.append((f"DDIM, {sampler.evaluations} steps, eta {self._config.sample.eta:g}", images))
                 save_png(sample_grid_path(self._workdir, step, f"_ddim_{steps}"), grid(images))
             picture = labelled_rows(rows, columns=max(1, min(16, num // 2)))
@@ -91,6 +111,24 @@ class TrainingPictures:
 
     def _weights(self, state: TrainState) -> Any:
         return select_weights(parallel.host_copy(state), self._config.sample.ema)
+
+
+def condition_of_examples(config: Config, source: Source, num: int) -> DataCondition | None:
+    """What ``num`` images are drawn from, where the network knows more than classes: that of the source's first ones.
+
+    Args:
+        config: the run.
+        source: the examples; they begin again where there are fewer.
+        num: number of images.
+
+    Raises:
+        UserError: an example cannot be read, or has not what the network is told.
+    """
+    if all(kind == "class" for kind in config.model.kinds):
+        return None
+    images = load_images(source, config.data, np.arange(min(num, len(source))))
+    rows = np.resize(np.arange(len(images.image)), num)
+    return jax.tree.map(lambda x: x[rows], condition_of_images(config, images))
 
 
 def _epochs_at(config: Config, num_examples: int, step: int) -> float | None:

@@ -150,9 +150,21 @@ def compile_ahead(
     size = config.train.batch_size // parallel.process_count()
     index = np.zeros(size, np.int32)
     group = min(config.train.steps_per_call, total_steps)
+
+    def beside(count: int) -> tuple[Any, Any]:
+        """Vectors and pictures of so many images, where the data have them."""
+        data = config.data
+        vector = np.zeros((count, config.model.vector_size), np.float32) if data.vector else None
+        return vector, np.zeros((count, *data.paired_shape), np.uint8) if data.condition == "paired" else None
+
     if program.images_on_device:
         images = jax.eval_shape(
-            lambda: DeviceImages(jnp.zeros((num_examples, *shape), jnp.uint8), jnp.zeros(num_examples, jnp.int32))
+            lambda: DeviceImages(
+                jnp.zeros((num_examples, *shape), jnp.uint8),
+                jnp.zeros(num_examples, jnp.int32),
+                *jax.tree.map(jnp.asarray, beside(num_examples)),
+            )
         )
         return program.compile(state, [Selection(index, np.zeros(size, bool), index)] * group, images)
-    return program.compile(state, [Batch(np.zeros((size, *shape), np.uint8), index, index)] * group)
+    batch = Batch(np.zeros((size, *shape), np.uint8), index, index, *beside(size))
+    return program.compile(state, [batch] * group)

@@ -10,16 +10,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ddim_jax.conditions import Condition
 from ddim_jax.config import Config
 from ddim_jax.configured import build_normalization, build_schedule
 from ddim_jax.diffusion import losses
 from ddim_jax.diffusion.likelihood import bound_table, level_bits
 from ddim_jax.diffusion.prediction import per_image, to_prediction
 from ddim_jax.diffusion.schedule import Schedule
-from ddim_jax.models import Model
+from ddim_jax.models import Model, call
 from ddim_jax.pixels import to_float
 from ddim_jax.random_streams import Stream, example_keys, normal_each, root_key
 from ddim_jax.training.augmentation import augment
+from ddim_jax.training.conditions import drop_conditions, example_condition
 from ddim_jax.training.state import TrainState, ema_decay, update_ema
 
 
@@ -60,13 +62,13 @@ class StepMetrics(NamedTuple):
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]
 
-# A network, for training or not: (x, time, label) -> (output, whatever else it returns). Where images are augmented, it
-# takes what it is told of that, as ``augmentation``.
+# A network, for training or not: (x, time, condition) -> (output, whatever else it returns). Where images are
+# augmented, it takes what it is told of that, as ``augmentation``.
 Network = Callable[..., tuple[jax.Array, Any]]
 
 
 def make_example_losses(config: Config) -> Callable[..., tuple[Losses, Any]]:
-    """Builds ``losses(network, images, label, level, noise_keys) -> (Losses, what else the network returned)``.
+    """Builds ``losses(network, images, condition, level, noise_keys) -> (Losses, what else the network returned)``.
 
     For each image: add noise up to its level, x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (DDPM, eq. 4),
     ask the network for the target, and compare.
@@ -79,7 +81,8 @@ def make_example_losses(config: Config) -> Callable[..., tuple[Losses, Any]]:
         config: the run.
 
     Returns:
-        The function. ``images`` are uint8 [n, h, w, c], ``label`` is int32 [n] or None, ``level`` [n] from
+        The function. ``images`` are [n, h, w, c] of the type ``data.dtype``, ``condition`` a
+        :class:`~ddim_jax.conditions.Condition`, ``level`` [n] from
         :func:`~ddim_jax.diffusion.losses.draw_levels`, ``noise_keys`` are n keys; the losses are float32 [n]. With
         ``augmentation_keys``, n more, images are augmented first.
     """
@@ -91,7 +94,7 @@ def make_example_losses(config: Config) -> Callable[..., tuple[Losses, Any]]:
     def example_losses(
         network: Network,
         images: jax.Array,
-        label: jax.Array | None,
+        condition: Condition,
         level: jax.Array,
         noise_keys: jax.Array,
         augmentation_keys: jax.Array | None = None,
@@ -103,7 +106,7 @@ def make_example_losses(config: Config) -> Callable[..., tuple[Losses, Any]]:
         eps = normal_each(noise_keys, 0, x0.shape[1:], x0.dtype)
         alpha_bar, time = schedule.at(level)
         x = losses.diffuse(x0, eps, alpha_bar)
-        output, extra = network(schedule.network_input(x, per_image(alpha_bar, x)), time, label)
+        output, extra = network(schedule.network_input(x, per_image(alpha_bar, x)), time, condition)
         output, v = jnp.split(output, 2, axis=-1) if learn_variance else (output, None)
         target = losses.training_target(diffusion.objective, x0, eps, alpha_bar)
         loss = losses.example_loss(output, target, diffusion.loss, diffusion.reduction)
@@ -152,9 +155,8 @@ def make_train_step(
         mean_over_devices: averages a tree over the devices that share the batch; the identity on one device.
 
     Returns:
-        The step; it leaves the average alone under ``train.ema_on_host``. Its batch has ``image`` uint8 [n, h, w, c],
-        ``label`` int32 [n] and ``index`` int32 [n], the examples' positions in the global batch; n is the device's
-        share.
+        The step; it leaves the average alone under ``train.ema_on_host``. Its batch is a
+        :class:`~ddim_jax.data.batches.Batch`, the device's share.
     """
     train, seed = config.train, config.seed
     example_losses, schedule = make_example_losses(config), build_schedule(config)
@@ -162,26 +164,23 @@ def make_train_step(
     def batch_loss(params: Any, batch_stats: Any, batch: Any, step: jax.Array) -> tuple[jax.Array, Any]:
         dropout_keys = example_keys(seed, Stream.DROPOUT, step, batch.index) if config.model.dropout else None
 
-        def network(x: jax.Array, time: jax.Array, label: jax.Array | None, **told: Any) -> tuple[jax.Array, Any]:
+        def network(x: jax.Array, time: jax.Array, condition: Condition, **told: Any) -> tuple[jax.Array, Any]:
             variables = {"params": params, "batch_stats": batch_stats}
-            return model.apply(variables, x, time, label, dropout_keys=dropout_keys, mutable=["batch_stats"], **told)
+            return call(
+                model, variables, x, time, condition, dropout_keys=dropout_keys, mutable=["batch_stats"], **told
+            )
 
         time_key = jax.random.fold_in(root_key(seed, Stream.TIME), step)
         level = draw_training_levels(config, schedule, time_key, batch.index, train.batch_size)
         noise_keys = example_keys(seed, Stream.NOISE, step, batch.index)
-        label = drop_labels(batch.label, step, batch.index) if config.model.num_classes else None
+        condition_keys = example_keys(seed, Stream.CONDITION, step, batch.index)
+        condition = drop_conditions(config, example_condition(config, batch, condition_keys), step, batch.index)
         augmentation_keys = (
             example_keys(seed, Stream.AUGMENTATION, step, batch.index) if train.augment_probability else None
         )
-        each, new_stats = example_losses(network, batch.image, label, level, noise_keys, augmentation_keys)
+        each, new_stats = example_losses(network, batch.image, condition, level, noise_keys, augmentation_keys)
         mean = Losses(jnp.mean(each.loss), jnp.mean(each.image_loss))
         return mean.loss, (mean, new_stats.get("batch_stats", {}))
-
-    def drop_labels(label: jax.Array, step: jax.Array, index: jax.Array) -> jax.Array:
-        """Replaces a share of the labels by "none", for classifier-free guidance (Ho and Salimans 2022)."""
-        keys = example_keys(seed, Stream.LABEL, step, index)
-        dropped = jax.vmap(lambda key: jax.random.bernoulli(key, train.label_dropout))(keys)
-        return jnp.where(dropped, config.model.num_classes, label)
 
     def gradient(state: TrainState, batch: Any) -> tuple[Losses, Any, Any]:
         """Losses, batch statistics and gradient of this device's share, in ``accumulate`` parts."""

@@ -54,16 +54,22 @@ def agreed_config(
             )
         config = with_values(config, {key: stated[key] for key in ("data.mean", "data.std")})
     ours = flatten(config)
-    different = {
-        key: value
-        for key, value in stated.items()
-        if _comparable(key, value) != _comparable(key, ours[key]) and _matters(key, value, config)
-    }
+    different = differences(config, stated)
     if different:
         values = ", ".join(f"{key} (there {value!r}, here {ours[key]!r})" for key, value in different.items())
         flags = " ".join(f"--config.{key}={_as_flag(value)}" for key, value in different.items())
         raise UserError(f"{source} and the config disagree: {values}; pass {flags}, here and to later jobs")
     return config
+
+
+def differences(config: Config, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """What is stated, by dotted key, and means something else than the config's own value."""
+    ours = flatten(config)
+    return {
+        key: value
+        for key, value in stated.items()
+        if _comparable(key, value) != _comparable(key, ours[key]) and _matters(key, value, config)
+    }
 
 
 def _comparable(key: str, value: Any) -> Any:
@@ -72,6 +78,8 @@ def _comparable(key: str, value: Any) -> Any:
         return set(value)
     if key == "model.num_heads":
         return 0 if value == 1 else value  # 0 leaves it to the width, which says one head unless it is given
+    if key == "model.condition":
+        return set(value) - {"class"}  # model.num_classes tells it
     if key in ("data.mean", "data.std"):
         # One value stands for all channels.
         return value[:1] if len(set(value)) == 1 else value
@@ -84,12 +92,24 @@ _OF_SOME_SCHEDULES = tuple(
 )
 
 
+# Keys that one task of data.condition alone looks at.
+_OF_A_TASK = {
+    "data.condition_factor": "downsample",
+    "data.condition_blur": "blur",
+    "data.condition_noise": "noise",
+    "data.condition_size": "paired",
+    "data.condition_channels": "paired",
+}
+
+
 def _matters(key: str, value: Any, config: Config) -> bool:
     """Whether the network and the schedule of a config look at a key, of which a file has another value."""
     if key in ("model.structure", "model.norm"):
         return config.model.name == "residual_unet"
     if key == "model.downsample_padding":
         return not config.model.resample_blocks
+    if key in _OF_A_TASK:
+        return config.data.condition == _OF_A_TASK[key]
     if key in _OF_SOME_SCHEDULES:
         ours = config.diffusion
         theirs = dataclasses.replace(ours, **{key.removeprefix("diffusion."): value})

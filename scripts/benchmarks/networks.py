@@ -17,7 +17,7 @@ from ddim_jax.configured import build_sampler
 from ddim_jax.diffusion.table import as_data
 from ddim_jax.jobs.describe import flops
 from ddim_jax.models import build_model
-from ddim_jax.sampling.image_sampler import image_items
+from ddim_jax.sampling.image_sampler import blank_items
 from ddim_jax.sampling.programs import Given, image_program
 from ddim_jax.training.state import init_state, make_optimizer
 
@@ -92,7 +92,7 @@ def _measure_trajectory(setting: Setting, peers: Peers | None) -> list[Row]:
     variables = random_params(config)
     sampler = build_sampler(config)
     on_devices = parallel.replicate(Given(variables, as_data(sampler.table)), devices)
-    items = parallel.split_batch(image_items(config, range(setting.batch)), len(devices))
+    items = parallel.split_batch(blank_items(config, setting.batch), len(devices))
     program: Any = parallel.map_over_batch(image_program(config, build_model(config)), devices)
     ahead = time_compilation(lambda: program.lower(on_devices, items).compile())
 

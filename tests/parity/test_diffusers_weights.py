@@ -9,6 +9,7 @@ import pytest
 from weight_files import DdimModule, converted_name, random_params, small_config, state_dict, write_ddim_checkpoint
 
 import ddim_jax
+from ddim_jax.conditions import Condition
 from ddim_jax.config import WeightsConfig
 from ddim_jax.configured import build_predict, build_sampler
 from ddim_jax.jobs.export import export
@@ -109,7 +110,7 @@ def test_fifty_steps_end_in_the_same_image(tmp_path, capsys, name):
     x = noise(config)
     pipe = ddim_jax.load_weights(tmp_path, config)
     config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, steps=50))
-    predict = build_predict(config, pipe.model, pipe.variables, jnp.zeros(2, jnp.int32), "none")
+    predict = build_predict(config, pipe.model, pipe.variables, Condition(), "none")
     # Before rounding to uint8, so that the error can be seen.
     ours = jax.jit(lambda x: build_sampler(config).run(predict, x))(jnp.asarray(x))
 
