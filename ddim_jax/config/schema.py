@@ -793,9 +793,12 @@ class Config:
         Whether it dropped labels is not known of others' networks, so that a class counts where nothing else does.
         """
         model = self.model
-        rates = {kind: rate for kind, rate in self.condition_dropout.items() if kind != "class" or model.null_label}
-        dropped = tuple(kind for kind, rate in rates.items() if rate > 0)
-        return dropped or (("class",) if "class" in rates else ())
+        rates = self.condition_dropout
+        if not model.null_label:
+            rates.pop("class", None)
+        dropped: tuple[ConditionKind, ...] = tuple(kind for kind in rates if rates[kind] > 0)
+        of_class: tuple[ConditionKind, ...] = ("class",) if "class" in rates else ()
+        return dropped or of_class
 
 
 # The groups of what a model is and how it was trained; all others say what a job is to do.
