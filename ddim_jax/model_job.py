@@ -65,7 +65,9 @@ class ModelJob:
             pipe = dataclasses.replace(pipe, config=config)
         return cls(workdir, config, pipe, started)
 
-    def folder(self, mode: str, name: str, settings: Any = None, make: bool = True) -> epath.Path:
+    def folder(
+        self, mode: str, name: str, settings: Any = None, make: bool = True, drawn_from: Any = None
+    ) -> epath.Path:
         """``WORKDIR/MODE/stepN-NAME-HASH``.
 
         Args:
@@ -73,12 +75,15 @@ class ModelJob:
             name: the settings in short.
             settings: the job's own group of the config; with ``config.sample`` and the step it decides the results.
             make: see :func:`~ddim_jax.workdir.job_dir`.
+            drawn_from: says which conditions images are drawn from; None where a class says it all.
         """
         decides = {
             "checkpoint_step": self.pipe.step,
             "sample": deciding_values(self.config.sample, _DECIDING),
             "settings": None if settings is None else deciding_values(settings),
         }
+        if drawn_from is not None:
+            decides["drawn_from"] = drawn_from
         return job_dir(self.workdir, mode, f"step{self.pipe.step}-{name}", decides, make)
 
     def recorded(self, folder: epath.Path) -> dict[str, Any]:

@@ -16,12 +16,18 @@ from ddim_jax.images import grid, labelled_lines, load_png, png_shape, save_png
 from ddim_jax.model_job import ModelJob, sampler_name
 from ddim_jax.npz import NpzInParts
 from ddim_jax.one_writer import Writing, one_writer
+from ddim_jax.sampling.condition_pictures import picture_of_conditions
+from ddim_jax.sampling.condition_sets import ConditionSet, draw_in_parts
 from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for, image_indices, image_labels
 from ddim_jax.sharded_map import BatchSize
 from ddim_jax.workdir import is_name_of_image, make_job_dir
 from ddim_jax.writers import progress, say
 
 _GRID_IMAGES = 64
+
+# Of images drawn from conditions, in a picture with a row for each of these.
+_GRID_CONDITIONS = 12
+_MOST_OF_A_CONDITION = 8
 
 
 def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
@@ -44,9 +50,17 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
     job = ModelJob.load(config, workdir)
     config, settings = job.config, job.config.sample
     indices = image_indices(config)
+    conditions = ConditionSet.of(config)
+    if conditions is not None:
+        conditions.numbers(indices)
     # Settings that cannot be used are refused before anything is written.
     build_sampler(config)
-    folder = job.folder("sample", f"{sampler_name(settings)}-n{len(indices)}", make=False)
+    folder = job.folder(
+        "sample",
+        f"{sampler_name(settings)}-n{len(indices)}",
+        make=False,
+        drawn_from=conditions and conditions.identity(),
+    )
     sampler = ImageSampler(
         config, job.pipe.model, _batch_size(config, len(indices), job.recorded(folder)), job.pipe.guide
     )
@@ -60,7 +74,7 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
         # Jobs that write a file for each image may share the work, or do it twice.
         if settings.format == "npz":
             writing = stack.enter_context(one_writer(folder, "samples", str(folder), "draw with other settings"))
-        _draw(job, folder, indices, sampler, variables, writing)
+        _draw(job, folder, indices, conditions, sampler, variables, writing)
     return folder
 
 
@@ -68,6 +82,7 @@ def _draw(
     job: ModelJob,
     folder: epath.Path,
     indices: np.ndarray,
+    conditions: ConditionSet | None,
     sampler: ImageSampler,
     variables: Any,
     writing: Writing | None,
@@ -78,6 +93,7 @@ def _draw(
         job: the model, and the config.
         folder: the job's.
         indices: of all images that there shall be.
+        conditions: what they are drawn from; None where a class says it all.
         sampler: of the job.
         variables: in place on the devices.
         writing: what this job has that alone may write there; None where others may too.
@@ -104,7 +120,7 @@ def _draw(
     with bar, concurrent.futures.ThreadPoolExecutor() as pool:
         # Files are written by the pool while the next batch is computed.
         unfinished: list[concurrent.futures.Future[None]] = []
-        for batch_indices, images in sampler.batches(variables, missing):
+        for batch_indices, images in draw_in_parts(sampler, variables, missing, conditions):
             if writing is not None:
                 writing.check()
             unfinished = still_written(unfinished) + store.write(pool, batch_indices, images)
@@ -120,8 +136,8 @@ def _draw(
         store.finish(indices)
     is_new = computed > 0 or "images" not in recorded
     if parallel.is_main_process() and (is_new or png_shape(folder / "grid.png") is None):
-        shown = indices[: _grid_images(config)]
-        save_png(folder / "grid.png", _picture(config, shown, store.read(shown)))
+        shown = indices[: _grid_images(config, conditions)]
+        save_png(folder / "grid.png", _picture(config, shown, store.read(shown), conditions))
     # A job that found all images in place leaves the record of the one that drew them.
     if parallel.is_main_process() and is_new:
         job.record(
@@ -164,16 +180,28 @@ def _shows_classes(config: Config) -> bool:
     return settings.per_class > 0 and settings.label is None and not settings.indices
 
 
-def _grid_images(config: Config) -> int:
-    """How many images are shown: as many of each class, where so many of each are drawn."""
+def _grid_images(config: Config, conditions: ConditionSet | None) -> int:
+    """How many images are shown: as many of each class, where so many of each are drawn, or all of some conditions."""
+    if conditions is not None:
+        per_condition = min(config.sample.per_condition, _MOST_OF_A_CONDITION)
+        return max(1, min(_GRID_CONDITIONS, _GRID_IMAGES // per_condition)) * config.sample.per_condition
     classes = config.model.num_classes
     if not _shows_classes(config) or classes > _GRID_IMAGES:
         return _GRID_IMAGES
     return classes * min(config.sample.per_class, _GRID_IMAGES // classes)
 
 
-def _picture(config: Config, indices: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """The first images as a grid; of ``sample.per_class``, a row for each class."""
+def _picture(config: Config, indices: np.ndarray, images: np.ndarray, conditions: ConditionSet | None) -> np.ndarray:
+    """The first images as a grid; of ``sample.per_class``, a row for each class; or a row for each condition."""
+    if conditions is not None:
+        numbers = conditions.numbers(indices)
+        # Indices may be any: of each condition as many are shown as of the one that has the fewest.
+        unique, counts = np.unique(numbers, return_counts=True)
+        count = min(int(counts.min()), _MOST_OF_A_CONDITION)
+        places = np.stack([np.flatnonzero(numbers == number)[:count] for number in unique])
+        first = indices[places[:, 0]]
+        truth = conditions.truth(first) if conditions.has_truth else None
+        return picture_of_conditions(config, conditions.load(first), images[places], truth, unique)
     if not _shows_classes(config):
         return grid(images)
     labels = image_labels(config, indices)

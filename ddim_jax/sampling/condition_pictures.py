@@ -2,24 +2,27 @@
 
 import numpy as np
 
+from ddim_jax.conditions import DataCondition
 from ddim_jax.conditions.tasks import Task
 from ddim_jax.config import Config
 from ddim_jax.configured import build_normalization, build_task
 from ddim_jax.images import as_rgb, table
 from ddim_jax.pixels import to_pictures
-from ddim_jax.sampling.condition_sets import Conditions
 
 # Of an unknown pixel, in [0, 1]: neither black nor white, of which most pictures are full.
 _UNKNOWN = 0.6
 
 
-def picture_of_conditions(config: Config, conditions: Conditions, images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+def picture_of_conditions(
+    config: Config, conditions: DataCondition, images: np.ndarray, truth: np.ndarray | None, numbers: np.ndarray
+) -> np.ndarray:
     """A row for each condition: what was given, what was drawn from it, and the truth where that is known.
 
     Args:
         config: the run.
         conditions: n of them.
         images: [n, k, h, w, c] of the data's type, k drawn from each.
+        truth: [n, h, w, c] likewise; None where not known.
         numbers: int [n], of the conditions.
 
     Returns:
@@ -30,21 +33,21 @@ def picture_of_conditions(config: Config, conditions: Conditions, images: np.nda
     count = drawn.shape[1]
     columns = ["drawn"] + [""] * (count - 1)
     cells = [[drawn[row, k][None] for k in range(count)] for row in range(len(drawn))]
-    if conditions.given is not None:
+    if conditions.picture is not None:
         task = build_task(config)
         assert task is not None, "something was given"
-        given = given_pictures(config, task, conditions.given)
+        given = given_pictures(config, task, conditions.picture)
         columns = ["given", *columns]
         cells = [[given[row][None], *cells[row]] for row in range(len(drawn))]
-        if conditions.truth is not None:
-            truth = to_pictures(conditions.truth, normalization, shown)
+        if truth is not None:
+            whole = to_pictures(truth, normalization, shown)
             columns = [*columns, "truth"]
-            cells = [[*cells[row], truth[row][None]] for row in range(len(drawn))]
+            cells = [[*cells[row], whole[row][None]] for row in range(len(drawn))]
     colours = any(cell.shape[-1] == 3 for row in cells for cell in row)
     if colours:
         cells = [[as_rgb(cell) for cell in row] for row in cells]
     titles = [str(number) for number in numbers]
-    if conditions.label is not None:
+    if "class" in config.model.kinds:
         titles = [f"{title}: class {label}" for title, label in zip(titles, conditions.label, strict=True)]
     return table(cells, titles, columns)
 

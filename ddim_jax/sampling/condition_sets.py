@@ -1,53 +1,39 @@
 """What a job draws its images from: the conditions in a folder, an array or a table, or those of the data themselves.
 
-Conditions are numbered, and image i is drawn from condition i // ``sample.per_condition``. The picture that a network is
-given of an image (``conditions/tasks.py``) is found as it is, or made of a whole image, which then is the truth that
+Conditions are numbered, and image i is drawn from condition i // ``sample.per_condition``. The picture that a network
+is given of an image (``conditions/tasks.py``) is found as it is, or made of a whole image, which then is the truth that
 drawn images can be compared with.
 """
 
 import csv
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import jax
 import numpy as np
 
+from ddim_jax.conditions import DataCondition
 from ddim_jax.conditions.tasks import Task
 from ddim_jax.config import Config, DataConfig
-from ddim_jax.configured import build_normalization, build_task
+from ddim_jax.configured import build_task
 from ddim_jax.data.prepared import open_images
-from ddim_jax.data.reading import load_images
+from ddim_jax.data.reading import Images, load_images
 from ddim_jax.data.sources import Source, open_source
 from ddim_jax.errors import UserError
-from ddim_jax.pixels import to_unit
-from ddim_jax.random_streams import Stream, fold_in_each, root_key
+from ddim_jax.sampling.conditions import as_unit, condition_of_images
+from ddim_jax.sampling.image_sampler import ImageSampler, image_labels
 
 _KEY = "sample.condition_path"
 
-# Folded into the stream of conditions before their numbers: training folds its steps in there, which are fewer.
-_SAMPLING = 2**31 - 1
-
-
-class Conditions(NamedTuple):
-    """Conditions, and what they were made of; what a set does not know is None.
-
-    Attributes:
-        label: int32 [n].
-        vector: float32 [n, d].
-        given: float32 [n, h', w', c'] in [0, 1], the pictures of ``data.condition``.
-        truth: [n, h, w, c] of the data's type, the images that ``given`` was made of, or that the data have.
-    """
-
-    label: np.ndarray | None = None
-    vector: np.ndarray | None = None
-    given: np.ndarray | None = None
-    truth: np.ndarray | None = None
+# Images whose conditions are held in memory at a time.
+_AT_ONCE = 1024
 
 
 class ConditionSet:
-    """Numbered conditions.
+    """Numbered conditions, read as they are needed.
 
     Attributes:
         name: what to call the set in messages and pictures.
@@ -55,13 +41,13 @@ class ConditionSet:
     """
 
     def __init__(self, config: Config) -> None:
-        """Opens ``sample.condition_path``, or the images of ``data.validation``, or of the data; reads no more than one.
+        """Opens ``sample.condition_path``, or the images of ``data.validation``, or of the data; reads one at most.
 
         Raises:
             UserError: it does not exist, or holds something else than this model is drawn from.
         """
         self._config = config
-        self._task = build_task(config) if "image" in config.model.condition else None
+        self._task = build_task(config) if "image" in config.model.kinds else None
         path = config.sample.condition_path
         self.name = path or f"{config.data.name or config.data.source}, {config.data.validation or config.data.split}"
         self._table = _read_table(path, config) if path.endswith(".csv") else None
@@ -71,7 +57,16 @@ class ConditionSet:
             self._data, self.has_truth = config.data, True
             self._source = self._open(path)
         elif self._task is not None:
-            raise UserError(f"{_KEY}={path!r} is a table, but this model is drawn from pictures; name a folder or array")
+            raise UserError(
+                f"{_KEY}={path!r} is a table, but this model is drawn from pictures; name a folder or array"
+            )
+
+    @classmethod
+    def of(cls, config: Config) -> Self | None:
+        """What the config draws images from; None where it is a class alone, which no set has to say."""
+        if not config.sample.condition_path and all(kind == "class" for kind in config.model.kinds):
+            return None
+        return cls(config)
 
     def __len__(self) -> int:
         """The number of conditions."""
@@ -87,42 +82,69 @@ class ConditionSet:
         assert self._source is not None, "a table or a source"
         return self._source.identity()
 
-    def load(self, numbers: np.ndarray) -> Conditions:
-        """Reads conditions.
+    def load(self, indices: np.ndarray) -> DataCondition:
+        """What images are drawn from.
 
         Args:
-            numbers: int [n], below the number of conditions.
+            indices: int [n], of the images.
 
         Raises:
-            UserError: one cannot be used.
+            UserError: there is no condition of such a number, or it cannot be used.
         """
+        labels = image_labels(self._config, indices)
         if self._table is not None:
-            return Conditions(*(None if x is None else x[numbers] for x in self._table))
+            label, vector = self._table
+            numbers = self.numbers(indices)
+            return DataCondition(
+                labels if label is None else label[numbers], None if vector is None else vector[numbers]
+            )
+        images, places = self._images(indices)
+        if self.has_truth:
+            found = condition_of_images(self._config, images)
+        else:
+            found = DataCondition(images.label, images.vector, as_unit(images.image, self._config))
+        found = jax.tree.map(lambda x: np.asarray(x)[places], found)
         assert self._source is not None, "a table or a source"
-        # Several images may be drawn from one condition: it is read once.
-        unique, places = np.unique(numbers, return_inverse=True)
-        images = load_images(self._source, self._data, unique)
-        if len(images.index) != len(unique):
-            missing = np.setdiff1d(unique, images.index)[0]
-            raise UserError(f"{self.name}: condition {missing} cannot be used, and no other may take its place")
-        found = self._conditions_of(images, unique)
-        return Conditions(*(None if x is None else x[places] for x in found))
+        return found if self._source.num_classes else found._replace(label=labels)
 
-    def _conditions_of(self, images: Any, numbers: np.ndarray) -> Conditions:
-        model = self._config.model
-        label = images.label if model.num_classes and self._source and self._source.num_classes else None
-        vector = images.vector if "vector" in model.condition else None
-        if self._task is None:
-            return Conditions(label, vector, None, images.image)
-        normalization = build_normalization(self._config)
+    def truth(self, indices: np.ndarray) -> np.ndarray:
+        """The images that conditions were made of, or belong to: [n, h, w, c] of the data's type.
+
+        Args:
+            indices: int [n], of the images drawn from them.
+
+        Raises:
+            UserError: they are not known (see ``has_truth``), or cannot be read.
+        """
         if not self.has_truth:
-            return Conditions(label, vector, to_unit(images.image, normalization))
-        if self._task.make is None:
-            return Conditions(label, vector, to_unit(images.paired, normalization), images.image)
-        key = jax.random.fold_in(root_key(self._config.sample.seed, Stream.CONDITION), _SAMPLING)
-        keys = fold_in_each(key, np.asarray(numbers, np.int32))
-        given = jax.jit(self._task.make)(to_unit(images.image, normalization), keys)
-        return Conditions(label, vector, np.asarray(given), images.image)
+            raise UserError(f"{self.name}: the images that these pictures were made of are not known")
+        images, places = self._images(indices)
+        return images.image[places]
+
+    def numbers(self, indices: np.ndarray) -> np.ndarray:
+        """The numbers of the conditions that images are drawn from.
+
+        Raises:
+            UserError: there are not so many.
+        """
+        numbers = np.asarray(indices) // self._config.sample.per_condition
+        if len(numbers) and numbers.max() >= len(self):
+            most = len(self) * self._config.sample.per_condition
+            raise UserError(
+                f"{self.name} holds {len(self):,} conditions, but image {np.max(indices):,} needs number "
+                f"{numbers.max():,}; ask for {most:,} images by sample.num, or for more of each by sample.per_condition"
+            )
+        return numbers
+
+    def _images(self, indices: np.ndarray) -> tuple[Images, np.ndarray]:
+        """The pictures found for some images, each read once, and whose is whose."""
+        assert self._source is not None, "a table or a source"
+        numbers, places = np.unique(self.numbers(indices), return_inverse=True)
+        images = load_images(self._source, self._data, numbers)
+        if len(images.index) != len(numbers):
+            missing = np.setdiff1d(numbers, images.index)[0]
+            raise UserError(f"{self.name}: condition {missing} cannot be used, and no other may take its place")
+        return images, places
 
     def _open(self, path: str) -> Source:
         """Opens the data, or what a path names; sets how its images are prepared, and whether they are the truth."""
@@ -154,6 +176,25 @@ class ConditionSet:
         return data.condition in ("downsample", "mask", "grey")
 
 
+def draw_in_parts(
+    sampler: ImageSampler, variables: Any, indices: np.ndarray, conditions: ConditionSet | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Draws images, the conditions of some of them in memory at a time; see :meth:`ImageSampler.batches`.
+
+    Args:
+        sampler: of the job.
+        variables: in place on the devices.
+        indices: of the images.
+        conditions: what they are drawn from; None where no set has to say it.
+    """
+    if conditions is None:
+        yield from sampler.batches(variables, indices)
+        return
+    for start in range(0, len(indices), _AT_ONCE):
+        part = indices[start : start + _AT_ONCE]
+        yield from sampler.batches(variables, part, conditions.load(part))
+
+
 def _given_form(data: DataConfig, task: Task) -> DataConfig:
     """How pictures are read that are given as they are."""
     height, width, channels = task.shape
@@ -161,7 +202,7 @@ def _given_form(data: DataConfig, task: Task) -> DataConfig:
 
 
 def _read_table(path: str, config: Config) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Reads classes and vectors of a ``.csv``: a column ``label`` or the first, where the model has classes; then d more.
+    """Reads classes, of a column ``label`` or the first, and vectors, the other columns, of a ``.csv``.
 
     Raises:
         UserError: it is no such table, or names a class that the model has not.
@@ -181,9 +222,7 @@ def _read_table(path: str, config: Config) -> tuple[np.ndarray | None, np.ndarra
     width = bool(model.num_classes) + model.vector_size * has_vector
     for number, row in enumerate(rows, start=1 + bool(header)):
         if len(row) != width or not _is_numbers(row):
-            wanted = " and ".join(
-                ["a class"] * bool(model.num_classes) + [f"{model.vector_size} numbers"] * has_vector
-            )
+            wanted = " and ".join(["a class"] * bool(model.num_classes) + [f"{model.vector_size} numbers"] * has_vector)
             raise UserError(f"{_KEY}={path!r}: line {number} has {len(row)} columns; this model is drawn from {wanted}")
     values = np.array(rows, np.float32)
     label = None
