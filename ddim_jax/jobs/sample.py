@@ -59,7 +59,7 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
         "sample",
         f"{sampler_name(settings)}-n{len(indices)}",
         make=False,
-        drawn_from=conditions and conditions.identity(),
+        drawn_from=None if conditions is None else conditions.identity(),
     )
     sampler = ImageSampler(
         config, job.pipe.model, _batch_size(config, len(indices), job.recorded(folder)), job.pipe.guide
