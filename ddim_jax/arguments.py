@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ddim_jax.conditions import DataCondition
@@ -246,7 +247,7 @@ def _picture_of(images: Any, known: Any, count: int, config: Config) -> np.ndarr
     if known is None:
         raise UserError("mask: this network is told which part is known; give mask, True where it is")
     masks = mask(known, images.shape)
-    return np.asarray(masked(picture, masks.astype(np.float32)))
+    return np.asarray(masked(jnp.asarray(picture), jnp.asarray(masks, jnp.float32)))
 
 
 def _unit_picture(values: Any, count: int, config: Config) -> np.ndarray:
