@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ddim_jax.conditions import DataCondition
+from ddim_jax.conditions.tasks import masked
 from ddim_jax.config import Config
 from ddim_jax.config.keys import LARGEST_INDEX
 from ddim_jax.configured import build_task
@@ -180,6 +182,9 @@ def condition(value: Any, config: Config, count: int, per_condition: int = 1) ->
     return jax.tree.map(lambda x: np.repeat(x, per_condition, axis=0), told)
 
 
+# How far pictures that were computed may lie beyond [0, 1].
+_ROUNDING = 1e-3
+
 # What a dictionary of conditions may name, and the kind that it belongs to.
 _CONDITION_PARTS: dict[str, ConditionKind] = {
     "label": "class",
@@ -201,7 +206,7 @@ def _parts_of_condition(value: Any, kinds: Sequence[ConditionKind]) -> dict[str,
     for name in value:
         if _CONDITION_PARTS.get(name) not in kinds:
             known = ", ".join(name for name, kind in _CONDITION_PARTS.items() if kind in kinds)
-            raise UserError(f"condition: the network is told nothing of '{shown(name)}'; choose from: {known}")
+            raise UserError(f"condition: the network is told nothing of {shown(name)}; choose from: {known}")
     return dict(value)
 
 
@@ -242,8 +247,7 @@ def _picture_of(images: Any, known: Any, count: int, config: Config) -> np.ndarr
     if known is None:
         raise UserError("mask: this network is told which part is known; give mask, True where it is")
     masks = mask(known, images.shape)
-    # As tasks make it: what is not known is grey, whatever was there.
-    return np.concatenate([np.where(masks, picture, np.float32(0.5)), masks.astype(np.float32)], axis=-1)
+    return np.asarray(masked(jnp.asarray(picture), jnp.asarray(masks, jnp.float32)))
 
 
 def _unit_picture(values: Any, count: int, config: Config) -> np.ndarray:
@@ -257,7 +261,8 @@ def _unit_picture(values: Any, count: int, config: Config) -> np.ndarray:
             f"meant, as data.condition={config.data.condition} makes them"
         )
     _check_finite(values, "picture")
-    if values.min() < 0 or values.max() > 1:
+    # Filters round; noise goes wherever it goes.
+    if config.data.condition != "noise" and (values.min() < -_ROUNDING or values.max() > 1 + _ROUNDING):
         raise UserError(f"picture: values lie in {values.min():.4g} ... {values.max():.4g}, but 0 ... 1 is meant")
     return values.astype(np.float32)
 

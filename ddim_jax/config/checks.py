@@ -187,7 +187,7 @@ def _check_condition(config: Config) -> None:
     _require(
         "vector" in kinds or not data.vector,
         "data.vector",
-        repr(data.vector),
+        shown(data.vector),
         "the network is told no vectors; add vector to model.condition, or leave it out",
     )
     _require(

@@ -26,7 +26,7 @@ from ddim_jax.writers import say
 
 
 class InitialWeights(NamedTuple):
-    """Weights of a network that is the run's own, but perhaps for the table of its classes.
+    """Weights of a network that is the run's own, but perhaps for the table of its classes, and for what it is told.
 
     Attributes:
         source: what ``train.init_from`` says.
@@ -65,13 +65,19 @@ class InitialWeights(NamedTuple):
     def _what_was_taken(self, variables: Mapping[str, Any]) -> str:
         ours, theirs = _shapes(variables), _shapes(self.raw)
         anew = [name for name, shape in ours.items() if theirs.get(name) != shape]
+        grown = [name for name in anew if _grows(ours[name], theirs.get(name, ()), name.split("/")[-2])]
+        anew = [name for name in anew if name not in grown]
         left = [name for name in theirs if name not in ours]
         step = f", step {self.step:,}" if self.step else ""
         return (
             f"begins with the weights of {self.source}{step}: took {len(ours) - len(anew)} of {len(ours)} arrays and "
-            f"their moving averages; {''.join(f'{name}, ' for name in anew)}optimiser, learning rate and steps start "
-            f"anew{''.join(f'; {name} is left out' for name in left)}"
+            f"their moving averages{_in_words(grown)}; {''.join(f'{name}, ' for name in anew)}optimiser, learning rate "
+            f"and steps start anew{''.join(f'; {name} is left out' for name in left)}"
         )
+
+
+def _in_words(grown: list[str]) -> str:
+    return f" ({', '.join(grown)}: new inputs begin with zeros)" if grown else ""
 
 
 def read_initial_weights(config: Config, workdir: epath.PathLike) -> tuple[Config, InitialWeights | None]:
@@ -144,12 +150,35 @@ def _is_workdir(path: epath.Path) -> bool:
     return config_path(path).exists() and any(folder.exists() for folder in others)
 
 
-def _filled(ours: Any, theirs: Any) -> Any:
-    """A tree of arrays with those of another that have the same path and shape in their place."""
+# Layers whose inputs grow by what a network is newly told, and the layer by which a vector is newly heard: its
+# parameters begin with zeros there, so that the network begins as the one it comes from.
+_GROWING = ("conv_in", "vector_dense_0")
+_PYRAMID = "_pyramid"
+_NEWLY_HEARD = "vector_dense_1"
+
+
+def _filled(ours: Any, theirs: Any, layer: str = "") -> Any:
+    """A tree of arrays with those of another that have the same path and shape in their place.
+
+    Where inputs are new, the weights of the others are taken, and theirs are zeros.
+    """
     if isinstance(ours, Mapping):
-        return {name: _filled(value, theirs.get(name, {})) for name, value in ours.items()}
-    fits = not isinstance(theirs, Mapping) and np.shape(theirs) == np.shape(ours)
-    return np.asarray(theirs, np.float32) if fits else ours
+        names = {name: layer if name in ("kernel", "bias") else name for name in ours}
+        return {name: _filled(value, theirs.get(name, {}), names[name]) for name, value in ours.items()}
+    if isinstance(theirs, Mapping):
+        return np.zeros_like(ours) if layer == _NEWLY_HEARD else ours
+    if np.shape(theirs) == np.shape(ours):
+        return np.asarray(theirs, np.float32)
+    if _grows(np.shape(ours), np.shape(theirs), layer):
+        new = np.shape(ours)[-2] - np.shape(theirs)[-2]
+        return np.pad(np.asarray(theirs, np.float32), [(0, 0)] * (np.ndim(theirs) - 2) + [(0, new), (0, 0)])
+    return ours
+
+
+def _grows(ours: tuple[int, ...], theirs: tuple[int, ...], layer: str) -> bool:
+    """Whether a kernel differs by a number of new inputs alone."""
+    same = len(ours) == len(theirs) and (*ours[:-2], ours[-1]) == (*theirs[:-2], theirs[-1])
+    return (layer in _GROWING or layer.endswith(_PYRAMID)) and same and ours[-2] > theirs[-2]
 
 
 def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:

@@ -6,7 +6,7 @@ config's to say.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ def agreed_config(
         stated: values that the file states, by dotted key of the config.
         source: name of the file in messages.
         base: config of all that is not stated, where the user gave none; all defaults when None.
-        any_classes: whether the file may have other classes than the config.
+        any_classes: whether the file may have other classes than the config, and be told less.
 
     Returns:
         ``config``, with the file's normalisation where it leaves that open, and its classes where any will do; or
@@ -46,6 +46,7 @@ def agreed_config(
     if any_classes:
         classes = stated.get("model.num_classes", 0)  # only DDIM's own code states none, and it has none
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes))
+        config = _without_kinds(config, stated.get("model.condition", ()))
     if not config.data.mean:
         if "data.mean" not in stated:
             raise UserError(
@@ -60,6 +61,21 @@ def agreed_config(
         flags = " ".join(f"--config.{key}={_as_flag(value)}" for key, value in different.items())
         raise UserError(f"{source} and the config disagree: {values}; pass {flags}, here and to later jobs")
     return config
+
+
+def _without_kinds(config: Config, told: Collection[str]) -> Config:
+    """The config of a network that is told some of what the config's is; the config itself if that is more."""
+    data, model = config.data, config.model
+    kept = tuple(kind for kind in model.condition if kind in told and (kind != "class" or model.num_classes))
+    if not set(told) - {"class"} <= set(kept):
+        return config
+    model = dataclasses.replace(model, condition=kept, vector_size=model.vector_size if "vector" in kept else 0)
+    if "vector" not in kept:
+        data = dataclasses.replace(data, vector="")
+    if "image" not in kept:
+        data = dataclasses.replace(data, condition="", condition_augmentation=0.0)
+    train = dataclasses.replace(config.train, condition_dropout=())
+    return dataclasses.replace(config, data=data, model=model, train=train)
 
 
 def differences(config: Config, stated: Mapping[str, Any]) -> dict[str, Any]:

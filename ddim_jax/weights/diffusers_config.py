@@ -88,7 +88,9 @@ _EXPORTED_SCHEDULES: dict[ScheduleName, str] = {
 }
 
 
-def stated_by_unet(values: Mapping[str, Any], source: str, image_size: int, null_label: bool = False) -> dict[str, Any]:
+def stated_by_unet(
+    values: Mapping[str, Any], source: str, image_size: int, null_label: bool = False, picture_channels: int = 0
+) -> dict[str, Any]:
     """Translates the ``config.json`` of a ``UNet2DModel`` to values by keys of our config.
 
     Args:
@@ -96,6 +98,7 @@ def stated_by_unet(values: Mapping[str, Any], source: str, image_size: int, null
         source: name of the file in messages.
         image_size: side of the images, where the file leaves ``sample_size`` open.
         null_label: whether the last of its classes means "no label", which the file cannot say.
+        picture_channels: channels of the picture that the network may be told, which it has behind those of the image.
 
     Raises:
         UserError: a setting that our network does not have.
@@ -115,8 +118,15 @@ def stated_by_unet(values: Mapping[str, Any], source: str, image_size: int, null
     if unet["act_fn"] not in ("silu", "swish"):
         raise _refused(source, "act_fn", unet["act_fn"], "our network has 'silu'")
     channels = unet["in_channels"]
+    told: dict[str, Any] = {}
+    if picture_channels:
+        is_told = unet["out_channels"] in (channels - picture_channels, 2 * (channels - picture_channels))
+        channels -= picture_channels if is_told else 0
+        told = {"model.condition": ("image",)} if is_told else {"model.condition": (), "data.condition": ""}
     if unet["out_channels"] not in (channels, 2 * channels):
         reason = f"ours are in_channels={channels}, or twice as many with a learned variance"
+        if unet["out_channels"] < channels:
+            reason += "; where the others are a picture that it is told, give a config with data.condition"
         raise _refused(source, "out_channels", unet["out_channels"], reason)
     for key, known in (
         *(("downsample_type", _SAMPLE_TYPES), ("upsample_type", _SAMPLE_TYPES)),
@@ -149,6 +159,7 @@ def stated_by_unet(values: Mapping[str, Any], source: str, image_size: int, null
         "model.num_groups": unet["norm_num_groups"],
         "model.num_classes": 0 if rows is None else rows - null_label,
         **classes,
+        **told,
         "model.time_freq_shift": unet["freq_shift"],
         "model.time_cos_first": unet["flip_sin_to_cos"],
         "model.downsample_padding": unet["downsample_padding"],
@@ -279,6 +290,17 @@ def unet_config(config: Config) -> dict[str, Any]:
             f"data.mean={data.mean}, data.std={data.std}: diffusers' pipelines know images in [-1, 1] only, mean and "
             "std 0.5; choose weights.format=npz or safetensors"
         )
+    if "vector" in model.condition or data.condition_augmentation:
+        what = "model.condition=vector" if "vector" in model.condition else "data.condition_augmentation"
+        raise UserError(
+            f"{what}: diffusers' UNet2DModel is told no vector of numbers; choose weights.format=npz or safetensors"
+        )
+    factor = 2 ** (len(model.multipliers) - 1)
+    if any(side % factor for side in data.image_shape[:2]):
+        raise UserError(
+            f"data.pad: diffusers' UNet2DModel enlarges no images, and {factor} does not divide "
+            f"data.image_size={data.image_size}; choose weights.format=npz or safetensors"
+        )
     for key, value, off in (
         *(("num_heads", max(1, model.num_heads), 1), ("learn_variance", model.learn_variance, False)),
         *(("time_channels", model.time_channels, 0), ("time_scale", model.time_scale, 1.0)),
@@ -297,7 +319,7 @@ def unet_config(config: Config) -> dict[str, Any]:
         **_UNET_DEFAULTS,
         **_UNET_FIXED,
         "sample_size": data.image_size,
-        "in_channels": data.channels,
+        "in_channels": data.channels + (data.picture_channels if "image" in model.condition else 0),
         "out_channels": data.channels,
         "block_out_channels": [model.channels * multiplier for multiplier in model.multipliers],
         "layers_per_block": model.num_blocks,
@@ -396,6 +418,11 @@ def not_in_scheduler(config: Config) -> list[str]:
         found.append(
             f"model.num_classes={config.model.num_classes}: DDIMPipeline gives the network no labels: call UNet2DModel "
             "with class_labels"
+        )
+    if "image" in config.model.condition:
+        found.append(
+            f"data.condition={config.data.condition}: DDIMPipeline gives the network no pictures: call UNet2DModel "
+            "with them behind the image's channels"
         )
     for key in ("guidance_scale", "guidance_levels"):
         value = getattr(sample, key)

@@ -27,7 +27,7 @@ from flax import traverse_util
 from ddim_jax.config import Config, ModelConfig
 from ddim_jax.errors import UserError
 from ddim_jax.names import QkvOrder
-from ddim_jax.weights.shapes import Shape, array_shapes, check_finite, check_shapes, variable_shapes
+from ddim_jax.weights.shapes import Shape, array_shapes, check_finite, check_shapes, check_told, variable_shapes
 
 _TOP = {
     "time_dense_0": "time_embed.0",
@@ -170,6 +170,7 @@ def from_openai(state: Mapping[Any, Any], config: Config, order: QkvOrder, sourc
     Raises:
         UserError: arrays are missing, left over, of another shape, or not finite; the message names the first five.
     """
+    check_told(config, (), source, "OpenAI's code")
     places = _places(config)
     check_shapes(array_shapes(state), {place.name: place.shape(shape) for place, shape in places.values()}, source)
     model = config.model

@@ -1,7 +1,7 @@
 """Shapes of the arrays that a network needs, and checks of those that a file has."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from flax import traverse_util
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
 from ddim_jax.models import build_model
+from ddim_jax.names import ConditionKind
 
 Shape = tuple[int, ...]
 
@@ -59,6 +60,31 @@ def different_shapes(theirs: Mapping[Any, Shape | str], ours: Mapping[Any, Shape
         for name in [*ours, *(name for name in theirs if name not in ours)]
         if theirs.get(name, "none") != ours.get(name, "none")
     ]
+
+
+def check_told(config: Config, known: Collection[ConditionKind], source: str, form: str) -> None:
+    """Checks that networks of another project's form can be told what those of the config are, beside classes.
+
+    Args:
+        config: config of the network.
+        known: what that form knows.
+        source: name of the file in messages.
+        form: the project, in words.
+
+    Raises:
+        UserError: they cannot.
+    """
+    unknown = [kind for kind in config.model.condition if kind not in ("class", *known)]
+    if unknown:
+        raise UserError(
+            f"{source} has the form of {form}, whose networks are told no {unknown[0]}: model.condition="
+            f"{config.model.condition}; leave it out"
+        )
+    if config.data.condition_augmentation:
+        raise UserError(
+            f"{source} has the form of {form}, whose networks are not told of noise in pictures: "
+            f"data.condition_augmentation={config.data.condition_augmentation}; set it to 0"
+        )
 
 
 def check_finite(arrays: Mapping[str, np.ndarray], source: str) -> None:

@@ -21,7 +21,7 @@ from flax import traverse_util
 
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
-from ddim_jax.weights.shapes import Shape, array_shapes, check_finite, check_shapes, variable_shapes
+from ddim_jax.weights.shapes import Shape, array_shapes, check_finite, check_shapes, check_told, variable_shapes
 
 # Their layers by ours: of residual blocks, and of attention.
 _EDM_LAYERS = {
@@ -80,6 +80,7 @@ def from_edm(state: Mapping[Any, Any], config: Config, source: str) -> dict[str,
     """
     # The filters that change the resolution are buffers of each layer that does.
     state = {name: value for name, value in state.items() if not str(name).endswith("resample_filter")}
+    check_told(config, (), source, "EDM's code")
     return _converted(state, _edm_sources(config), source)
 
 
@@ -91,6 +92,7 @@ def from_score_sde(state: Mapping[Any, Any], config: Config, source: str) -> dic
             "model.num_classes and model.augmentation_inputs to 0"
         )
     state = {name: value for name, value in state.items() if name not in SCORE_SDE_TABLES}
+    check_told(config, (), source, "score SDE's code")
     return _converted(state, _score_sde_sources(config), source)
 
 

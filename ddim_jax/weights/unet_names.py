@@ -26,7 +26,7 @@ from flax import traverse_util
 
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
-from ddim_jax.weights.shapes import Shape, array_shapes, check_finite, check_shapes, variable_shapes
+from ddim_jax.weights.shapes import Shape, array_shapes, check_finite, check_shapes, check_told, variable_shapes
 
 Naming = Literal["ddim", "diffusers"]
 
@@ -205,6 +205,10 @@ def from_torch(state: Mapping[Any, Any], config: Config, naming: Naming, source:
             f"{source} has the form of DDIM's code, whose networks know no classes, but "
             f"model.num_classes={config.model.num_classes}; set it to 0"
         )
+    if naming == "ddim":
+        check_told(config, (), source, "DDIM's code")
+    else:
+        check_told(config, ("image",), source, "diffusers")
     num_levels = len(config.model.multipliers)
     check_shapes(array_shapes(state), unet_state_shapes(config, naming), source)
     flat = {}
