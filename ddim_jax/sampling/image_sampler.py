@@ -163,7 +163,7 @@ class ImageSampler:
         self._map.compile(self._given(variables), image_items(self.config, [0]))
 
     def batches(self, variables: Any, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Draws the images of ``indices``, yielding (indices [k], uint8 images [k, h, w, c]) as they are ready.
+        """Draws the images of ``indices``, yielding (indices [k], images [k, h, w, c]) as they are ready.
 
         Raises:
             UserError: NaN in place of an image.
@@ -173,7 +173,7 @@ class ImageSampler:
             yield items.index[where], numbers_only(checked, items.index[where])
 
     def draw(self, variables: Any, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Draws the images of ``indices``: uint8 [n, h, w, c], in that order."""
+        """Draws the images of ``indices``: [n, h, w, c] of the data's type, in that order."""
         return np.concatenate([images for _, images in self.batches(variables, indices)])
 
     def _given(self, variables: Any) -> Given:

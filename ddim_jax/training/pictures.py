@@ -8,6 +8,7 @@ from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
+from ddim_jax.configured import pictures
 from ddim_jax.data.batch_order import steps_for_epochs
 from ddim_jax.images import as_rgb, grid, labelled_rows, png_shape, save_png
 from ddim_jax.models import Model
@@ -64,7 +65,7 @@ class TrainingPictures:
         if not parallel.is_main_process():
             return
         images = self._sampler.draw(self._weights(state), range(self._config.train.sample_num))
-        picture = grid(images)
+        picture = grid(pictures(self._config, images))
         save_png(sample_grid_path(self._workdir, step, suffix), picture)
         writer.image(step, "samples", picture)
 
@@ -79,7 +80,7 @@ class TrainingPictures:
             rows = []
             for sampler in self._final_samplers:
                 steps = sampler.config.sample.steps
-                images = sampler.draw(weights, range(num))
+                images = pictures(self._config, sampler.draw(weights, range(num)))
                 rows.append((f"DDIM, {sampler.evaluations} steps, eta {self._config.sample.eta:g}", images))
                 save_png(sample_grid_path(self._workdir, step, f"_ddim_{steps}"), grid(images))
             picture = labelled_rows(rows, columns=max(1, min(16, num // 2)))
