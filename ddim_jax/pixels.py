@@ -39,6 +39,11 @@ class Normalization(NamedTuple):
         return self.dtype == "uint8" and set(self.low) == {0.0} and set(self.high) == {255.0}
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What tells values apart from 8-bit pixels, as JSON's types; nothing where that is what they are."""
+        return {} if self.is_plain else {"dtype": self.dtype, "low": list(self.low), "high": list(self.high)}
+
+    @property
     def span(self) -> np.ndarray:
         """Difference of the values of pixels 1 and 0, one or one per channel: float64."""
         return np.asarray(self.high, np.float64) - np.asarray(self.low, np.float64)

@@ -149,7 +149,7 @@ def _stated_by_unet(
     """Translates a ``config.json``; ``config`` says the size of images, ``known`` what the last class means."""
     try:
         return diffusers_config.stated_by_unet(
-            values, str(path), config.data.image_shape[0], _has_null_label(values, known)
+            values, str(path), config.data.image_size, _has_null_label(values, known)
         )
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{path} has settings of a kind that diffusers never writes: {error}") from error
