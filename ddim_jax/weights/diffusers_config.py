@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddim_jax.config import Config
-from ddim_jax.configured import build_normalization
 from ddim_jax.errors import UserError
 from ddim_jax.names import Objective, ScheduleName
 from ddim_jax.weights.shapes import network_sides
@@ -90,7 +89,8 @@ _EXPORTED_SCHEDULES: dict[ScheduleName, str] = {
 }
 
 
-def stated_by_unet(values: Mapping[str, Any], source: str, image_size: int | tuple[int, ...], null_label: bool = False
+def stated_by_unet(
+    values: Mapping[str, Any], source: str, image_size: int | tuple[int, ...], null_label: bool = False
 ) -> dict[str, Any]:
     """Translates the ``config.json`` of a ``UNet2DModel`` to values by keys of our config.
 
@@ -147,7 +147,9 @@ def stated_by_unet(values: Mapping[str, Any], source: str, image_size: int | tup
         "model.channels": widths[0],
         "model.multipliers": tuple(width // widths[0] for width in widths),
         "model.num_blocks": unet["layers_per_block"],
-        "model.attention_resolutions": tuple(sides[0] // 2**level for level, attention in enumerate(attends) if attention),
+        "model.attention_resolutions": tuple(
+            sides[0] // 2**level for level, attention in enumerate(attends) if attention
+        ),
         "model.num_groups": unet["norm_num_groups"],
         "model.num_classes": 0 if rows is None else rows - null_label,
         **classes,
@@ -276,8 +278,7 @@ def unet_config(config: Config) -> dict[str, Any]:
             f"model.name={model.name}: diffusers has no such network (no continuous embedding of the noise's variance, "
             "no batch norms); choose weights.format=npz or safetensors"
         )
-    normalization = build_normalization(config)
-    if not normalization.is_plain:
+    if data.dtype != "uint8" or {*data.range[::2]} - {0.0} or {*data.range[1::2]} - {255.0}:
         raise UserError(
             f"data.dtype={data.dtype}, data.range={data.range}: diffusers' pipelines know images of 8 bits, 0 ... 255, "
             "only; choose weights.format=npz or safetensors"

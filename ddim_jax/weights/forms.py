@@ -279,9 +279,7 @@ def _from_openai(state: Mapping[Any, Any], path: pathlib.Path, config: Config | 
     else:
         rows = array_shapes(state).get("label_emb.weight", (0,))[0]
         null_label = config.model.null_label and config.model.num_classes != rows
-        stated = stated_by_state(
-            state, str(path), network_sides(config)[0], null_label, config.data.channels
-        )
+        stated = stated_by_state(state, str(path), network_sides(config)[0], null_label, config.data.channels)
         agreed = agreed_config(config, stated, str(path), any_classes=any_classes)
         if published is not None:
             _say_what_differs(published, agreed, path)

@@ -29,7 +29,7 @@ def variable_shapes(config: Config) -> dict[str, Shape]:
 
 
 def network_sides(config: Config) -> tuple[int, int]:
-    """Height and width of what the network computes with: the images', enlarged by ``data.pad`` to what it can halve."""
+    """Height and width that the network computes with: the images', enlarged by ``data.pad`` to what it can halve."""
     factor = 2 ** (len(config.model.multipliers) - 1)
     height, width = (-(-side // factor) * factor for side in config.data.image_shape[:2])
     return height, width
