@@ -19,11 +19,16 @@ from ddim_jax.config.keys import LARGEST_INDEX
 from ddim_jax.configured import build_task
 from ddim_jax.errors import UserError, shown
 from ddim_jax.names import ConditionKind
+from ddim_jax.pixels import Normalization
 from ddim_jax.sampling.conditions import as_unit
 
 
-def pixels(images: Any, shape: Sequence[int]) -> np.ndarray:
-    """Images for a network: uint8 [n, h, w, c].
+def pixels(
+    images: Any,
+    shape: Sequence[int],
+    normalization: Normalization = Normalization(),  # noqa: B008 - immutable
+) -> np.ndarray:
+    """Images for a network: [n, h, w, c] of the type of its data, uint8 unless said otherwise.
 
     >>> pixels(np.ones((2, 8, 8, 1)), (8, 8, 1))
     Traceback (most recent call last):
@@ -31,15 +36,18 @@ def pixels(images: Any, shape: Sequence[int]) -> np.ndarray:
 pixels in [0, 1] that is np.round(255 * images).astype(np.uint8)
 
     Args:
-        images: whole numbers in 0 ... 255, as an array or lists.
+        images: whole numbers in 0 ... 255, as an array or lists; or what the data are.
         shape: (h, w, c) of the network.
+        normalization: says of which type and range the data are.
 
     Raises:
-        UserError: another shape, no images, or values that are not pixels. Floats are refused whatever they are: a
-            program cannot know which range is meant.
+        UserError: another shape, no images, or values that are not the data's. For integer data floats are refused
+            whatever they are: a program cannot know which range is meant.
     """
     images = _array(images, "images")
     _check_shape(images, shape, "images")
+    if not normalization.is_plain:
+        return _values(images, normalization)
     if np.issubdtype(images.dtype, np.integer) and images.min() >= 0 and images.max() <= 255:
         return images.astype(np.uint8)
     _check_finite(images, "images")
@@ -56,6 +64,48 @@ pixels in [0, 1] that is np.round(255 * images).astype(np.uint8)
         f"images are {images.dtype} in {lowest:.4g} ... {highest:.4g}, but whole numbers in 0 ... 255 (uint8) are "
         f"meant; {hint}"
     )
+
+
+def _values(images: np.ndarray, normalization: Normalization) -> np.ndarray:
+    """Images [n, h, w, c] of other types or ranges than those of 8-bit pixels."""
+    _check_finite(images, "images")
+    dtype, whole = np.dtype(normalization.dtype), normalization.dtype != "float32"
+    low, high = (np.asarray(values, np.float32) for values in (normalization.low, normalization.high))
+    found = f"images are {images.dtype} in {images.min():.6g} ... {images.max():.6g}"
+    meant = f"{'whole numbers' if whole else 'floats'} in {_in_words(low)} ... {_in_words(high)} ({dtype}) are meant"
+    if whole and not np.issubdtype(images.dtype, np.integer):
+        raise UserError(f"{found}, but {meant}; for whole numbers among floats that is images.astype(np.{dtype})")
+    with np.errstate(over="ignore"):
+        values = images if whole else images.astype(np.float32)
+    outside = (values < low) | (values > high)
+    if outside.any():
+        image = int(np.flatnonzero(outside.reshape(len(images), -1).any(axis=1))[0])
+        raise UserError(
+            f"{found}, but {meant} (data.range): {int(outside.sum()):,} of {outside.size:,} values lie outside, the "
+            f"first in images[{image}]; scale them as the training data, or np.clip them"
+        )
+    return values.astype(dtype)
+
+
+def _in_words(values: np.ndarray) -> str:
+    return f"{values[0]:g}" if len(values) == 1 else f"({', '.join(f'{value:g}' for value in values)})"
+
+
+def images_to_show(images: Any, shape: Sequence[int], dtype: str) -> np.ndarray:
+    """Images of a network as its methods return them: [..., h, w, c] of its type, of any number of leading axes.
+
+    Raises:
+        UserError: another shape or type, or no images.
+    """
+    images = _array(images, "images")
+    if images.ndim < 3 or images.shape[-3:] != tuple(shape) or not images.size:
+        raise UserError(
+            f"images have shape {images.shape}, but [..., {', '.join(map(str, shape))}] is meant, with one image at "
+            "least"
+        )
+    if images.dtype != np.dtype(dtype):
+        raise UserError(f"images are {images.dtype}, but the model's are {dtype}; decode() makes images of latents")
+    return images
 
 
 def latents(values: Any, shape: Sequence[int]) -> np.ndarray:
@@ -348,9 +398,15 @@ def pictures(images: Any) -> np.ndarray:
     """
     images = _array(images, "images")
     if images.ndim < 3 or images.shape[-1] not in (1, 3) or not images.size:
-        raise UserError(f"images have shape {images.shape}, but [n, h, w, 1 or 3] is meant, with one image at least")
+        others = "; of other channels, pipe.pictures(images) makes such" if images.ndim >= 3 and images.size else ""
+        raise UserError(
+            f"images have shape {images.shape}, but [n, h, w, 1 or 3] is meant, with one image at least{others}"
+        )
     if images.dtype != np.uint8:
-        raise UserError(f"images are {images.dtype}, but uint8 in 0 ... 255 is meant; decode() makes images of latents")
+        raise UserError(
+            f"images are {images.dtype}, but uint8 in 0 ... 255 is meant; decode() makes images of latents, and "
+            "pipe.pictures(images) pictures of data of other types"
+        )
     return images
 
 

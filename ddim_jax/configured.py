@@ -3,6 +3,7 @@
 Training, sampling, likelihood and measuring take these from here, and nobody else builds them.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ from ddim_jax.diffusion.spacing import explicit_levels, level_pairs, levels_from
 from ddim_jax.errors import ConfigError, shown
 from ddim_jax.models import Model, call
 from ddim_jax.names import Clip, lookup
-from ddim_jax.pixels import Normalization, whole_range
+from ddim_jax.pixels import Normalization, to_pictures, whole_range
 
 # Network evaluations that a repeated sampler may make: its table has a row for each of them, made one by one.
 _MOST_EVALUATIONS = 200_000
@@ -288,3 +289,28 @@ def build_normalization(config: Config) -> Normalization:
     if values is None:
         raise ConfigError(f"data.range=(): the range of {data.dtype} data is not known; state it, or train first")
     return Normalization(data.mean, data.std, data.dtype, tuple(values[::2]), tuple(values[1::2]))
+
+
+def pictures(config: Config, images: np.ndarray) -> np.ndarray:
+    """Images as people can see them: [..., h, w, c] of the data's type → uint8 [..., h, w, 1 or 3].
+
+    8-bit images of 1 or 3 channels are returned as they are.
+    """
+    return to_pictures(images, build_normalization(config), config.data.shown_channels)
+
+
+def picture_shape(config: Config) -> tuple[int, int, int]:
+    """Height, width and channels (1 or 3) of :func:`pictures`."""
+    height, width, channels = config.data.image_shape
+    shown = len(config.data.shown_channels) or (1 if channels < 3 else 3)
+    return height, width, shown
+
+
+def image_bytes(config: Config) -> int:
+    """Memory that one image of the data's type takes."""
+    return math.prod(config.data.image_shape) * np.dtype(config.data.dtype).itemsize
+
+
+def drawing_bytes(config: Config) -> int:
+    """Memory that an image between others takes at least: its noise, twice, and copies of itself."""
+    return 8 * math.prod(config.data.image_shape) + 4 * image_bytes(config)

@@ -1,4 +1,7 @@
-"""Pictures for people: grids, tables with headings, PNG files, animations. All images are uint8 [n, h, w, c]."""
+"""Pictures for people: grids, tables with headings, PNG files, animations. All of these are uint8 [n, h, w, 1 or 3].
+
+Images as they are, of some more types, fit in PNG files too; see :func:`png_holds`.
+"""
 
 import math
 import struct
@@ -15,8 +18,10 @@ _TITLE_HEIGHT = 22
 _FONT_SIZE = 14
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Grey and RGB, by PNG's number of the type of colour.
-_PNG_CHANNELS = {0: 1, 2: 3}
+# Grey, RGB and RGB with alpha, by PNG's number of the type of colour.
+_PNG_CHANNELS = {0: 1, 2: 3, 6: 4}
+# What Pillow writes without loss: channels by the type of values.
+_PNG_HOLDS = {"uint8": (1, 3, 4), "uint16": (1,)}
 
 
 def grid(images: np.ndarray, columns: int | None = None, padding: int = 2, min_side: int = 64) -> np.ndarray:
@@ -129,8 +134,17 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
+def png_holds(dtype: str, channels: int) -> bool:
+    """Whether a PNG file holds images of so many channels without loss.
+
+    >>> png_holds("uint8", 4), png_holds("uint16", 1), png_holds("uint16", 3), png_holds("float32", 1)
+    (True, True, False, False)
+    """
+    return channels in _PNG_HOLDS.get(dtype, ())
+
+
 def save_png(path: epath.PathLike, image: np.ndarray) -> None:
-    """Writes uint8 [h, w, 1 or 3] as PNG; the file appears whole or not at all.
+    """Writes an image [h, w, c] that :func:`png_holds` as PNG; the file appears whole or not at all.
 
     A run can be killed at any moment and resumes by the files that exist, so a half-written one must never carry the
     final name.
@@ -151,13 +165,15 @@ def save_gif(path: epath.PathLike, frames: Sequence[np.ndarray], frame_ms: int) 
 
 
 def load_png(path: epath.PathLike) -> np.ndarray:
-    """Reads what :func:`save_png` wrote: uint8 [h, w, 1 or 3]."""
+    """Reads what :func:`save_png` wrote: [h, w, c], of the type that it had."""
     with epath.Path(path).open("rb") as file, Image.open(file) as picture:
         return from_pillow(picture)
 
 
-def png_shape(path: epath.PathLike) -> tuple[int, int, int] | None:
+def png_shape(path: epath.PathLike, dtype: str = "uint8") -> tuple[int, int, int] | None:
     """The shape [h, w, c] of the image in a file, if that is a whole PNG as :func:`save_png` writes it; else None.
+
+    Of another type than ``dtype`` it is none.
 
     An emptied, cut-off or overwritten file is found out by the checksums of its parts, and by how many bytes its pixels
     are; this takes less time than decoding it.
@@ -168,6 +184,7 @@ def png_shape(path: epath.PathLike) -> tuple[int, int, int] | None:
         return None
     if not data.startswith(_PNG_SIGNATURE):
         return None
+    item_size = np.dtype(dtype).itemsize
     at, name, shape, packed = len(_PNG_SIGNATURE), b"", None, []
     while at + 12 <= len(data):
         length, name = struct.unpack_from(">I4s", data, at)
@@ -178,18 +195,18 @@ def png_shape(path: epath.PathLike) -> tuple[int, int, int] | None:
             if length != 13:
                 return None
             width, height, depth, colour, *_, interlaced = struct.unpack_from(">IIBBBBB", data, at + 8)
-            is_ours = depth == 8 and colour in _PNG_CHANNELS and not interlaced
+            is_ours = depth == 8 * item_size and colour in _PNG_CHANNELS and not interlaced
             shape = (height, width, _PNG_CHANNELS[colour]) if is_ours else None
         elif name == b"IDAT":
             packed.append(data[at + 8 : end])
         at = end + 4
-    return shape if name == b"IEND" and shape and _has_pixels(b"".join(packed), shape) else None
+    return shape if name == b"IEND" and shape and _has_pixels(b"".join(packed), shape, item_size) else None
 
 
-def _has_pixels(packed: bytes, shape: tuple[int, int, int]) -> bool:
+def _has_pixels(packed: bytes, shape: tuple[int, int, int], item_size: int) -> bool:
     """Whether the pixels of a PNG, packed, are as many as its shape says: a byte for its filter before each line."""
     height, width, channels = shape
-    size = height * (1 + width * channels)
+    size = height * (1 + width * channels * item_size)
     unpacking = zlib.decompressobj()
     try:
         # Never more than a byte too many: a small file may claim to hold gigabytes.
@@ -199,12 +216,12 @@ def _has_pixels(packed: bytes, shape: tuple[int, int, int]) -> bool:
 
 
 def to_pillow(image: np.ndarray) -> Image.Image:
-    """Makes uint8 [h, w, 1 or 3] a Pillow image, grey or RGB."""
+    """Makes an image [h, w, c] that :func:`png_holds` one of Pillow's: grey, RGB, or RGB with alpha."""
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 def from_pillow(picture: Image.Image) -> np.ndarray:
-    """Makes a grey or RGB Pillow image uint8 [h, w, 1 or 3]."""
+    """Makes an image of Pillow's, as :func:`to_pillow` returns it, an array [h, w, c]."""
     pixels = np.asarray(picture)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 

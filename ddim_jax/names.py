@@ -74,7 +74,7 @@ Spacing = Literal[
 Clip = Literal["none", "keep_eps", "rederive_eps", "dynamic_threshold"]
 PresetName = Literal["ddim-paper-cifar10", "ddim-paper-celeba", "ddpm", "openai", "diffusers", "keras"]
 Precision = Literal["default", "high", "highest"]
-ImageFormat = Literal["png", "npz"]
+ImageFormat = Literal["auto", "png", "npy", "npz"]
 EditTask = Literal["recover", "inpaint"]
 
 # --- measuring ----------------------------------------------------------------------------------

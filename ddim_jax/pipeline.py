@@ -9,7 +9,6 @@ import base64
 import dataclasses
 import html
 import io
-import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -27,9 +26,12 @@ from ddim_jax.configured import (
     Guide,
     build_encoder,
     build_inpainting,
+    build_normalization,
     build_predict,
     build_sampler,
     build_schedule,
+    drawing_bytes,
+    pictures,
     settings_of_levels,
 )
 from ddim_jax.data.reading import Images
@@ -83,9 +85,9 @@ class Trajectory(NamedTuple):
 
     Attributes:
         steps: [K] numbers of the steps shown, from 0.
-        x: uint8 [n, K, h, w, c], where each of them begins.
-        x0: uint8 [n, K, h, w, c], the clean image predicted there.
-        final: uint8 [n, h, w, c].
+        x: [n, K, h, w, c], where each of them begins.
+        x0: [n, K, h, w, c], the clean image predicted there.
+        final: [n, h, w, c].
     """
 
     steps: np.ndarray
@@ -106,6 +108,9 @@ class Pipeline:
     nothing. ``progress=True`` shows how far a call is, ``False`` shows nothing; left out, it is shown in a terminal or
     a notebook. NaN is never returned: an image that
     comes out as such, by the weights or the settings, is a UserError.
+
+    Images are arrays of the type and range of the data that the network was trained on (``config.data.dtype``, uint8
+    unless it says otherwise).
 
     **Conditions.** Where a network draws images from more than a class, ``condition`` says from what: a dictionary of
     ``label`` int [n], ``vector`` float [n, d], and ``image``, the picture of ``data.condition``, of the data's type
@@ -131,9 +136,10 @@ class Pipeline:
     def __repr__(self) -> str:
         """Returns what is loaded in a line."""
         height, width, channels = self.config.data.image_shape
+        kind = "" if self.config.data.dtype == "uint8" else f"{self.config.data.dtype} "
         classes = f", {self.config.model.num_classes} classes" if self.config.model.num_classes else ""
         return (
-            f"<Pipeline of {parameter_count(self.params):,} parameters after {self.step:,} steps; images of "
+            f"<Pipeline of {parameter_count(self.params):,} parameters after {self.step:,} steps; {kind}images of "
             f"{width}x{height}x{channels}{classes}>"
         )
 
@@ -152,7 +158,7 @@ class Pipeline:
         except UserError as error:
             return f"<p>{line}</p><p>{html.escape(str(error))}</p>"
         file = io.BytesIO()
-        show(images, columns=_SHOWN_IMAGES).save(file, format="PNG")
+        show(self.pictures(images), columns=_SHOWN_IMAGES).save(file, format="PNG")
         return f'<p>{line}</p><img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
 
     @property
@@ -202,7 +208,7 @@ class Pipeline:
             **settings: see the class.
 
         Returns:
-            uint8 [n, h, w, c].
+            [n, h, w, c].
 
         Raises:
             UserError: a setting that does not exist or cannot be used, or conditions of another shape or number.
@@ -360,7 +366,7 @@ class Pipeline:
         (dtype('float32'), (4, 8, 8, 1))
 
         Args:
-            images: uint8 [n, h, w, c].
+            images: [n, h, w, c].
             iterations: 0 for the paper's explicit encoding; k > 0 for the implicit one, whose way back is exact in the
                 limit of many, with k network evaluations a step.
             labels: int [n], classes, for a class-conditional network; the classes in turn when None.
@@ -374,7 +380,7 @@ class Pipeline:
         Raises:
             UserError: images of another size, or settings that cannot be used.
         """
-        images = arguments.pixels(images, self.config.data.image_shape)
+        images = arguments.pixels(images, self.config.data.image_shape, build_normalization(self.config))
         iterations = arguments.whole_number(iterations, "iterations", 0)
         config = self._config(**settings)
         return self._run(
@@ -395,7 +401,7 @@ class Pipeline:
         progress: bool | None = None,
         **settings: Any,
     ) -> np.ndarray:
-        """Draws the images of given noise: float32 [n, h, w, c] → uint8 [n, h, w, c].
+        """Draws the images of given noise: float32 [n, h, w, c] → [n, h, w, c].
 
         >>> def error(steps):  # of encoding and decoding
         ...     back = pipe.decode(pipe.encode(digits, steps=steps), steps=steps)
@@ -445,7 +451,7 @@ class Pipeline:
             **settings: see the class; with eta = 0 the ends are the images themselves.
 
         Returns:
-            uint8 [n, points, h, w, c].
+            [n, points, h, w, c].
         """
         first = arguments.indices(first, "first")
         second = arguments.indices(second, "second", count=len(first))
@@ -484,7 +490,7 @@ class Pipeline:
             **settings: see the class.
 
         Returns:
-            uint8 [side, side, h, w, c].
+            [side, side, h, w, c].
         """
         corners = arguments.indices(corners, "corners", count=4)
         side = arguments.whole_number(side, "side", 2)
@@ -548,7 +554,7 @@ class Pipeline:
         (4, 8, 8, 1)
 
         Args:
-            images: uint8 [n, h, w, c].
+            images: [n, h, w, c].
             level: 1 ... T; the higher, the less of the image survives.
             labels: see :meth:`encode`.
             condition: see the class.
@@ -556,9 +562,9 @@ class Pipeline:
             **settings: see the class; ``steps`` counts those of a whole trajectory.
 
         Returns:
-            The noised and the recovered images, both uint8 [n, h, w, c].
+            The noised and the recovered images, both [n, h, w, c].
         """
-        images = arguments.pixels(images, self.config.data.image_shape)
+        images = arguments.pixels(images, self.config.data.image_shape, build_normalization(self.config))
         level = arguments.whole_number(level, "level", 1, self.config.diffusion.num_levels)
         config = self._config(**settings)
         return self._run(
@@ -591,7 +597,7 @@ class Pipeline:
         True
 
         Args:
-            images: uint8 [n, h, w, c]; what they show outside the mask does not matter.
+            images: [n, h, w, c]; what they show outside the mask does not matter.
             mask: bool [h, w] or [n, h, w], True where the image is kept.
             resamplings: times that each stretch of steps is gone over.
             jump: steps of such a stretch.
@@ -601,17 +607,17 @@ class Pipeline:
             **settings: see the class.
 
         Returns:
-            uint8 [n, h, w, c].
+            [n, h, w, c].
 
         Raises:
             UserError: images or a mask of another size, or settings that cannot be used.
         """
-        images = arguments.pixels(images, self.config.data.image_shape)
+        images = arguments.pixels(images, self.config.data.image_shape, build_normalization(self.config))
         masks = arguments.mask(mask, images.shape)
         resamplings = arguments.whole_number(resamplings, "resamplings", 1)
         jump = arguments.whole_number(jump, "jump", 1)
         config = self._config(**settings)
-        return self._run(
+        drawn = self._run(
             programs.inpaint_program,
             config,
             padded(build_inpainting(config, resamplings, jump)),
@@ -620,6 +626,26 @@ class Pipeline:
             masks,
             progress=progress,
         )
+        # Integers come back exactly, floats but for rounding.
+        return np.where(masks, images, drawn) if config.data.dtype == "float32" else drawn
+
+    def pictures(self, images: Any) -> np.ndarray:
+        """Makes images of the data's type and channels such as can be seen: [..., h, w, 1 or 3], for :func:`show`.
+
+        >>> show(pipe.pictures(pipe.sample(4, steps=5))).size
+        (134, 134)
+
+        Images that are pictures already stay as they are. Of others ``config.data.range`` is made 0 ... 255, and
+        ``config.data.shown_channels`` are shown.
+
+        Args:
+            images: [..., h, w, c], as the other methods return them, of any number of leading axes.
+
+        Raises:
+            UserError: images of another shape or type.
+        """
+        data = self.config.data
+        return pictures(self.config, arguments.images_to_show(images, data.image_shape, data.dtype))
 
     def _config(self, **settings: Any) -> Config:
         """The config with other sampling settings, checked."""
@@ -630,7 +656,7 @@ class Pipeline:
 
     def _check_room(self, count: int, name: str, value: int) -> None:
         """Refuses more images, with the noises that they are drawn from, than memory holds."""
-        check_room(12 * count * math.prod(self.config.data.image_shape), name, value, f"{count:,} images")
+        check_room(count * drawing_bytes(self.config), name, value, f"{count:,} images")
 
     def _items(
         self, config: Config, count: int, labels: Sequence[int] | np.ndarray | None, condition: Any
@@ -730,7 +756,8 @@ def show(images: np.ndarray, columns: int | None = None) -> Image.Image:
     (200, 134)
 
     Args:
-        images: uint8 [..., h, w, 1 or 3], as :class:`Pipeline` returns them, of any number of leading axes.
+        images: uint8 [..., h, w, 1 or 3], as :class:`Pipeline` returns them, of any number of leading axes; of other
+            types and channels :meth:`Pipeline.pictures` makes such.
         columns: images per row, or all where there are fewer. The last of several leading axes is a row when None, so
             that a pair of ``interpolate`` is one; otherwise the picture is about square.
 

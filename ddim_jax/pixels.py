@@ -34,6 +34,21 @@ class Normalization(NamedTuple):
     high: tuple[float, ...] = (255.0,)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether values are 8-bit pixels, 0 black and 255 white in each channel: pictures as files have them."""
+        return self.dtype == "uint8" and set(self.low) == {0.0} and set(self.high) == {255.0}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What tells values apart from 8-bit pixels, as JSON's types; nothing where that is what they are."""
+        return {} if self.is_plain else {"dtype": self.dtype, "low": list(self.low), "high": list(self.high)}
+
+    @property
+    def span(self) -> np.ndarray:
+        """Difference of the values of pixels 1 and 0, one or one per channel: float64."""
+        return np.asarray(self.high, np.float64) - np.asarray(self.low, np.float64)
+
+    @property
     def limits(self) -> tuple[np.ndarray, np.ndarray]:
         """The floats of pixels 0 and 1, one or one per channel: -1 and 1 for mean = std = 0.5."""
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
@@ -53,7 +68,7 @@ def whole_range(dtype: PixelType) -> tuple[float, float] | None:
 
 def to_float(images: Any, normalization: Normalization, dtype: Any = jnp.float32) -> Any:
     """Values [..., h, w, c] of the data's type → floats, ((value - low) / (high - low) - mean) / std."""
-    pixels = _scaled(jnp.asarray(images, dtype), normalization)
+    pixels = scaled(jnp.asarray(images, dtype), normalization)
     return (pixels - jnp.asarray(normalization.mean, dtype)) / jnp.asarray(normalization.std, dtype)
 
 
@@ -94,16 +109,15 @@ def to_pictures(
     count = images.shape[-1]
     if not channels:
         channels = tuple(range(count if count in (1, 3, 4) else 1 if count < 3 else 3))
-    is_plain = normalization.dtype == "uint8" and whole_range("uint8") == (normalization.low[0], normalization.high[0])
-    if not (is_plain and images.dtype == np.uint8):
-        pixels = np.clip(_scaled(images.astype(np.float64), normalization), 0, 1)
+    if not (normalization.is_plain and images.dtype == np.uint8):
+        pixels = np.clip(scaled(images.astype(np.float64), normalization), 0, 1)
         images = np.floor(pixels * 255 + 0.5).astype(np.uint8)
     images = images[..., list(channels)] if channels != tuple(range(count)) else images
     return _over_checkerboard(images) if len(channels) == 4 else images
 
 
-def _scaled(values: Any, normalization: Normalization) -> Any:
-    """Values of the data as pixels, in [0, 1]."""
+def scaled(values: Any, normalization: Normalization) -> Any:
+    """Values of the data, as floats [..., h, w, c], as pixels in [0, 1]."""
     array = jnp.asarray if not isinstance(values, np.ndarray) else np.asarray
     low, high = (array(value, values.dtype) for value in (normalization.low, normalization.high))
     # The usual range of integers begins at 0, and is then no more than one division.

@@ -225,13 +225,16 @@ def config_for_job(workdir: epath.PathLike, config: Config) -> Config:
     """The config of a job on a trained workdir.
 
     What was trained (``data``, ``model``, ``diffusion``, ``train``, ``seed``) comes from the workdir, what is to be
-    done (all other groups) from ``config``. See :func:`binding_values` for what the command line may say.
+    done (all other groups) from ``config``. See :func:`binding_values` for what the command line may say. Which
+    channels pictures show is ``config``'s to say, too.
 
     Raises:
         UserError: the workdir has no config, or one that does not go together with what is to be done.
     """
     trained = read_config(workdir)
-    return with_values(dataclasses.replace(config, **{group: getattr(trained, group) for group in TRAINED_GROUPS}), {})
+    shown = config.data.shown_channels or trained.data.shown_channels
+    job = dataclasses.replace(config, **{group: getattr(trained, group) for group in TRAINED_GROUPS})
+    return with_values(job, {"data.shown_channels": shown} if shown else {})
 
 
 def _binding_differences(trained: Config, config: Config, groups: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
@@ -320,7 +323,8 @@ def summary_pictures(folder: epath.PathLike, names: Iterable[str]) -> set[str]:
 
 def is_name_of_image(name: str) -> bool:
     """Whether a job gives an image this name: ``000007.png``, but not its copy ``000007 copy.png`` or ``7.png``."""
-    return bool(re.fullmatch(r"\d{6,}\.png", name, re.ASCII)) and f"{int(name[:-4]):06d}.png" == name
+    is_form = bool(re.fullmatch(r"\d{6,}\.(png|npy)", name, re.ASCII))
+    return is_form and f"{int(name[:-4]):06d}{name[-4:]}" == name
 
 
 def versions() -> dict[str, str]:

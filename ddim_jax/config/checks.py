@@ -356,6 +356,12 @@ def _check_train(config: Config) -> None:
         "model.learn_variance=True: a variance is that of a step between levels; use antithetic, uniform, stratified",
     )
     _require(
+        not model.learn_variance or config.data.dtype != "float32",
+        "model.learn_variance",
+        model.learn_variance,
+        "it is learned from the probability of levels of grey, which data.dtype=float32 has not; use False",
+    )
+    _require(
         train.label_dropout == 0 or model.null_label,
         "train.label_dropout",
         train.label_dropout,

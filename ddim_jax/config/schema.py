@@ -476,7 +476,8 @@ class SampleConfig:
         ema: use the moving average of the parameters (published results all do).
         checkpoint: step of the checkpoint to use; the newest when unset.
         batch_size: images per device at a time; 0 takes as many as its free memory holds, in reason.
-        format: ``png`` files or one ``npz``.
+        format: a file for each image, ``png`` or ``npy``, or one ``npz`` of all. ``auto`` is ``png`` where that holds
+            the values (uint8 of 1, 3 or 4 channels, uint16 of one), else ``npy``.
         precision: of matrix products and convolutions, JAX's names. GPUs and TPUs round float32 operands by default;
             at ``highest`` images do not depend on the batch size and the number of devices there either.
     """
@@ -518,7 +519,7 @@ class SampleConfig:
     ema: bool = key(True, Role.PIXELS)
     checkpoint: int | None = key(None, Role.WEIGHTS, at_least=0, at_most=LARGEST_INDEX)
     batch_size: int = key(0, Role.MACHINE, at_least=0, at_most=LARGEST_BATCH)
-    format: ImageFormat = key("png", Role.STORAGE)
+    format: ImageFormat = key("auto", Role.STORAGE)
     precision: Precision = key("default", Role.PIXELS)
 
 

@@ -28,7 +28,7 @@ from ddim_jax.diffusion.schedule import Schedule
 from ddim_jax.diffusion.table import Column
 from ddim_jax.errors import UserError
 from ddim_jax.names import Variance, check
-from ddim_jax.pixels import Normalization, to_float
+from ddim_jax.pixels import Normalization, scaled, to_float
 from ddim_jax.random_streams import fold_in_each, normal_each
 
 # --- the variational bound ----------------------------------------------------------------------
@@ -173,7 +173,7 @@ def level_bits(
     prior, which does not depend on the network (Nichol and Dhariwal 2021, section 3.1).
 
     Args:
-        images: uint8 [n, h, w, c].
+        images: [n, h, w, c], of the data's type.
         x0: the same as floats.
         prediction: at the level, of the noisy images.
         level: int [n], in 1 ... T.
@@ -210,13 +210,13 @@ def variational_bound(
 
         KL(q(x_T | x_0), N(0, I)) + sum_{t=2}^T KL(q(x_{t-1} | x_t, x_0), p(x_{t-1} | x_t)) - log p(x_0 | x_1).
 
-    The last term is a probability and no density: that of the 256 levels of grey under a Gaussian cut into bins
-    (:func:`log_bin_probability`). So the result can be compared with that of any lossless code. The loop is one
+    The last term is a probability and no density: that of the levels of grey, 256 of 8 bits, under a Gaussian cut into
+    bins (:func:`log_bin_probability`). So the result can be compared with that of any lossless code. The loop is one
     ``lax.scan``; T network evaluations for each image, unless ``levels_per_image`` says less.
 
     Args:
         predict: as in ``prediction.py``; its rows' time and alpha_bar are [n] here, a level for each image.
-        images: uint8 [n, h, w, c].
+        images: [n, h, w, c], of the data's type.
         table: :func:`bound_table`.
         keys: [n], one per image: the noise of level t depends on the image's key and t alone.
         normalization: how the network's floats are made of pixels.
@@ -233,7 +233,9 @@ def variational_bound(
         UserError: ``levels_per_image`` is negative or more than T - 1.
     """
     x0 = to_float(images, normalization, dtype)
-    black, white = (to_float(np.uint8(value), normalization, dtype) for value in (0, 255))
+    black, white = (
+        to_float(np.asarray(value), normalization, dtype) for value in (normalization.low, normalization.high)
+    )
     columns = jax.tree.map(lambda column: jnp.asarray(column, dtype), table)
     levels, weight = _levels_to_ask(table, levels_per_image, keys, dtype)
 
@@ -292,7 +294,7 @@ def log_bin_probability(
     deviation: jax.typing.ArrayLike,
     normalization: Normalization = Normalization(),  # noqa: B008 - immutable
 ) -> jax.Array:
-    """Log probability of each pixel value under a Gaussian cut into 256 bins (Ho et al. 2020, eq. 13).
+    """Log probability of each pixel value under a Gaussian cut into bins, one a level (Ho et al. 2020, eq. 13).
 
     >>> every_value = jnp.arange(256, dtype=jnp.uint8).reshape(1, 16, 16, 1)
     >>> probabilities = jnp.exp(log_bin_probability(every_value, jnp.full((1, 16, 16, 1), 0.3), 0.1))
@@ -300,12 +302,13 @@ def log_bin_probability(
     1.0
 
     Each bin reaches half a level of grey to both sides, those of 0 and 255 to infinity, so that the probabilities of
-    the 256 values add up to 1. In DDPM's [-1, 1] bins are 2 / 255 wide; in general 1 / (255 std). The Gaussian integral
-    is computed in logarithms, so that a pixel far from the mean costs what it should (DDPM's code approximates it by a
-    tanh, and lets no pixel cost more than 27.6 nats).
+    the 256 values add up to 1. In DDPM's [-1, 1] bins are 2 / 255 wide; in general 1 / (255 std). Of uint16 data, or of
+    another range, there are as many bins as the range has values, up to 65,536. The Gaussian integral is computed in
+    logarithms, so that a pixel far from the mean costs what it should (DDPM's code approximates it by a tanh, and lets
+    no pixel cost more than 27.6 nats).
 
     Args:
-        images: uint8 [n, h, w, c].
+        images: [n, h, w, c], of the data's type.
         mean: of the Gaussian, floats like images, normalised.
         deviation: of the Gaussian.
         normalization: how floats are made of pixels.
@@ -313,10 +316,13 @@ def log_bin_probability(
     Returns:
         In nats, like mean.
     """
-    half = 0.5 / (255 * jnp.asarray(normalization.std, mean.dtype))
+    if normalization.dtype == "float32":
+        raise UserError("float data have no levels whose probability a bound could tell: use the probability flow")
+    half = 0.5 / (jnp.asarray(normalization.span, mean.dtype) * jnp.asarray(normalization.std, mean.dtype))
     offset = to_float(images, normalization, mean.dtype) - mean
-    lower = jnp.where(images == 0, -jnp.inf, (offset - half) / deviation)
-    upper = jnp.where(images == 255, jnp.inf, (offset + half) / deviation)
+    lowest, highest = (jnp.asarray(values, mean.dtype) for values in (normalization.low, normalization.high))
+    lower = jnp.where(images <= lowest, -jnp.inf, (offset - half) / deviation)
+    upper = jnp.where(images >= highest, jnp.inf, (offset + half) / deviation)
     # Of a bin right of the mean the mirror image, since probabilities near 1 have no digits left.
     mirrored = lower > 0
     lower, upper = jnp.where(mirrored, -upper, lower), jnp.where(mirrored, -lower, upper)
@@ -463,7 +469,14 @@ def ode_bits_per_dim(
 
     A density of floats gives a probability of levels of grey by spreading each of them evenly over its bin, x = (v + u)
     / 256 with u uniform in [0, 1): on average over u, -log p(v + u) is at least -log P(v). The published numbers are
-    such averages. The result does not depend on how the network's floats are normalised.
+    such averages. The result does not depend on how the network's floats are normalised. Of uint16 data, or a range
+    that is narrower than what integers hold, the levels are as many as the range has, and bits are those of a lossless
+    code of such values.
+
+    Float data have no levels, and are not spread: then this is the density itself, of pixels scaled from the data's
+    range to [0, 1]. Its bits compare with each other for data of one range alone, may be negative (0 is what a uniform
+    density over the range costs), and with b added are those of a code that tells 2^b levels of the range apart, for
+    large b.
 
     The flow of the network begins at level 1, since no network knows level 0. So this is the density of images that are
     sampled down to level 1 and divided by sqrt(alpha_bar_1), without the last step that only removes noise. Detail
@@ -473,7 +486,7 @@ def ode_bits_per_dim(
 
     Args:
         predict: should not clip.
-        images: uint8 [n, h, w, c].
+        images: [n, h, w, c], of the data's type.
         table: :func:`flow_table`, from level 1.
         keys: [n], one per image: draw 0 for u, the others for probes.
         normalization: how the network's floats are made of pixels.
@@ -486,12 +499,20 @@ def ode_bits_per_dim(
     Raises:
         UserError: a negative number of probes.
     """
-    mean, std = (jnp.asarray(values, dtype) for values in normalization)
-    spread = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 0), images.shape[1:], dtype))(keys)
-    x0 = ((images + spread) / 256 - mean) / std
+    mean, std = (jnp.asarray(values, dtype) for values in (normalization.mean, normalization.std))
+    if normalization.dtype == "float32":
+        levels = jnp.asarray(1, dtype)
+        unit = scaled(jnp.asarray(images, dtype), normalization)
+    else:
+        low = jnp.asarray(normalization.low, dtype)
+        # Of each channel, 256 of 8-bit pixels.
+        levels = jnp.asarray(normalization.span + 1, dtype)
+        spread = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 0), images.shape[1:], dtype))(keys)
+        unit = (images - low + spread) / levels
+    x0 = (unit - mean) / std
     log_density = ode_log_density(predict, math.sqrt(table.alpha_bar[0]) * x0, table, keys, probes)
     # From the density of x_1 to that of v + u.
-    log_scale = jnp.mean(jnp.broadcast_to(math.log(table.alpha_bar[0]) / 2 - jnp.log(256 * std), x0.shape[1:]))
+    log_scale = jnp.mean(jnp.broadcast_to(math.log(table.alpha_bar[0]) / 2 - jnp.log(levels * std), x0.shape[1:]))
     return -_bits(log_density / x0[0].size + log_scale)
 
 

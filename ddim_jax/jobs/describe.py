@@ -16,11 +16,12 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from ddim_jax import memory, parallel
 from ddim_jax.config import Config, flatten
-from ddim_jax.configured import build_sampler
+from ddim_jax.configured import build_sampler, image_bytes
 from ddim_jax.diffusion.samplers import Sampler
 from ddim_jax.diffusion.table import as_data
 from ddim_jax.memory import ProgramMemory
 from ddim_jax.models import build_model, parameter_count
+from ddim_jax.pixels import whole_range
 from ddim_jax.sampling.image_sampler import batch_size_for, blank_items, image_count
 from ddim_jax.sampling.programs import Given, Program, image_program
 from ddim_jax.training.fitting import largest_batch
@@ -48,8 +49,11 @@ def describe(config: Config, workdir: epath.PathLike | None = None) -> None:
     if not config.data.mean:
         # Training measures them; any values cost the same.
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, mean=(0.5,), std=(0.5,)))
+    if whole_range(config.data.dtype) is None and not config.data.range:
+        # Measured by training, likewise.
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, range=(0.0, 1.0)))
     batch = config.train.batch_size
-    memory.check_room(batch * math.prod(config.data.image_shape), "train.batch_size", batch, "the images of a batch")
+    memory.check_room(batch * image_bytes(config), "train.batch_size", batch, "the images of a batch")
     model = build_model(config)
     optimizer = make_optimizer(config.train, max(1, config.train.steps))
     state = abstract_state(config, model, optimizer)

@@ -5,11 +5,13 @@ from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
+from ddim_jax.configured import pictures
 from ddim_jax.data.first_images import read_first_images
 from ddim_jax.data.transforms import decode_image
 from ddim_jax.errors import UserError
 from ddim_jax.files import check_kind, read_file
 from ddim_jax.images import as_rgb, grid, save_png, table
+from ddim_jax.jobs.sample import file_ending, save_image
 from ddim_jax.model_job import ModelJob, sampler_name
 from ddim_jax.writers import say
 
@@ -18,7 +20,7 @@ def edit(config: Config, workdir: epath.PathLike) -> None:
     """Runs ``edit.task`` on real images.
 
     Writes a picture with a row per image: original, noised (or masked), and result; and each result as a file of its
-    own. Process 0 does it.
+    own, a PNG or, where that cannot hold it, a ``.npy``. Process 0 does it.
 
     Raises:
         UserError: images or a mask that cannot be used, a level that does not exist, or see
@@ -32,7 +34,8 @@ def edit(config: Config, workdir: epath.PathLike) -> None:
     labels = real.label if job.config.model.num_classes else None
 
     if settings.task == "recover":
-        between, result = job.pipe.recover(real.image, settings.level, labels=labels, progress=True)
+        noised, result = job.pipe.recover(real.image, settings.level, labels=labels, progress=True)
+        between = pictures(job.config, noised)
         titles = ["original", f"noised, t={settings.level}", "recovered"]
         name = f"recover-t{settings.level}"
     else:
@@ -40,15 +43,19 @@ def edit(config: Config, workdir: epath.PathLike) -> None:
         result = job.pipe.inpaint(
             real.image, mask, resamplings=settings.resamplings, jump=settings.jump, labels=labels, progress=True
         )
-        between = np.where(mask[..., None], real.image, np.uint8(128))
+        between = np.where(mask[..., None], pictures(job.config, real.image), np.uint8(128))
         titles = ["original", "known part", "inpainted"]
         name = "inpaint"
     folder = job.folder("edit", f"{name}-{sampler_name(job.config.sample)}", settings)
-    rows = [[image[None] for image in row] for row in zip(real.image, between, result, strict=True)]
+    shown = pictures(job.config, result)
+    rows = [
+        [image[None] for image in row] for row in zip(pictures(job.config, real.image), between, shown, strict=True)
+    ]
     save_png(folder / f"{settings.task}.png", table(rows, [f"{i}" for i in real.index], titles))
+    ending = file_ending(job.config.data)
     for index, image in zip(real.index, result, strict=True):
-        save_png(folder / f"{index:06d}.png", image)
-    save_png(folder / "grid.png", as_rgb(grid(result)))
+        save_image(folder / f"{index:06d}{ending}", image)
+    save_png(folder / "grid.png", as_rgb(grid(shown)))
     job.record(folder, "edit", images=len(result))
     say(f"wrote {folder / f'{settings.task}.png'}")
 

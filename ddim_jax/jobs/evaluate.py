@@ -19,8 +19,9 @@ from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config, EvalConfig
+from ddim_jax.configured import pictures
 from ddim_jax.errors import UserError
-from ddim_jax.jobs.sample import PngStore, still_written
+from ddim_jax.jobs.sample import ImageFiles, still_written
 from ddim_jax.measuring.extractor import Extractor
 from ddim_jax.measuring.extractors import make_extractor
 from ddim_jax.measuring.figures import Counts, chosen_metrics, computed_by, heading
@@ -94,12 +95,12 @@ def evaluate(config: Config, workdir: epath.PathLike) -> epath.Path:
         for row in source.rows:
             # Of rows that were measured without keeping images there is no folder.
             if table.has(row) and (table.folder / "images" / row.name).exists():
-                _complete_images(row, source, _image_store(row, source, table), share)
+                _complete_images(row, source, _image_store(row, source, config, table), share)
     measured = 0
     with contextlib.closing(_turns(source.rows, table)) as turns:
         while (place := parallel.value_of_main_process(next(turns, -1))) >= 0:
             row = source.rows[place]
-            result = _measure(row, source, extractor, reference, settings, table)
+            result = _measure(row, source, extractor, reference, config, table)
             measured += 1
             if result is not None:
                 left = [other for other in source.rows if not table.has(other)]
@@ -118,15 +119,16 @@ def evaluate(config: Config, workdir: epath.PathLike) -> epath.Path:
 
 
 def _measure(
-    row: Row, source: RowImages, extractor: Extractor, reference: Reference, settings: EvalConfig, table: TableFolder
+    row: Row, source: RowImages, extractor: Extractor, reference: Reference, config: Config, table: TableFolder
 ) -> Result | None:
     """Draws and measures a row, going on from where a killed job stopped; process 0 returns the result."""
+    settings = config.eval
     process, process_count = parallel.process_index(), parallel.process_count()
     partial = table.partial_path(row, process, process_count)
     state = RowProgress.resume(partial, extractor, settings, source.num)
     mine = np.arange(process, source.num, process_count)
     todo = np.intersect1d(mine, state.measurement.missing)
-    store = _image_store(row, source, table) if settings.keep_images else None
+    store = _image_store(row, source, config, table) if settings.keep_images else None
     if store is not None:
         _complete_images(row, source, store, np.setdiff1d(mine, todo))
     before, started = state.seconds, time.perf_counter()
@@ -172,19 +174,21 @@ def _measure(
         )
         # Another job may have taken this one for dead, and been faster.
         if not table.has(row):
-            table.add(result, state.first_images())
+            table.add(result, pictures(config, state.first_images()))
         table.remove_partials(row)
     parallel.barrier("row written")
     return result
 
 
-def _image_store(row: Row, source: RowImages, table: TableFolder) -> PngStore:
-    return PngStore(table.folder / "images" / row.name, source.num)
+def _image_store(row: Row, source: RowImages, config: Config, table: TableFolder) -> ImageFiles:
+    height, width, channels = source.shape
+    data = dataclasses.replace(config.data, image_size=(height, width), channels=channels)
+    return ImageFiles(table.folder / "images" / row.name, source.num, data)
 
 
-def _complete_images(row: Row, source: RowImages, store: PngStore, indices: np.ndarray) -> None:
+def _complete_images(row: Row, source: RowImages, store: ImageFiles, indices: np.ndarray) -> None:
     """Draws kept images again that are measured, but are not there any more or not whole."""
-    lost = np.setdiff1d(indices, store.present(source.shape))
+    lost = np.setdiff1d(indices, store.present())
     if not len(lost):
         return
     say(f"{row.name}: {len(lost):,} kept images are damaged or gone, and drawn again")

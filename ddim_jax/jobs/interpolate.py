@@ -1,12 +1,11 @@
 """``--mode=interpolate``: images between images, along arcs between their noises."""
 
-import math
-
+import numpy as np
 from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
-from ddim_jax.configured import build_sampler
+from ddim_jax.configured import build_sampler, drawing_bytes, picture_shape, pictures
 from ddim_jax.images import grid, grid_bytes, save_png
 from ddim_jax.memory import check_room
 from ddim_jax.model_job import ModelJob, sampler_name
@@ -26,18 +25,21 @@ def interpolate(config: Config, workdir: epath.PathLike) -> None:
     job = ModelJob.load(config, workdir)
     settings = job.config.interpolate
     sampler = build_sampler(job.config)
-    shape = job.config.data.image_shape
     counts = {"points": len(settings.first) * settings.points, "side": settings.side**2 if settings.corners else 0}
     for key, count in counts.items():
-        # The noises too, as floats, and copies of them.
-        needed = 12 * count * math.prod(shape) + grid_bytes(count, shape)
+        needed = count * drawing_bytes(job.config) + grid_bytes(count, picture_shape(job.config))
         check_room(needed, f"interpolate.{key}", getattr(settings, key), f"{count:,} images")
     pairs = job.pipe.interpolate(settings.first, settings.second, settings.points, progress=True)
     folder = job.folder("interpolate", sampler_name(job.config.sample), settings)
-    save_png(folder / "pairs.png", grid(pairs.reshape(-1, *pairs.shape[2:]), columns=settings.points))
+    save_png(folder / "pairs.png", grid(_shown(job.config, pairs), columns=settings.points))
     say(f"wrote {folder / 'pairs.png'}")
     if settings.corners:
         square = job.pipe.interpolate_grid(settings.corners, settings.side, progress=True)
-        save_png(folder / "square.png", grid(square.reshape(-1, *square.shape[2:]), columns=settings.side))
+        save_png(folder / "square.png", grid(_shown(job.config, square), columns=settings.side))
         say(f"wrote {folder / 'square.png'}")
     job.record(folder, "interpolate", network_evaluations_per_image=sampler.evaluations)
+
+
+def _shown(config: Config, images: np.ndarray) -> np.ndarray:
+    """Pictures of images [..., h, w, c], one after the other."""
+    return pictures(config, images.reshape(-1, *images.shape[-3:]))

@@ -8,12 +8,13 @@ from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config, with_sample
-from ddim_jax.configured import build_encoder
+from ddim_jax.configured import build_encoder, build_normalization, pictures
 from ddim_jax.data.first_images import read_first_images
 from ddim_jax.errors import UserError
 from ddim_jax.files import write_whole
 from ddim_jax.images import save_png, table
 from ddim_jax.model_job import ModelJob, sampler_name, work_bar
+from ddim_jax.pixels import Normalization
 from ddim_jax.workdir import make_job_dir
 from ddim_jax.writers import say
 
@@ -52,8 +53,8 @@ def reconstruct(config: Config, workdir: epath.PathLike) -> None:
             latents = job.pipe.encode(real.image, iterations=settings.iterations, labels=labels, steps=steps)
             result = job.pipe.decode(latents, labels=labels, steps=steps, clip="none")
             make_job_dir(folder)
-            errors[steps] = mean_squared_error(real.image, result)
-            save_png(folder / f"steps_{steps:04d}.png", _picture(real.image, result, settings.shown))
+            errors[steps] = mean_squared_error(real.image, result, build_normalization(job.config))
+            save_png(folder / f"steps_{steps:04d}.png", _picture(job.config, real.image, result, settings.shown))
             bar.update(steps)
 
     say(f"per-dimension mean squared error of {len(real.image)} images, pixels in [0, 1]")
@@ -66,13 +67,20 @@ def reconstruct(config: Config, workdir: epath.PathLike) -> None:
     say(f"wrote {folder}")
 
 
-def mean_squared_error(images: np.ndarray, others: np.ndarray) -> float:
-    """Mean squared difference of uint8 images, over all pixels and channels, on the scale of [0, 1]."""
-    return float(np.mean((images.astype(np.float64) - others.astype(np.float64)) ** 2) / 255**2)
+def mean_squared_error(
+    images: np.ndarray,
+    others: np.ndarray,
+    normalization: Normalization = Normalization(),  # noqa: B008 - immutable
+) -> float:
+    """Mean squared difference of images, over all pixels and channels, on the scale of [0, 1]."""
+    differences = images.astype(np.float64) - others.astype(np.float64)
+    if normalization.is_plain:
+        return float(np.mean(differences**2) / 255**2)
+    return float(np.mean((differences / normalization.span) ** 2))
 
 
-def _picture(originals: np.ndarray, results: np.ndarray, shown: int) -> np.ndarray:
-    originals, results = originals[:shown], results[:shown]
+def _picture(config: Config, originals: np.ndarray, results: np.ndarray, shown: int) -> np.ndarray:
+    originals, results = (pictures(config, images[:shown]) for images in (originals, results))
     differences = np.abs(originals.astype(np.int16) - results.astype(np.int16)).astype(np.uint8)
     cells = [[image[None] for image in row] for row in (originals, results, differences)]
     return table(cells, ["original", "decoded", "difference"], [f"{i}" for i in range(len(originals))])

@@ -10,10 +10,13 @@ import numpy as np
 from etils import epath
 
 from ddim_jax import files, parallel
-from ddim_jax.config import Config
-from ddim_jax.configured import build_sampler
-from ddim_jax.images import grid, labelled_lines, load_png, png_shape, save_png
+from ddim_jax.config import Config, DataConfig
+from ddim_jax.configured import build_sampler, pictures
+from ddim_jax.errors import UserError
+from ddim_jax.images import grid, labelled_lines, load_png, png_holds, png_shape, save_png
 from ddim_jax.model_job import ModelJob, sampler_name
+from ddim_jax.names import ImageFormat
+from ddim_jax.npy import array_form, load_array, save_array
 from ddim_jax.npz import NpzInParts
 from ddim_jax.one_writer import Writing, one_writer
 from ddim_jax.sampling.condition_pictures import picture_of_conditions
@@ -44,8 +47,8 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
         The folder written: images, ``grid.png``, ``run.json``.
 
     Raises:
-        UserError: no checkpoint, settings that do not fit it, a folder that cannot be written or another job fills with
-            an ``.npz``, or a batch that does not fit in memory.
+        UserError: no checkpoint, settings that do not fit it, images that ``sample.format`` cannot hold, a folder that
+            cannot be written or another job fills with an ``.npz``, or a batch that does not fit in memory.
     """
     job = ModelJob.load(config, workdir)
     config, settings = job.config, job.config.sample
@@ -55,6 +58,8 @@ def sample(config: Config, workdir: epath.PathLike) -> epath.Path:
         conditions.numbers(indices)
     # Settings that cannot be used are refused before anything is written.
     build_sampler(config)
+    if settings.format != "npz":
+        file_ending(config.data, settings.format)
     folder = job.folder(
         "sample",
         f"{sampler_name(settings)}-n{len(indices)}",
@@ -100,9 +105,12 @@ def _draw(
     """
     config, pipe, settings = job.config, job.pipe, job.config.sample
     recorded = job.recorded(folder)
-    shape = config.data.image_shape
-    store = PngStore(folder, len(indices)) if settings.format == "png" else _NpzStore(folder, shape)
-    present = store.present(shape)
+    store: ImageFiles | _NpzStore = (
+        _NpzStore(folder, config.data.image_shape)
+        if settings.format == "npz"
+        else ImageFiles(folder, len(indices), config.data, settings.format)
+    )
+    present = store.present()
     # From here on files appear: all processes must have looked before.
     parallel.barrier("sample folder")
 
@@ -202,6 +210,7 @@ def _picture(config: Config, indices: np.ndarray, images: np.ndarray, conditions
         first = indices[places[:, 0]]
         truth = conditions.truth(first) if conditions.has_truth else None
         return picture_of_conditions(config, conditions.load(first), images[places], truth, unique)
+    images = pictures(config, images)
     if not _shows_classes(config):
         return grid(images)
     labels = image_labels(config, indices)
@@ -221,31 +230,73 @@ def _announce(config: Config, sampler: ImageSampler, step: int, num: int, presen
     )
 
 
-class PngStore:
-    """``NNNNNN.png`` for each image, in sub-folders of 1,000 when there are more than 10,000."""
+def file_ending(data: DataConfig, form: ImageFormat = "auto") -> str:
+    """The ending of a file that holds one image, ``.png`` or ``.npy``.
 
-    def __init__(self, folder: epath.Path, num: int) -> None:
-        """Makes nothing yet; ``num`` is the number of images that there will be."""
+    Raises:
+        UserError: PNG is asked for, which cannot hold such images.
+    """
+    holds = png_holds(data.dtype, data.channels)
+    if form == "png" and not holds:
+        channels = f"{data.channels} channel{'s' if data.channels > 1 else ''}"
+        raise UserError(
+            f"sample.format=png: no PNG file holds images of {channels} and data.dtype={data.dtype} without loss; use "
+            "auto or npy (a .npy for each image), or npz"
+        )
+    return ".png" if form != "npy" and holds else ".npy"
+
+
+def save_image(path: epath.Path, image: np.ndarray) -> None:
+    """Writes an image [h, w, c] to a file of the ending that :func:`file_ending` chose."""
+    if path.suffix == ".png":
+        save_png(path, image)
+    else:
+        save_array(path, image)
+
+
+class ImageFiles:
+    """``NNNNNN.png`` or ``.npy`` for each image, in sub-folders of 1,000 when there are more than 10,000."""
+
+    def __init__(self, folder: epath.Path, num: int, data: DataConfig, form: ImageFormat = "auto") -> None:
+        """Makes nothing yet.
+
+        Args:
+            folder: of the images.
+            num: of images that there will be.
+            data: says what they are.
+            form: see :func:`file_ending`.
+
+        Raises:
+            UserError: it cannot hold them.
+        """
         self._folder = folder
         self._nested = num > 10_000
+        self._data = data
+        self._ending = file_ending(data, form)
         self._made = False
 
     def _path(self, index: int) -> epath.Path:
         parent = self._folder / f"{index // 1000:03d}" if self._nested else self._folder
-        return parent / f"{index:06d}.png"
+        return parent / f"{index:06d}{self._ending}"
 
-    def present(self, shape: tuple[int, int, int]) -> np.ndarray:
-        """Indices of the images [h, w, c] that are there, whole, ascending; other files are passed over."""
-        pattern = "*/[0-9]*.png" if self._nested else "[0-9]*.png"
+    def present(self) -> np.ndarray:
+        """Indices of the images that are there, whole, ascending; other files are passed over."""
+        pattern = f"*/[0-9]*{self._ending}" if self._nested else f"[0-9]*{self._ending}"
         indices = sorted(int(path.stem) for path in self._folder.glob(pattern) if is_name_of_image(path.name))
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            shapes = pool.map(lambda index: png_shape(self._path(index)), indices)
-            return np.array([i for i, found in zip(indices, shapes, strict=True) if found == shape], np.int64)
+            whole = pool.map(self._is_whole, indices)
+            return np.array([i for i, is_whole in zip(indices, whole, strict=True) if is_whole], np.int64)
+
+    def _is_whole(self, index: int) -> bool:
+        path, shape, dtype = self._path(index), self._data.image_shape, self._data.dtype
+        if self._ending == ".png":
+            return png_shape(path, dtype) == shape
+        return array_form(path) == (shape, np.dtype(dtype))
 
     def write(
         self, pool: concurrent.futures.Executor, indices: np.ndarray, images: np.ndarray
     ) -> list[concurrent.futures.Future[None]]:
-        """Starts writing images uint8 [n, h, w, c]; the futures tell when each is there."""
+        """Starts writing images [n, h, w, c]; the futures tell when each is there."""
         # Once only: a folder that is gone in the midst of the work was removed by somebody.
         if not self._made:
             files.make_folder(self._folder)
@@ -253,24 +304,24 @@ class PngStore:
         for parent in {self._path(int(i)).parent for i in indices} - {self._folder}:
             with files.writing(parent):
                 parent.mkdir(exist_ok=True)
-        return [pool.submit(save_png, self._path(int(i)), image) for i, image in zip(indices, images, strict=True)]
+        return [pool.submit(save_image, self._path(int(i)), image) for i, image in zip(indices, images, strict=True)]
 
     def finish(self, indices: np.ndarray) -> None:
         """All is in place already."""
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """Images by index: uint8 [n, h, w, c]."""
-        return np.stack([load_png(self._path(int(i))) for i in indices])
+        """Images by index: [n, h, w, c]."""
+        load = load_png if self._ending == ".png" else load_array
+        return np.stack([load(self._path(int(i))) for i in indices])
 
 
 class _NpzStore:
-    """One ``samples.npz`` with ``arr_0`` uint8 [n, h, w, c] and ``index`` [n]."""
+    """One ``samples.npz`` with ``arr_0`` [n, h, w, c] and ``index`` [n]."""
 
     def __init__(self, folder: epath.Path, shape: tuple[int, int, int]) -> None:
         self._file = NpzInParts(folder / "samples.npz", parallel.process_index(), {"arr_0": shape})
 
-    def present(self, shape: tuple[int, int, int]) -> np.ndarray:
-        del shape
+    def present(self) -> np.ndarray:
         return self._file.indices()
 
     def write(

@@ -4,6 +4,7 @@ from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
+from ddim_jax.configured import picture_shape, pictures
 from ddim_jax.errors import UserError
 from ddim_jax.images import grid_bytes, save_png, table
 from ddim_jax.memory import check_room
@@ -30,15 +31,15 @@ def sweep(config: Config, workdir: epath.PathLike) -> None:
     indices = tuple(int(i) for i in image_indices(job.config, settings.num))
     rows = {f"eta {eta:g}": {"sampler": "ddim", "eta": eta} for eta in settings.etas}
     rows |= {sampler: {"sampler": sampler, "eta": 0.0} for sampler in settings.samplers}
-    pictures = 2 * grid_bytes(len(rows) * len(columns) * len(indices), job.config.data.image_shape)
-    check_room(pictures, "sweep.num", settings.num, f"{len(rows)} x {len(columns)} cells of {len(indices)} images")
+    needed = 2 * grid_bytes(len(rows) * len(columns) * len(indices), picture_shape(job.config))
+    check_room(needed, "sweep.num", settings.num, f"{len(rows)} x {len(columns)} cells of {len(indices)} images")
     cells = []
     with work_bar(len(rows) * sum(columns), "sweeping", "step") as bar:
         for row in rows.values():
             cells.append([])
             for steps in columns:
                 images = job.pipe.sample(seed=job.config.sample.seed, indices=indices, steps=steps, preset="", **row)
-                cells[-1].append(images)
+                cells[-1].append(pictures(job.config, images))
                 bar.update(steps)
     folder = job.folder("sweep", "ddim", settings)
     save_png(folder / "sweep.png", table(cells, list(rows), [f"S = {steps}" for steps in columns]))

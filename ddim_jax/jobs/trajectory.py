@@ -5,10 +5,11 @@ from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
-from ddim_jax.configured import build_sampler
+from ddim_jax.configured import build_sampler, picture_shape, pictures
 from ddim_jax.images import grid, grid_bytes, save_gif, save_png, table
 from ddim_jax.memory import check_room
 from ddim_jax.model_job import ModelJob, sampler_name
+from ddim_jax.pipeline import Trajectory
 from ddim_jax.sampling.image_sampler import image_indices
 from ddim_jax.writers import say
 
@@ -30,9 +31,10 @@ def trajectory(config: Config, workdir: epath.PathLike) -> None:
     sampler = build_sampler(job.config)
     moments = min(settings.moments, sampler.steps) + 1
     # Of both kinds, which all are in the animation.
-    pictures = 2 * grid_bytes(len(indices) * moments, job.config.data.image_shape)
-    check_room(pictures, "trajectory.moments", settings.moments, f"{len(indices)} x {moments} pictures of each kind")
-    shown = job.pipe.trajectory(indices, settings.moments, progress=True)
+    needed = 2 * grid_bytes(len(indices) * moments, picture_shape(job.config))
+    check_room(needed, "trajectory.moments", settings.moments, f"{len(indices)} x {moments} pictures of each kind")
+    way = job.pipe.trajectory(indices, settings.moments, progress=True)
+    shown = Trajectory(way.steps, *(pictures(job.config, images) for images in (way.x, way.x0, way.final)))
     folder = job.folder("trajectory", sampler_name(job.config.sample), settings)
 
     titles = [f"step {step}" for step in shown.steps] + ["result"]

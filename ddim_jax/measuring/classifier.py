@@ -28,6 +28,7 @@ from ddim_jax.measuring.extractor import Extractor, FeatureProgram, Features
 from ddim_jax.measuring.image_sets import spread_indices
 from ddim_jax.models.classifier import NUM_FEATURES, Classifier
 from ddim_jax.npz import load_arrays, load_if_whole, save_arrays
+from ddim_jax.pixels import Normalization, scaled
 from ddim_jax.random_streams import PRNG_IMPL
 from ddim_jax.records import RecordError, parse_object
 from ddim_jax.writers import progress, say
@@ -61,7 +62,12 @@ class ClassifierExtractor(Extractor):
 
 
 def classifier_extractor(
-    params: Any, provenance: dict[str, Any], num_classes: int, shape: tuple[int, int, int], batch_size: int
+    params: Any,
+    provenance: dict[str, Any],
+    num_classes: int,
+    shape: tuple[int, int, int],
+    batch_size: int,
+    normalization: Normalization = Normalization(),  # noqa: B008 - immutable
 ) -> ClassifierExtractor:
     """Makes an extractor of a trained network.
 
@@ -71,23 +77,31 @@ def classifier_extractor(
         num_classes: number of classes.
         shape: [h, w, c] of the images.
         batch_size: images per device at a time.
+        normalization: says which values are pixels 0 and 1.
     """
     network = Classifier(num_classes)
 
     def function(params: Any, images: jax.Array) -> Features:
-        output: Any = network.apply({"params": params}, _to_float(images))
+        output: Any = network.apply({"params": params}, _to_float(images, normalization))
         return Features(output.features, output.logits)
 
     program = FeatureProgram(function, params, batch_size)
-    return ClassifierExtractor("classifier", provenance, program, NUM_FEATURES, num_classes, shape=shape)
+    return ClassifierExtractor(
+        "classifier", provenance, program, NUM_FEATURES, num_classes, shape=shape, dtype=normalization.dtype
+    )
 
 
-def classifier_for(data: DataConfig, batch_size: int = 64) -> ClassifierExtractor:
+def classifier_for(
+    data: DataConfig,
+    batch_size: int = 64,
+    normalization: Normalization = Normalization(),  # noqa: B008 - immutable
+) -> ClassifierExtractor:
     """Returns the classifier of a data set, trained now or before.
 
     Args:
         data: the images, with labels.
         batch_size: images per device at a time, when it is used.
+        normalization: of the images.
 
     Raises:
         UserError: the images have no labels, or only one class, or cannot be read.
@@ -104,12 +118,13 @@ def classifier_for(data: DataConfig, batch_size: int = 64) -> ClassifierExtracto
         "recipe": _RECIPE,
         "data": source.identity(),
         **{key: getattr(data, key) for key in ("split", "crop", "resize", "image_size", "channels")},
+        **normalization.facts,
     }
     kept = epath.Path(cache_dir("classifiers")) / f"{source.name}-{digest_of_facts(about)[:12]}.npz"
     arrays = load_if_whole(kept) if is_trusted(kept.parent) else None
     provenance = None if arrays is None else _provenance(arrays)
     if arrays is None or provenance is None:
-        params, accuracy = _train(source, data)
+        params, accuracy = _train(source, data, normalization)
         flat = traverse_util.flatten_dict(params, sep="/")
         provenance = {**about, "held_out_accuracy": accuracy}
         save_arrays(kept, {"provenance": json.dumps(provenance), **flat})
@@ -117,7 +132,7 @@ def classifier_for(data: DataConfig, batch_size: int = 64) -> ClassifierExtracto
     del arrays["provenance"]
     provenance["weights_sha256"] = digest_of_arrays(arrays, separator="")
     params = traverse_util.unflatten_dict(arrays, sep="/")
-    return classifier_extractor(params, provenance, source.num_classes, data.image_shape, batch_size)
+    return classifier_extractor(params, provenance, source.num_classes, data.image_shape, batch_size, normalization)
 
 
 def _provenance(arrays: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
@@ -144,16 +159,16 @@ def labelled_images(source: Source, data: DataConfig) -> tuple[Images, Images]:
     return learnt, held_out
 
 
-def _train(source: Source, data: DataConfig) -> tuple[Any, float]:
+def _train(source: Source, data: DataConfig, normalization: Normalization) -> tuple[Any, float]:
     """Returns parameters as NumPy arrays, and the accuracy on the held-out images."""
     learnt, held_out = labelled_images(source, data)
     network = Classifier(source.num_classes)
-    params = network.init(jax.random.key(_SEED, impl=PRNG_IMPL), _to_float(learnt.image[:1]))["params"]
+    params = network.init(jax.random.key(_SEED, impl=PRNG_IMPL), _to_float(learnt.image[:1], normalization))["params"]
     steps = max(_FEWEST_STEPS, _EPOCHS * len(learnt.image) // _BATCH_SIZE)
     optimizer = optax.adam(optax.cosine_onecycle_schedule(steps, _LEARNING_RATE))
 
     def loss(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        output: Any = network.apply({"params": params}, _to_float(images))
+        output: Any = network.apply({"params": params}, _to_float(images, normalization))
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(output.logits, labels))
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -173,7 +188,7 @@ def _train(source: Source, data: DataConfig) -> tuple[Any, float]:
     params = jax.tree.map(np.asarray, params)
     shape = held_out.image.shape[1:]
     unjudged = {"name": "classifier", "held_out_accuracy": 0.0}
-    classify = classifier_extractor(params, unjudged, source.num_classes, shape, batch_size=64)
+    classify = classifier_extractor(params, unjudged, source.num_classes, shape, 64, normalization)
     right = classify(held_out.image).logits.argmax(axis=1) == held_out.label
     accuracy = float(right.mean())
     say(f"the classifier of {source.name} is right on {accuracy:.2%} of {len(right):,} images that it has not seen")
@@ -190,8 +205,9 @@ def _shifted(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def _to_float(images: Any) -> jax.Array:
-    return jnp.asarray(images, jnp.float32) / 127.5 - 1
+def _to_float(images: Any, normalization: Normalization) -> jax.Array:
+    values = jnp.asarray(images, jnp.float32)
+    return values / 127.5 - 1 if normalization.is_plain else 2 * scaled(values, normalization) - 1
 
 
 def _generator() -> np.random.Generator:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ddim_jax import parallel
 from ddim_jax.errors import UserError
+from ddim_jax.names import PixelType
 from ddim_jax.sharded_map import BatchSize, ShardedMap
 
 # Of ADM's sFID: 17 x 17 places with 7 channels.
@@ -39,7 +40,8 @@ class FeatureProgram:
         """Prepares the program; it is compiled at the first call.
 
         Args:
-            function: ``function(variables, images)``, traced by JAX, for uint8 [n, h, w, c].
+            function: ``function(variables, images)``, traced by JAX, for images [n, h, w, c], or for pictures of
+                them (:attr:`Extractor.to_pictures`).
             variables: a tree of arrays.
             batch_size: images per device at a time.
         """
@@ -49,7 +51,7 @@ class FeatureProgram:
         self._variables = parallel.replicate(variables, devices)
 
     def __call__(self, images: np.ndarray) -> Features:
-        """Computes features of images uint8 [n, h, w, c], as NumPy arrays."""
+        """Computes features of images [n, h, w, c], as NumPy arrays."""
         return self._map(self._variables, images)
 
 
@@ -65,6 +67,9 @@ class Extractor:
         num_logits: k; 0 where there are no logits.
         spatial: whether there are spatial features.
         shape: [h, w, c] of the images that it takes; None if it takes any.
+        dtype: of the images that it takes.
+        to_pictures: makes of the images what the program sees, uint8 [n, h, w, 1 or 3]; None where it sees them as they
+            are.
     """
 
     prefix: str
@@ -74,6 +79,8 @@ class Extractor:
     num_logits: int = 0
     spatial: bool = False
     shape: tuple[int, int, int] | None = None
+    dtype: PixelType = "uint8"
+    to_pictures: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
     def name(self) -> str:
@@ -96,22 +103,25 @@ class Extractor:
         return widths
 
     def __call__(self, images: np.ndarray) -> Features:
-        """Computes features of images uint8 [n, h, w, 1 or 3], as NumPy arrays; an image's depend on it alone.
+        """Computes features of images [n, h, w, c], as NumPy arrays; an image's depend on it alone.
 
         Raises:
-            TypeError: images are not uint8: rounding is part of every figure, so it is not done here in silence.
+            TypeError: images are of another type than the extractor's, uint8 for pictures: rounding is part of every
+                figure, so it is not done here in silence.
             UserError: they have another shape than the extractor takes.
         """
-        if images.dtype != np.uint8:
-            raise TypeError(f"images must be uint8, got {images.dtype}: round them as one who saved them would")
-        if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        if images.dtype != np.dtype(self.dtype):
+            hint = ": round them as one who saved them would" if self.dtype == "uint8" else ""
+            raise TypeError(f"images must be {self.dtype}, got {images.dtype}{hint}")
+        takes_any = self.shape is None and self.to_pictures is None
+        if images.ndim != 4 or (takes_any and images.shape[-1] not in (1, 3)):
             raise ValueError(f"images must be [n, h, w, 1 or 3], got {images.shape}")
         if self.shape is not None and images.shape[1:] != self.shape:
             raise UserError(
                 f"images are {_in_words(images.shape[1:])}, but the extractor '{self.name}' compares "
                 f"{_in_words(self.shape)}: set data.image_size and data.channels, or eval.extractor=inception"
             )
-        return self.program(images)
+        return self.program(images if self.to_pictures is None else self.to_pictures(images))
 
 
 def _in_words(shape: tuple[int, ...]) -> str:

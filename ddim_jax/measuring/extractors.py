@@ -5,7 +5,9 @@
 - ``pixels_pca``: their principal components, where there are too many pixels for a covariance.
 - ``classifier``: the features of a small network trained on the data set itself, see ``classifier.py``.
 
-The last three are for trying things out and for data that Inception knows nothing of. Their figures compare with each
+Inception sees 8-bit pictures of 1 or 3 channels: of other data those that people are shown (``configured.pictures``).
+The last three see all values of the data, whatever their type and channels, scaled from the data's range to [0, 1].
+They are for trying things out and for data that Inception knows nothing of. Their figures compare with each
 other alone, and are never called FID, IS or KID.
 """
 
@@ -20,6 +22,7 @@ import scipy.linalg
 
 from ddim_jax import names
 from ddim_jax.config import Config
+from ddim_jax.configured import build_normalization
 from ddim_jax.errors import UserError
 from ddim_jax.measuring.classifier import classifier_for
 from ddim_jax.measuring.extractor import Extractor, FeatureProgram, Features
@@ -28,7 +31,9 @@ from ddim_jax.measuring.reference import reference_images
 from ddim_jax.measuring.resize import resize
 from ddim_jax.models.inception import NUM_FEATURES, NUM_LOGITS, Inception
 from ddim_jax.names import ResizeProtocol
+from ddim_jax.pixels import Normalization, scaled, to_pictures
 from ddim_jax.weights.inception import inception_variables
+from ddim_jax.writers import say
 
 _SPATIAL_BLOCK, _SPATIAL_CHANNELS = "Mixed_6d", 7
 
@@ -42,7 +47,14 @@ _COMPONENT_IMAGES = 2048
 _NO_VARIANCE = 1e-12
 
 
-def inception_extractor(path: str, protocol: ResizeProtocol, batch_size: int, spatial: bool = False) -> Extractor:
+def inception_extractor(
+    path: str,
+    protocol: ResizeProtocol,
+    batch_size: int,
+    spatial: bool = False,
+    normalization: Normalization = Normalization(),  # noqa: B008 - immutable
+    channels: tuple[int, ...] | None = None,
+) -> Extractor:
     """Makes the network of FID: pool3 as features, logits without bias for the Inception score.
 
     Args:
@@ -50,6 +62,9 @@ def inception_extractor(path: str, protocol: ResizeProtocol, batch_size: int, sp
         protocol: how images become 299x299, see ``resize.py``; part of every figure.
         batch_size: images per device at a time.
         spatial: have spatial features too.
+        normalization: of the images, which are shown to the network as pictures for people are made of them where they
+            are not of 8 bits.
+        channels: that such pictures show; None where the images are pictures already.
 
     Raises:
         UserError: the weights cannot be had.
@@ -71,7 +86,29 @@ def inception_extractor(path: str, protocol: ResizeProtocol, batch_size: int, sp
     name = f"inception-{protocol}"
     provenance = {"name": name, "protocol": protocol, "weights_sha256": weights.sha256, "logits": "without bias"}
     program = FeatureProgram(function, weights.params, batch_size)
-    return Extractor("inception", provenance, program, NUM_FEATURES, NUM_LOGITS, spatial)
+    if channels is None:
+        return Extractor("inception", provenance, program, NUM_FEATURES, NUM_LOGITS, spatial)
+    provenance["pictures"] = {**normalization.facts, "shown_channels": list(channels)}
+    return Extractor(
+        "inception", provenance, program, NUM_FEATURES, NUM_LOGITS, spatial, dtype=normalization.dtype,
+        to_pictures=lambda images: to_pictures(images, normalization, channels),
+    )  # fmt: skip
+
+
+def _inception_for(config: Config, spatial: bool) -> Extractor:
+    """Makes Inception for images of any type: it sees what people see of them."""
+    settings, data, normalization = config.eval, config.data, build_normalization(config)
+    is_seen = normalization.is_plain and data.channels in (1, 3) and not data.shown_channels
+    if not is_seen:
+        say(
+            f"Inception sees pictures of images of {data.channels} channels and data.dtype={data.dtype}, 8-bit grey or "
+            "colours as grids show them (data.range, data.shown_channels); for all of their values, use "
+            "eval.extractor=pixels, pixels_pca or classifier"
+        )
+    return inception_extractor(
+        settings.inception_path, settings.resize, settings.batch_size, spatial, normalization,
+        None if is_seen else data.shown_channels,
+    )  # fmt: skip
 
 
 def _spatial_features(inside: Any) -> jax.Array:
@@ -84,12 +121,17 @@ def _spatial_features(inside: Any) -> jax.Array:
     return block[..., :_SPATIAL_CHANNELS].reshape(len(block), -1)
 
 
-def pixels_extractor(shape: tuple[int, int, int], batch_size: int) -> Extractor:
+def pixels_extractor(
+    shape: tuple[int, int, int],
+    batch_size: int,
+    normalization: Normalization = Normalization(),  # noqa: B008 - immutable
+) -> Extractor:
     """Takes the pixels in [0, 1] as features.
 
     Args:
         shape: [h, w, c] of the images.
         batch_size: images per device at a time.
+        normalization: says which values are pixels 0 and 1.
 
     Raises:
         UserError: more than 4,096 values.
@@ -103,13 +145,20 @@ def pixels_extractor(shape: tuple[int, int, int], batch_size: int) -> Extractor:
 
     def function(variables: Any, images: jax.Array) -> Features:
         del variables
-        return Features(_flat_pixels(images))
+        return Features(_flat_pixels(images, normalization))
 
     program = FeatureProgram(function, (), batch_size)
-    return Extractor("pixels", {"name": "pixels", "shape": list(shape)}, program, dimension, shape=shape)
+    provenance = {"name": "pixels", "shape": list(shape), **normalization.facts}
+    return Extractor("pixels", provenance, program, dimension, shape=shape, dtype=normalization.dtype)
 
 
-def components_extractor(images: ImageSet, shape: tuple[int, int, int], components: int, batch_size: int) -> Extractor:
+def components_extractor(
+    images: ImageSet,
+    shape: tuple[int, int, int],
+    components: int,
+    batch_size: int,
+    normalization: Normalization = Normalization(),  # noqa: B008 - immutable
+) -> Extractor:
     """Takes the principal components of some images as features: those directions in which they differ most.
 
     Args:
@@ -117,6 +166,7 @@ def components_extractor(images: ImageSet, shape: tuple[int, int, int], componen
         shape: [h, w, c] of the images.
         components: number of components.
         batch_size: images per device at a time.
+        normalization: says which values are pixels 0 and 1.
 
     Raises:
         UserError: the images cannot be read, have another shape, or not so many components.
@@ -127,21 +177,27 @@ def components_extractor(images: ImageSet, shape: tuple[int, int, int], componen
             f"images of {images.name} have shape {list(found.shape[1:])}, not {list(shape)}: set data.image_size and "
             "data.channels"
         )
-    mean, basis = principal_components(found.reshape(len(found), -1), components)
+    values = found
+    if not normalization.is_plain:
+        values = 255 * scaled(found.astype(np.float64), normalization)
+    mean, basis = principal_components(values.reshape(len(found), -1), components)
 
     def function(variables: Any, images: jax.Array) -> Features:
         mean, basis = variables
-        return Features(jnp.matmul(_flat_pixels(images) - mean, basis, precision=jax.lax.Precision.HIGHEST))
+        return Features(
+            jnp.matmul(_flat_pixels(images, normalization) - mean, basis, precision=jax.lax.Precision.HIGHEST)
+        )
 
     name = f"pixels_pca-{components}"
     provenance = {
         "name": name,
         "shape": list(shape),
+        **normalization.facts,
         # Components that are computed twice may differ in their last digits, the images that decide them do not.
         "images_sha256": hashlib.sha256(found.tobytes()).hexdigest(),
     }
     program = FeatureProgram(function, (mean.astype(np.float32), basis.astype(np.float32)), batch_size)
-    return Extractor("pixels_pca", provenance, program, components, shape=shape)
+    return Extractor("pixels_pca", provenance, program, components, shape=shape, dtype=normalization.dtype)
 
 
 def principal_components(pixels: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
@@ -152,7 +208,7 @@ def principal_components(pixels: np.ndarray, components: int) -> tuple[np.ndarra
     exactly.
 
     Args:
-        pixels: uint8 [n, d].
+        pixels: uint8 [n, d], or floats in [0, 255].
         components: number of components k.
 
     Returns:
@@ -190,21 +246,27 @@ def _column_blocks(pixels: np.ndarray) -> Iterator[np.ndarray]:
         yield pixels[:, start : start + _MOST_PIXELS].astype(np.float64)
 
 
-def _flat_pixels(images: jax.Array) -> jax.Array:
-    """Returns images uint8 [n, h, w, c] as float32 [n, h w c] in [0, 1]."""
-    return images.reshape(len(images), -1).astype(jnp.float32) / 255
+def _flat_pixels(images: jax.Array, normalization: Normalization) -> jax.Array:
+    """Returns images [n, h, w, c] as float32 [n, h w c] in [0, 1]."""
+    return scaled(images.astype(jnp.float32), normalization).reshape(len(images), -1)
 
 
 # By ``eval.extractor``: functions of the config and of whether Inception's spatial features are wanted.
 EXTRACTORS: dict[str, Callable[[Config, bool], Extractor]] = {
-    "inception": lambda config, spatial: inception_extractor(
-        config.eval.inception_path, config.eval.resize, config.eval.batch_size, spatial
+    "inception": _inception_for,
+    "pixels": lambda config, spatial: pixels_extractor(
+        config.data.image_shape, config.eval.batch_size, build_normalization(config)
     ),
-    "pixels": lambda config, spatial: pixels_extractor(config.data.image_shape, config.eval.batch_size),
     "pixels_pca": lambda config, spatial: components_extractor(
-        reference_images(config), config.data.image_shape, config.eval.components, config.eval.batch_size
+        reference_images(config),
+        config.data.image_shape,
+        config.eval.components,
+        config.eval.batch_size,
+        build_normalization(config),
     ),
-    "classifier": lambda config, spatial: classifier_for(config.data, config.eval.batch_size),
+    "classifier": lambda config, spatial: classifier_for(
+        config.data, config.eval.batch_size, build_normalization(config)
+    ),
 }
 
 

@@ -1,9 +1,9 @@
-"""Sets of images to measure or to compare with: a data set, a folder, or an ``.npz`` of images."""
+"""Sets of images to measure or to compare with: a data set, a folder of files or arrays, an ``.npz`` of images."""
 
 import concurrent.futures
 import hashlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,8 +14,12 @@ from ddim_jax.data.prepared import open_images
 from ddim_jax.data.reading import load_images
 from ddim_jax.data.sources import FolderSource
 from ddim_jax.data.transforms import ImageError, set_channels
+from ddim_jax.digests import digest_of_facts
 from ddim_jax.errors import UserError
+from ddim_jax.images import png_holds
+from ddim_jax.npy import array_form, load_array
 from ddim_jax.npz import load_arrays
+from ddim_jax.workdir import is_name_of_image
 
 # Names under which programs save images: NumPy's own for unnamed arrays, and some others'.
 _IMAGE_ARRAYS = ("arr_0", "images")
@@ -26,7 +30,7 @@ class Loaded(NamedTuple):
 
     Attributes:
         index: int64 [n], their numbers in the set.
-        image: uint8 [n, h, w, c].
+        image: [n, h, w, c], of the type ``data.dtype``.
     """
 
     index: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -86,11 +90,13 @@ def open_image_set(path: str, data: DataConfig, split: str = "", key: str = "eva
         return DataImages(data, split)
     found = pathlib.Path(path).expanduser()
     if found.is_dir():
-        return FolderImages(path, data, key)
+        arrays = sorted(found.rglob("*.npy"))
+        are_images = any(is_name_of_image(file.name) for file in arrays) or not png_holds(data.dtype, data.channels)
+        return ArrayFolder(path, arrays, data, key) if arrays and are_images else FolderImages(path, data, key)
     if not found.exists():
         raise UserError(f"{key}={path!r} does not exist; name a folder of images, or an .npz")
     try:
-        return ArrayImages(path)
+        return ArrayImages(path, data)
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
 
@@ -118,6 +124,7 @@ class DataImages(ImageSet):
             "resize": data.resize,
             "image_size": data.image_size,
             "channels": data.channels,
+            **({} if data.dtype == "uint8" else {"dtype": data.dtype}),
             "decoder": _decoder(),
         }
 
@@ -173,20 +180,90 @@ class FolderImages(ImageSet):
             image = self._source[index].image
         except ImageError as error:
             raise ImageError(error.reason, self._source.where(index)) from error
+        where = self._source.where(index)
+        if image.dtype != np.dtype(self._data.dtype):
+            raise UserError(
+                f"{where} holds {image.dtype}, but data.dtype={self._data.dtype}; set that to {image.dtype}"
+            )
+        if image.shape[-1] == self._data.channels:
+            return image
+        if image.shape[-1] > self._data.channels and self._data.channels != 1:
+            raise UserError(
+                f"{where} has {image.shape[-1]} channels, but data.channels={self._data.channels}; set it to those"
+            )
         if image.shape[-1] > self._data.channels:
-            raise UserError(f"{self._source.where(index)} is in colour, but data.channels=1; set it to 3")
+            raise UserError(f"{where} is in colour, but data.channels=1; set it to 3")
         return set_channels(image, self._data.channels)
 
 
-class ArrayImages(ImageSet):
-    """The array ``arr_0`` or ``images`` of an ``.npz``: uint8 [n, h, w, c], or [n, h, w] of grey images."""
+class ArrayFolder(ImageSet):
+    """All ``.npy`` files under a folder, ordered by path: an image [h, w, c] each, or [h, w] of grey ones."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, files: Sequence[pathlib.Path], data: DataConfig, key: str) -> None:
+        """Opens all files to see their headers.
+
+        Args:
+            path: the folder.
+            files: the ``.npy`` files in it.
+            data: says which type and how many channels they shall have; ``threads`` read them.
+            key: the config's key that names the folder.
+
+        Raises:
+            UserError: one of them is no whole array, of another type, or of another shape than the first.
+        """
+        self._files = list(files)
+        self._threads = data.threads
+        self.name = pathlib.Path(path).expanduser().absolute().name
+        with concurrent.futures.ThreadPoolExecutor(data.threads) as pool:
+            forms = list(pool.map(array_form, self._files))
+        expected = None
+        for file, form in zip(self._files, forms, strict=True):
+            if form is None:
+                raise UserError(f"{key}: {file} is no whole .npy of numbers: copy it again, or move it away")
+            shape = form.shape if len(form.shape) == 3 else (*form.shape, 1)
+            if len(shape) != 3 or shape[-1] != data.channels or form.dtype != np.dtype(data.dtype):
+                raise UserError(
+                    f"{key}: {file} holds {form.dtype} {list(form.shape)}, but images [h, w, {data.channels}] of "
+                    f"{data.dtype} are meant (data.channels, data.dtype)"
+                )
+            expected = expected or shape
+            if shape != expected:
+                raise UserError(
+                    f"{key}: {file} is {shape[1]}x{shape[0]}, the first image of the folder "
+                    f"{expected[1]}x{expected[0]}: make them equal"
+                )
+        self.identity = {
+            "arrays": digest_of_facts(
+                {file.relative_to(pathlib.Path(path).expanduser()).as_posix(): _digest(file) for file in files}
+            ),
+        }
+
+    def __len__(self) -> int:
+        """Returns the number of files."""
+        return len(self._files)
+
+    def load(self, indices: np.ndarray) -> Loaded:
+        """Reads files."""
+        with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
+            images = list(pool.map(lambda index: load_array(self._files[index]), indices.tolist()))
+        images = [image if image.ndim == 3 else image[..., None] for image in images]
+        return Loaded(np.asarray(indices, np.int64), np.stack(images))
+
+
+class ArrayImages(ImageSet):
+    """The array ``arr_0`` or ``images`` of an ``.npz``: [n, h, w, c] of the data's type, or [n, h, w] if grey."""
+
+    def __init__(self, path: str, data: DataConfig | None = None) -> None:
         """Reads the file.
+
+        Args:
+            path: the file.
+            data: says which type the images have, and how many channels if neither 1 nor 3; None for uint8.
 
         Raises:
             UserError: no such file, or no such array in it.
         """
+        data = data or DataConfig()
         file = pathlib.Path(path).expanduser()
         arrays = load_arrays(file)
         names = [name for name in _IMAGE_ARRAYS if name in arrays]
@@ -194,14 +271,17 @@ class ArrayImages(ImageSet):
             raise UserError(f"{file} has no images: expected an array arr_0 or images, found {', '.join(arrays)}")
         images = arrays[names[0]]
         images = images[..., None] if images.ndim == 3 else images
-        mistake = _what_is_wrong(images)
+        mistake = _what_is_wrong(images, data)
         if mistake:
             found = f"{file} holds {images.dtype} {list(images.shape)}"
-            raise UserError(f"{found}; images must be uint8 [n, h, w, 1 or 3]: {mistake}")
+            channels = "1 or 3" if data.channels in (1, 3) else data.channels
+            raise UserError(f"{found}; images must be {data.dtype} [n, h, w, {channels}]: {mistake}")
         self._images = images
         self.name = file.stem
         with file.open("rb") as opened:
             self.identity = {"npz": hashlib.file_digest(opened, "sha256").hexdigest()}
+        if data.dtype != "uint8":
+            self.identity["dtype"] = data.dtype
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -212,16 +292,27 @@ class ArrayImages(ImageSet):
         return Loaded(np.asarray(indices, np.int64), self._images[indices])
 
 
-def _what_is_wrong(images: np.ndarray) -> str:
-    """What keeps an array from being images uint8 [n, h, w, 1 or 3], and what to do; empty if nothing."""
+def _what_is_wrong(images: np.ndarray, data: DataConfig) -> str:
+    """What keeps an array from being images [n, h, w, c] of the data's type, and what to do; empty if nothing."""
     if images.ndim != 4:
         return "there must be four axes"
-    if images.shape[-1] not in (1, 3):
-        channels_first = images.shape[1] in (1, 3)
-        return "channels come last: np.moveaxis(images, 1, -1)" if channels_first else "one channel, or three"
+    allowed = (1, 3) if data.channels in (1, 3) else (data.channels,)
+    if images.shape[-1] not in allowed:
+        if images.shape[1] in allowed:
+            return "channels come last: np.moveaxis(images, 1, -1)"
+        return "one channel, or three" if len(allowed) > 1 else "or set data.channels"
     if not len(images):
         return "there are none"
-    return "" if images.dtype == np.uint8 else "scale them to 0 ... 255 and round them, as one who saves them would"
+    if images.dtype == np.dtype(data.dtype):
+        return ""
+    if images.dtype in (np.uint8, np.uint16, np.float32):
+        return f"set data.dtype={images.dtype}, or convert them"
+    return "scale them to 0 ... 255 and round them, as one who saves them would" if data.dtype == "uint8" else "convert"
+
+
+def _digest(file: pathlib.Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def spread_indices(num: int, count: int) -> np.ndarray:

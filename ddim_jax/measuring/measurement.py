@@ -49,10 +49,10 @@ class Measurement:
 
         Args:
             indices: int [b], which images they are, of 0 ... num - 1.
-            images: uint8 [b, h, w, c].
+            images: [b, h, w, c], of the extractor's type.
 
         Raises:
-            TypeError: images are not uint8.
+            TypeError: images are of another type.
             ValueError: an image came before, or is out of range.
             UserError: images of a shape that the extractor does not take, or features that are not finite.
         """

@@ -1,1 +1,1 @@
-"""Drawing images by index over all devices: from a config and weights to uint8 images."""
+"""Drawing images by index over all devices: from a config and weights to images of the data's type."""

@@ -35,7 +35,7 @@ from ddim_jax.sampling.programs import Items, Program
 
 
 def likelihood_program(config: Config, model: Model) -> Program:
-    """What images cost by ``config.likelihood.method``: (uint8 [n, h, w, c], :class:`Items`) → a dict of float32 [n].
+    """What images cost by ``config.likelihood.method``: (images [n, h, w, c], :class:`Items`) → a dict of float32 [n].
 
     All in bits per dimension. ``bits_per_dim`` is the result; with ``bound`` the sum of ``prior``, ``kl`` and
     ``decoder``, which are there too.
@@ -56,6 +56,11 @@ def network_evaluations(config: Config) -> int:
 
 def _bound_program(config: Config, model: Model) -> Program:
     settings = config.likelihood
+    if config.data.dtype == "float32":
+        raise UserError(
+            "likelihood.method=bound: it tells the probability of levels of grey, which data.dtype=float32 has not; "
+            "use likelihood.method=ode, their density"
+        )
     if settings.variance == "learned":
         check_variance_is_learned(config, "likelihood.variance=learned", "small or large")
     table = bound_table(build_schedule(config), settings.variance)

@@ -1,9 +1,9 @@
 """What can be done with a trained network, each as a pure function of weights and a batch, to be compiled.
 
 Here the pieces of ``diffusion/`` meet a network: config → schedule → subsequence → table → sampler, one random key per
-image, floats inside and uint8 outside. A program is ``program(given, items) -> results``; items and results are trees
-of arrays with the image as leading axis, and an image's result does not depend on the others. ``ShardedMap`` runs
-programs over devices.
+image, floats inside and values of the data's type outside (``data.dtype``, in docstrings "values"). A program is
+``program(given, items) -> results``; items and results are trees of arrays with the image as leading axis, and an
+image's result does not depend on the others. ``ShardedMap`` runs programs over devices.
 
 The sampler is given as data, as the weights are (:class:`Given`), so that another number of steps, eta, spacing or
 level is no other program.
@@ -114,7 +114,7 @@ def _checked(result: Any, *floats: jax.Array) -> Checked:
 
 
 def image_program(config: Config, model: Model, guide: Model | None = None) -> Program:
-    """Draws images: :class:`Items` → uint8 [n, h, w, c]."""
+    """Draws images: :class:`Items` → values [n, h, w, c]."""
     draw_noise, decode = noise_program(config, model), decode_program(config, model, guide)
     return lambda given, items: decode(given, (draw_noise(given, items).result, items))
 
@@ -123,10 +123,10 @@ class KeptImages(NamedTuple):
     """What a trajectory passed, as pictures.
 
     Attributes:
-        x: uint8 [n, K, h, w, c], the noisy image at the beginning of each kept step; clipped, so that the noise can be
+        x: values [n, K, h, w, c], the noisy image at the beginning of each kept step; clipped, so that the noise can be
             seen.
-        x0: uint8 [n, K, h, w, c], the clean image predicted there.
-        final: uint8 [n, h, w, c].
+        x0: values [n, K, h, w, c], the clean image predicted there.
+        final: values [n, h, w, c].
     """
 
     x: Any
@@ -162,7 +162,7 @@ def noise_program(config: Config, model: Model, guide: Model | None = None) -> P
 
 
 def encode_program(config: Config, model: Model, guide: Model | None = None) -> Program:
-    """Encodes images: (uint8 [n, h, w, c], :class:`Items`) → noise float32 [n, h, w, c]. Never clips."""
+    """Encodes images: (values [n, h, w, c], :class:`Items`) → noise float32 [n, h, w, c]. Never clips."""
 
     def program(given: Given, images_and_items: tuple[jax.Array, Items]) -> Checked:
         images, items = images_and_items
@@ -175,7 +175,7 @@ def encode_program(config: Config, model: Model, guide: Model | None = None) -> 
 
 
 def decode_program(config: Config, model: Model, guide: Model | None = None) -> Program:
-    """Decodes noise: (float32 [n, h, w, c], :class:`Items`) → uint8 [n, h, w, c]."""
+    """Decodes noise: (float32 [n, h, w, c], :class:`Items`) → values [n, h, w, c]."""
 
     def program(given: Given, latents_and_items: tuple[jax.Array, Items]) -> Checked:
         latents, items = latents_and_items
@@ -189,8 +189,8 @@ class Recovered(NamedTuple):
     """Images spoilt and restored.
 
     Attributes:
-        noised: uint8 [n, h, w, c].
-        recovered: uint8 [n, h, w, c].
+        noised: values [n, h, w, c].
+        recovered: values [n, h, w, c].
     """
 
     noised: Any
@@ -198,7 +198,7 @@ class Recovered(NamedTuple):
 
 
 def recover_program(config: Config, model: Model, guide: Model | None = None) -> Program:
-    """Noises images to the table's first level and denoises them: (uint8 [n, h, w, c], Items) → :class:`Recovered`.
+    """Noises images to the table's first level and denoises them: (values [n, h, w, c], Items) → :class:`Recovered`.
 
     With photographs of the training data's kind this restores them; with a sketch or another kind of picture it is
     SDEdit (Meng et al. 2022): the higher the level, the more realistic and the less faithful.
@@ -219,7 +219,7 @@ def recover_program(config: Config, model: Model, guide: Model | None = None) ->
 def inpaint_program(config: Config, model: Model, guide: Model | None = None) -> Program:
     """Draws the part of images that a mask leaves out.
 
-    (images uint8 [n, h, w, c], mask bool [n, h, w, 1] with True where the image is kept, :class:`Items`) → uint8
+    (images values [n, h, w, c], mask bool [n, h, w, 1] with True where the image is kept, :class:`Items`) → values
     [n, h, w, c].
     """
 

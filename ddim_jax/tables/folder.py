@@ -107,7 +107,7 @@ class TableFolder:
 
         Args:
             result: of a row.
-            images: the row's first, uint8 [n, h, w, c].
+            images: pictures of the row's first, uint8 [n, h, w, 1 or 3].
         """
         save_png(self._rows / f"{result.name}.png", grid(images, min_side=1))
         write_whole(self._result_path(result.name), result.to_json())

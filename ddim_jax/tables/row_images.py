@@ -30,7 +30,7 @@ class RowBatch(NamedTuple):
 
     Attributes:
         index: int64 [b].
-        image: uint8 [b, h, w, c].
+        image: [b, h, w, c], of the data's type.
         seconds: that drawing them took; None where that is not known.
     """
 

@@ -72,7 +72,7 @@ class RowProgress:
         return self.timed_seconds / self.timed_batches * self.batches if self.timed_batches else None
 
     def first_images(self) -> np.ndarray:
-        """Returns the first images of the row, in order: uint8 [n, h, w, c]."""
+        """Returns the first images of the row, in order: [n, h, w, c]."""
         assert self.shown is not None, "image 0 is shown"
         return self.shown[np.argsort(self.shown_index)]
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 
 from ddim_jax.config import Config
+from ddim_jax.configured import image_bytes, picture_shape
 from ddim_jax.errors import UserError, shown
 from ddim_jax.images import grid_bytes
 from ddim_jax.memory import ProgramMemory, check_room, in_words, is_out_of_memory, largest_fitting_batch
@@ -42,12 +43,12 @@ def check_could_fit(config: Config, num_devices: int, free: int | None) -> None:
     if free is not None and activations > free:
         fitting = (free // (activations // share)) * num_devices * train.accumulate
         raise UserError(refusal_line(train.batch_size, share, activations, free, fitting).replace(" fits", " may fit"))
-    images = train.batch_size * math.prod(shape)
+    images = train.batch_size * image_bytes(config)
     group = train.steps_per_call if train.epochs else min(train.steps_per_call, train.steps)
     check_room(images * group, "train.steps_per_call", train.steps_per_call, "the images of so many steps")
     check_room(images * config.data.prefetch, "data.prefetch", config.data.prefetch, "so many batches")
-    pictures = grid_bytes(train.sample_num, shape)
-    check_room(pictures, "train.sample_num", train.sample_num, "so many images of a sample grid")
+    needed = grid_bytes(train.sample_num, picture_shape(config))
+    check_room(needed, "train.sample_num", train.sample_num, "so many images of a sample grid")
 
 
 @contextlib.contextmanager

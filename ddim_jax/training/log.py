@@ -29,10 +29,11 @@ def announce(
     """
     if not parallel.is_main_process():
         return
+    height, width, channels = config.data.image_shape
     used = f"{len(devices)} of " if len(devices) < jax.device_count() else ""
     say(
         f"{config.model.name} with {parameter_count(state.params):,} parameters; {num_examples:,} images of "
-        f"{config.data.image_size}x{config.data.image_size}x{config.data.channels}; batch {config.train.batch_size} on "
+        f"{width}x{height}x{channels}; batch {config.train.batch_size} on "
         f"{used}{parallel.device_description()}; "
         + (f"resuming at step {start:,} of {total_steps:,}" if start else f"{total_steps:,} steps")
     )

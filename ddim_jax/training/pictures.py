@@ -11,7 +11,7 @@ from etils import epath
 from ddim_jax import parallel
 from ddim_jax.conditions import DataCondition
 from ddim_jax.config import Config
-from ddim_jax.configured import Guide
+from ddim_jax.configured import Guide, pictures
 from ddim_jax.data.batch_order import steps_for_epochs
 from ddim_jax.data.reading import load_images
 from ddim_jax.data.sources import Source
@@ -84,7 +84,7 @@ class TrainingPictures:
         if not parallel.is_main_process():
             return
         images = self._sampler.draw(self._weights(state), range(self._config.train.sample_num), self._condition)
-        picture = grid(images)
+        picture = grid(pictures(self._config, images))
         save_png(sample_grid_path(self._workdir, step, suffix), picture)
         writer.image(step, "samples", picture)
 
@@ -99,7 +99,7 @@ class TrainingPictures:
             rows = []
             for sampler in self._final_samplers:
                 steps = sampler.config.sample.steps
-                images = sampler.draw(weights, range(num), self._condition)
+                images = pictures(self._config, sampler.draw(weights, range(num), self._condition))
                 rows.append((f"DDIM, {sampler.evaluations} steps, eta {self._config.sample.eta:g}", images))
                 save_png(sample_grid_path(self._workdir, step, f"_ddim_{steps}"), grid(images))
             picture = labelled_rows(rows, columns=max(1, min(16, num // 2)))

@@ -146,7 +146,7 @@ def compile_ahead(
     state = abstract_state(config, model, optimizer)
     if config.train.ema_on_host:
         state = HostAverage.part_for_devices(state)
-    shape = config.data.image_shape
+    shape, dtype = config.data.image_shape, config.data.dtype
     size = config.train.batch_size // parallel.process_count()
     index = np.zeros(size, np.int32)
     group = min(config.train.steps_per_call, total_steps)
@@ -155,16 +155,16 @@ def compile_ahead(
         """Vectors and pictures of so many images, where the data have them."""
         data = config.data
         vector = np.zeros((count, config.model.vector_size), np.float32) if data.vector else None
-        return vector, np.zeros((count, *data.paired_shape), np.uint8) if data.condition == "paired" else None
+        return vector, np.zeros((count, *data.paired_shape), dtype) if data.condition == "paired" else None
 
     if program.images_on_device:
         images = jax.eval_shape(
             lambda: DeviceImages(
-                jnp.zeros((num_examples, *shape), jnp.uint8),
+                jnp.zeros((num_examples, *shape), dtype),
                 jnp.zeros(num_examples, jnp.int32),
                 *jax.tree.map(jnp.asarray, beside(num_examples)),
             )
         )
         return program.compile(state, [Selection(index, np.zeros(size, bool), index)] * group, images)
-    batch = Batch(np.zeros((size, *shape), np.uint8), index, index, *beside(size))
+    batch = Batch(np.zeros((size, *shape), dtype), index, index, *beside(size))
     return program.compile(state, [batch] * group)

@@ -10,6 +10,7 @@ from typing import Any
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
 from ddim_jax.names import Objective, ScheduleName
+from ddim_jax.weights.shapes import network_sides
 
 # Written into what is exported; the oldest version that reads it.
 _DIFFUSERS_VERSION = "0.35.0"
@@ -89,14 +90,18 @@ _EXPORTED_SCHEDULES: dict[ScheduleName, str] = {
 
 
 def stated_by_unet(
-    values: Mapping[str, Any], source: str, image_size: int, null_label: bool = False, picture_channels: int = 0
+    values: Mapping[str, Any],
+    source: str,
+    image_size: int | tuple[int, ...],
+    null_label: bool = False,
+    picture_channels: int = 0,
 ) -> dict[str, Any]:
     """Translates the ``config.json`` of a ``UNet2DModel`` to values by keys of our config.
 
     Args:
         values: settings in the file.
         source: name of the file in messages.
-        image_size: side of the images, where the file leaves ``sample_size`` open.
+        image_size: height and width of the images, or one number for both, where the file leaves ``sample_size`` open.
         null_label: whether the last of its classes means "no label", which the file cannot say.
         picture_channels: channels of the picture that the network may be told, which it has behind those of the image.
 
@@ -135,10 +140,9 @@ def stated_by_unet(
         if unet[key] not in known:
             raise _refused(source, key, unet[key], f"our network has {' and '.join(map(repr, known))}")
     size = image_size if unet["sample_size"] is None else unet["sample_size"]
-    sides = {*size} if isinstance(size, list) else {size}
-    if len(sides) != 1:
-        raise _refused(source, "sample_size", size, "our images are square")
-    (side,) = sides
+    sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    if len(sides) != 2:
+        raise _refused(source, "sample_size", size, "our images have a height and a width")
     widths = unet["block_out_channels"]
     attends = _attention_of_levels(unet, source)
     _check_widths(unet, attends, source)
@@ -146,7 +150,7 @@ def stated_by_unet(
     one_head = head is None or _attending_widths(widths, attends) == {head}
     classes = {} if rows is None else {"model.null_label": null_label}
     return {
-        "data.image_size": side,
+        "data.image_size": sides[0] if sides[0] == sides[1] else sides,
         "data.channels": channels,
         # diffusers' pipelines show x / 2 + 1/2.
         "data.mean": (0.5,),
@@ -155,7 +159,9 @@ def stated_by_unet(
         "model.channels": widths[0],
         "model.multipliers": tuple(width // widths[0] for width in widths),
         "model.num_blocks": unet["layers_per_block"],
-        "model.attention_resolutions": tuple(side // 2**level for level, attention in enumerate(attends) if attention),
+        "model.attention_resolutions": tuple(
+            sides[0] // 2**level for level, attention in enumerate(attends) if attention
+        ),
         "model.num_groups": unet["norm_num_groups"],
         "model.num_classes": 0 if rows is None else rows - null_label,
         **classes,
@@ -285,6 +291,16 @@ def unet_config(config: Config) -> dict[str, Any]:
             f"model.name={model.name}: diffusers has no such network (no continuous embedding of the noise's variance, "
             "no batch norms); choose weights.format=npz or safetensors"
         )
+    if data.dtype != "uint8" or {*data.range[::2]} - {0.0} or {*data.range[1::2]} - {255.0}:
+        raise UserError(
+            f"data.dtype={data.dtype}, data.range={data.range}: diffusers' pipelines know images of 8 bits, 0 ... 255, "
+            "only; choose weights.format=npz or safetensors"
+        )
+    if data.pad and network_sides(config) != data.image_shape[:2]:
+        raise UserError(
+            f"data.pad=True: diffusers' network does not enlarge images of {data.image_size} to what it can halve; "
+            "choose weights.format=npz or safetensors"
+        )
     if {*data.mean, *data.std} != {0.5}:
         raise UserError(
             f"data.mean={data.mean}, data.std={data.std}: diffusers' pipelines know images in [-1, 1] only, mean and "
@@ -318,7 +334,7 @@ def unet_config(config: Config) -> dict[str, Any]:
         "_diffusers_version": _DIFFUSERS_VERSION,
         **_UNET_DEFAULTS,
         **_UNET_FIXED,
-        "sample_size": data.image_size,
+        "sample_size": data.image_size if isinstance(data.image_size, int) else list(data.image_size),
         "in_channels": data.channels + (data.picture_channels if "image" in model.condition else 0),
         "out_channels": data.channels,
         "block_out_channels": [model.channels * multiplier for multiplier in model.multipliers],

@@ -151,7 +151,7 @@ def _stated_by_unet(
         return diffusers_config.stated_by_unet(
             values,
             str(path),
-            config.data.image_shape[0],
+            config.data.image_size,
             _has_null_label(values, known),
             known.data.picture_channels if known is not None else 0,
         )

@@ -27,7 +27,15 @@ from flax import traverse_util
 from ddim_jax.config import Config, ModelConfig
 from ddim_jax.errors import UserError
 from ddim_jax.names import QkvOrder
-from ddim_jax.weights.shapes import Shape, array_shapes, check_finite, check_shapes, check_told, variable_shapes
+from ddim_jax.weights.shapes import (
+    Shape,
+    array_shapes,
+    check_finite,
+    check_shapes,
+    check_told,
+    network_sides,
+    variable_shapes,
+)
 
 _TOP = {
     "time_dense_0": "time_embed.0",
@@ -149,7 +157,7 @@ class _Place:
 def _places(config: Config) -> dict[str, tuple[_Place, Shape]]:
     """Where each of our arrays is, and its shape with us, by our name."""
     model = config.model
-    attends = [config.data.image_shape[0] // 2**i in model.attention_resolutions for i in range(len(model.multipliers))]
+    attends = [network_sides(config)[0] // 2**i in model.attention_resolutions for i in range(len(model.multipliers))]
     modules = module_names(model, attends)
     shapes = {name.removeprefix("params/"): shape for name, shape in variable_shapes(config).items()}
     return {name: (_Place(name, modules), shape) for name, shape in shapes.items()}
@@ -185,14 +193,17 @@ def from_openai(state: Mapping[Any, Any], config: Config, order: QkvOrder, sourc
 # --- what shapes tell ---------------------------------------------------------------------------
 
 
-def stated_by_state(state: Mapping[Any, Any], source: str, image_size: int, null_label: bool = False) -> dict[str, Any]:
+def stated_by_state(
+    state: Mapping[Any, Any], source: str, image_size: int, null_label: bool = False, channels: int = 3
+) -> dict[str, Any]:
     """Reads from the shapes of a state dict which network it is of: values by keys of our config.
 
     Args:
         state: arrays by plain names.
         source: name of the file in messages.
-        image_size: side of the images, by which attention's resolutions are told.
+        image_size: height of the network's images, by which attention's resolutions are told.
         null_label: whether the last of its classes means "no label", which no array can say.
+        channels: of the images; of 1 and 3 it is known that they are images.
 
     Raises:
         UserError: it is of another kind of network.
@@ -200,17 +211,19 @@ def stated_by_state(state: Mapping[Any, Any], source: str, image_size: int, null
     if not any(str(name).startswith("output_blocks.") for name in state):
         raise UserError(f"{source} is a classifier of guided-diffusion: only its diffusion models are read")
     try:
-        return {**_FIXED, **_read_form(array_shapes(state), source, image_size, null_label)}
+        return {**_FIXED, **_read_form(array_shapes(state), source, image_size, null_label, channels)}
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise UserError(
             f"{source} has names of OpenAI's code, but is not a whole U-Net of it (at {error}): copy it again"
         ) from error
 
 
-def _read_form(shapes: Mapping[Any, Any], source: str, image_size: int, null_label: bool) -> dict[str, Any]:
+def _read_form(
+    shapes: Mapping[Any, Any], source: str, image_size: int, null_label: bool, expected: int
+) -> dict[str, Any]:
     width, channels = shapes["input_blocks.0.0.weight"][:2]
     outputs = shapes["out.2.weight"][0]
-    if outputs not in (channels, 2 * channels) or channels not in (1, 3):
+    if outputs not in (channels, 2 * channels) or channels not in (1, 3, expected):
         raise UserError(
             f"{source} makes {outputs} channels of {channels}: it is an upsampler, or of another task; only networks "
             "that make images of noise are read"

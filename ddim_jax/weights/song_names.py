@@ -21,7 +21,15 @@ from flax import traverse_util
 
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
-from ddim_jax.weights.shapes import Shape, array_shapes, check_finite, check_shapes, check_told, variable_shapes
+from ddim_jax.weights.shapes import (
+    Shape,
+    array_shapes,
+    check_finite,
+    check_shapes,
+    check_told,
+    network_sides,
+    variable_shapes,
+)
 
 # Their layers by ours: of residual blocks, and of attention.
 _EDM_LAYERS = {
@@ -213,7 +221,9 @@ def _unchanged(value: np.ndarray) -> np.ndarray:
 def _edm_modules(config: Config) -> dict[str, str]:
     """EDM's names of our modules."""
     levels, num_blocks = len(config.model.multipliers), config.model.num_blocks
-    sizes = [f"{config.data.image_shape[0] >> level}x{config.data.image_shape[0] >> level}" for level in range(levels)]
+    # EDM names a module by the resolution, of images that are square: of others by the height.
+    height = network_sides(config)[0]
+    sizes = [f"{height >> level}x{height >> level}" for level in range(levels)]
     modules = {
         "time_dense_0": "map_layer0",
         "time_dense_1": "map_layer1",
@@ -243,7 +253,7 @@ def _in_order(config: Config) -> list[str]:
     """Our modules from ``conv_in`` on, in the order in which they run."""
     model = config.model
     levels = range(len(model.multipliers))
-    attends = [config.data.image_shape[0] >> level in model.attention_resolutions for level in levels]
+    attends = [network_sides(config)[0] >> level in model.attention_resolutions for level in levels]
     order = ["conv_in"]
     for level in levels:
         for i in range(model.num_blocks):

@@ -67,7 +67,7 @@ def test_the_published_settings_are_the_published_network():
         ("down_block_types", ["ResnetDownsampleBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"]),
         ("attn_norm_num_groups", 8),
         ("out_channels", 5),
-        ("sample_size", [32, 64]),
+        ("sample_size", [32, 64, 3]),
         ("block_out_channels", [128, 200, 256, 256]),
         ("block_out_channels", [128, 256]),
         ("down_block_types", ["SkipDownBlock2D"] * 4),
@@ -148,6 +148,31 @@ def test_another_class_is_refused():
 def test_the_size_of_the_images_may_be_the_configs_to_say():
     assert stated_by_unet({**DDPM_CIFAR10, "sample_size": None}, "", 64)["model.attention_resolutions"] == (32,)
     assert stated_by_unet({**DDPM_CIFAR10, "sample_size": [32, 32]}, "", 64)["data.image_size"] == 32
+
+
+def test_images_may_be_wider_than_high_both_ways():
+    stated = stated_by_unet({**DDPM_CIFAR10, "sample_size": [32, 64]}, "", 8)
+    assert stated["data.image_size"] == (32, 64)
+    assert stated["model.attention_resolutions"] == (16,)
+    assert stated_by_unet({**DDPM_CIFAR10, "sample_size": None}, "", (64, 32))["model.attention_resolutions"] == (32,)
+    settings = unet_config(small_config(data__image_size=(16, 8), data__channels=2, model__attention_resolutions=(8,)))
+    assert settings["sample_size"] == [16, 8] and settings["in_channels"] == 2
+    back = stated_by_unet(settings, "config.json", 4)
+    assert (back["data.image_size"], back["data.channels"]) == ((16, 8), 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"data__dtype": "float32", "data__range": (-1.0, 4.0)}, r"data.dtype=float32, data.range=\(-1.0, 4.0\)"),
+        ({"data__dtype": "uint16"}, "data.dtype=uint16.*"),
+        ({"data__range": (0.0, 100.0)}, "data.dtype=uint8, data.range=.0.0, 100.0."),
+        ({"data__image_size": (8, 9), "data__pad": True}, "data.pad=True"),
+    ],
+)
+def test_values_that_no_pipeline_of_diffusers_knows_are_not_exported(changes, named):
+    with pytest.raises(UserError, match=f"{named}: .*choose weights.format=npz or safetensors"):
+        unet_config(small_config(**changes))
 
 
 @pytest.mark.parametrize(
