@@ -78,11 +78,14 @@ def read_device_images(source: Source, config: DataConfig) -> tuple[DeviceImages
     """
     images = load_images(source, config, range(len(source)), progress=True)
     left_out = len(source) - len(images.index)
-    image, label = images.image, images.label
-    if left_out:
-        image = np.pad(image, [(0, left_out), (0, 0), (0, 0), (0, 0)])
-        label = np.pad(label, (0, left_out))
-    return DeviceImages(image, label), substitutes(images.index, len(source))
+
+    def filled(array: np.ndarray | None) -> np.ndarray | None:
+        if array is None or not left_out:
+            return array
+        return np.pad(array, [(0, left_out)] + [(0, 0)] * (array.ndim - 1))
+
+    arrays = map(filled, (images.image, images.label, images.vector, images.paired))
+    return DeviceImages(*arrays), substitutes(images.index, len(source))
 
 
 def train_selections(
@@ -112,7 +115,12 @@ def gather(images: DeviceImages, selection: Selection) -> Batch:
         images: all of them.
         selection: places in them; [b] of this device.
     """
-    image: Any = jnp.take(images.image, selection.row, axis=0)
-    image = jnp.where(selection.flip[:, None, None, None], image[:, :, ::-1], image)
+
+    def pictures(all_of_them: Any) -> Any:
+        chosen: Any = jnp.take(all_of_them, selection.row, axis=0)
+        return jnp.where(selection.flip[:, None, None, None], chosen[:, :, ::-1], chosen)
+
     label: Any = jnp.take(images.label, selection.row, axis=0)
-    return Batch(image, label, selection.index)
+    vector: Any = None if images.vector is None else jnp.take(images.vector, selection.row, axis=0)
+    paired = None if images.paired is None else pictures(images.paired)
+    return Batch(pictures(images.image), label, selection.index, vector, paired)
