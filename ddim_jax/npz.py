@@ -80,20 +80,6 @@ def load_arrays(path: epath.PathLike) -> dict[str, np.ndarray]:
         raise UserError(f"{path} cannot be read: {reason}") from error
 
 
-def load_array(path: epath.PathLike, name: str) -> np.ndarray:
-    """Reads one array of an ``.npz``.
-
-    Raises:
-        ValueError: it is no array of numbers, or not as long as it says.
-        OSError: the file cannot be read.
-        zipfile.BadZipFile: it is damaged.
-    """
-    with epath.Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
-        info = archive.getinfo(f"{name}.npy")
-        _check_sizes([info], file.seek(0, 2))
-        return _read_member(archive, info)
-
-
 def _check_sizes(members: Sequence[zipfile.ZipInfo], file_size: int) -> None:
     """Refuses members that NumPy never writes, or that claim more than the file can hold.
 

@@ -78,14 +78,13 @@ class DataConfig:
 
     Attributes:
         source: ``digits`` (bundled with scikit-learn, no download), ``folder`` (a tree of image
-            files), ``array`` (a ``.npy`` or ``.npz`` file) or ``tfds`` (a TensorFlow Datasets name).
+            files) or ``tfds`` (a TensorFlow Datasets name).
         name: TFDS name, e.g. ``cifar10``; for the other sources only a label.
         split: which images, e.g. ``train``, ``train[:90%]`` or ``train+validation``; ``digits`` and ``folder`` have one
             split, ``train``, and its slices.
         validation: split of the images whose loss ``train.validate_every`` watches; empty for none.
         dir: TFDS data directory; empty means TFDS's own default.
-        path: root of the ``folder`` source, whose first-level sub-folders are the classes; or the file of ``array``,
-            images [n, h, w, c] or [n, h, w], in an ``.npz`` named ``images``.
+        path: root of the ``folder`` source; its first-level sub-folders are the classes.
         image_size: height and width of the images that the network sees, in pixels; one number for squares.
         channels: of the images: 1 (grey), 3 (RGB), 4 (RGB with alpha), or any other number of arrays.
         dtype: type of the images' values: ``uint8``, ``uint16`` or ``float32``; samples have it too.

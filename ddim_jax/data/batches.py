@@ -19,7 +19,7 @@ import numpy as np
 from ddim_jax.config import DataConfig
 from ddim_jax.data.batch_order import BatchOrder, substitutes
 from ddim_jax.data.prepared import PreparedSource
-from ddim_jax.data.reading import Images, bytes_of_images, empty_images, load_images, read_example
+from ddim_jax.data.reading import bytes_of_images, load_images, read_example
 from ddim_jax.data.sources import Example, Source
 from ddim_jax.data.transforms import ImageError
 
@@ -86,20 +86,19 @@ def train_batches(source: Source, config: DataConfig, order: BatchOrder, start_s
     in_memory = _fits_in_memory(len(source), config)
     if in_memory:
         images = load_images(source, config, range(len(source)), progress=True)
-        fetch = _row_fetcher(images.take, substitutes(images.index, len(source)))
+        fetch = _array_fetcher(images.image, images.label, substitutes(images.index, len(source)))
     elif isinstance(source, PreparedSource):
-        fetch = _row_fetcher(source.rows, source.usable[substitutes(source.usable, len(source))])
+        rows = source.usable[substitutes(source.usable, len(source))]
+        fetch = _prepared_fetcher(source, rows)
     else:
         fetch = _reading_fetcher(source, config)
 
     def batch_at(step: int) -> Batch:
-        images = fetch(order.examples(step, len(source)))
+        image, label = fetch(order.examples(step, len(source)))
         if config.flip:
             flipped = order.flips(step)
-            for pictures in (images.image, images.paired):
-                if pictures is not None:
-                    pictures[flipped] = pictures[flipped, :, ::-1]
-        return Batch(images.image, images.label, positions, images.vector, images.paired)
+            image[flipped] = image[flipped, :, ::-1]
+        return Batch(image, label, positions)
 
     if in_memory:
         return (batch_at(step) for step in itertools.count(start_step))
@@ -112,13 +111,23 @@ def _fits_in_memory(num_examples: int, config: DataConfig) -> bool:
     return config.cache in ("host", "device") or (config.cache == "auto" and fits)
 
 
-# From the numbers of examples [b] to their images, which the caller owns.
-_Fetcher = Callable[[np.ndarray], Images]
+# From the numbers of examples [b] to their images, uint8 [b, s, s, c], and labels, int32 [b], which the caller owns.
+_Fetcher = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-def _row_fetcher(rows: _Fetcher, row_of: np.ndarray) -> _Fetcher:
-    """Returns a function from indices [b] to copies of the rows ``row_of[indices]``."""
-    return lambda indices: rows(row_of[indices])
+def _array_fetcher(images: np.ndarray, labels: np.ndarray, row_of: np.ndarray) -> _Fetcher:
+    """Returns a function from indices [b] to copies of the rows ``row_of[indices]`` of two arrays."""
+
+    def fetch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = row_of[indices]
+        return images[rows], labels[rows]
+
+    return fetch
+
+
+def _prepared_fetcher(source: PreparedSource, row_of: np.ndarray) -> _Fetcher:
+    """Returns a function from indices [b] to the examples ``row_of[indices]``, compared with their checksums."""
+    return lambda indices: source.rows(row_of[indices])
 
 
 def _reading_fetcher(source: Source, config: DataConfig) -> _Fetcher:
@@ -138,10 +147,9 @@ def _reading_fetcher(source: Source, config: DataConfig) -> _Fetcher:
                 _log.warning("left out an image, %d so far: %s", len(unreadable), error)
         raise ImageError(f"none of the {len(source)} images of {source.name} can be used; see the log for reasons")
 
-    def fetch(indices: np.ndarray) -> Images:
-        images = empty_images(len(indices), source, config)
-        for row, index in enumerate(indices):
-            images.put(row, read(int(index)))
-        return images
+    def fetch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        examples = [read(int(index)) for index in indices]
+        images = np.stack([example.image for example in examples])
+        return images, np.array([example.label for example in examples], np.int32)
 
     return fetch

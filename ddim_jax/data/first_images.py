@@ -25,7 +25,7 @@ def read_first_images(data: DataConfig, split: str, path: str, num: int, key: st
         key: the config's key that ``path`` is the value of, such as ``edit.path``, for messages.
 
     Returns:
-        Images [n, h, w, c] of the type ``data.dtype``, and what belongs to them.
+        Images uint8 [n, h, w, c] and labels.
 
     Raises:
         UserError: they cannot be read; the line names ``key``.
@@ -42,9 +42,7 @@ def read_first_images(data: DataConfig, split: str, path: str, num: int, key: st
 
 def _read_path(data: DataConfig, path: str, num: int, key: str) -> Images:
     found = epath.Path(path).expanduser()
-    # Whoever names a folder or file gives images, not what belongs to them.
-    condition = "" if data.condition == "paired" else data.condition
-    data = dataclasses.replace(data, crop="center", resize="lanczos", condition=condition)
+    data = dataclasses.replace(data, crop="center", resize="lanczos")
     try:
         check_kind(found)
     except UserError as error:

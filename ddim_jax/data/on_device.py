@@ -78,14 +78,11 @@ def read_device_images(source: Source, config: DataConfig) -> tuple[DeviceImages
     """
     images = load_images(source, config, range(len(source)), progress=True)
     left_out = len(source) - len(images.index)
-
-    def filled(array: np.ndarray | None) -> np.ndarray | None:
-        if array is None or not left_out:
-            return array
-        return np.pad(array, [(0, left_out)] + [(0, 0)] * (array.ndim - 1))
-
-    arrays = map(filled, (images.image, images.label, images.vector, images.paired))
-    return DeviceImages(*arrays), substitutes(images.index, len(source))
+    image, label = images.image, images.label
+    if left_out:
+        image = np.pad(image, [(0, left_out), (0, 0), (0, 0), (0, 0)])
+        label = np.pad(label, (0, left_out))
+    return DeviceImages(image, label), substitutes(images.index, len(source))
 
 
 def train_selections(

@@ -5,8 +5,6 @@ used ends the work under ``data.on_error=fail``, as the first one in the order, 
 it is left out, and in the end one line says how many were (:func:`report_left_out`).
 """
 
-import dataclasses
-import functools
 import logging
 import math
 import sys
@@ -21,7 +19,6 @@ from ddim_jax import writers
 from ddim_jax.config import DataConfig
 from ddim_jax.data.sources import Example, Source
 from ddim_jax.data.transforms import ImageError, prepare_image
-from ddim_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -29,9 +26,6 @@ _log = logging.getLogger(__name__)
 _CHUNK = 32
 
 Result = TypeVar("Result")
-
-# The key that says where paired pictures are, for messages.
-_PAIRED = "data.condition_path"
 
 
 class Images(NamedTuple):
@@ -50,31 +44,6 @@ class Images(NamedTuple):
     index: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride]
     vector: np.ndarray | None = None
     paired: np.ndarray | None = None
-
-    def put(self, row: int, example: Example) -> None:
-        """Puts an example into a row; the number in ``index`` is not touched."""
-        self.image[row], self.label[row] = example.image, example.label
-        if self.vector is not None:
-            self.vector[row] = example.vector
-        if self.paired is not None:
-            self.paired[row] = example.paired
-
-    def take(self, rows: np.ndarray) -> "Images":
-        """Copies rows [b]."""
-        return Images(*(None if array is None else array[rows] for array in self))  # pyright: ignore
-
-
-def empty_images(num: int, source: Source, config: DataConfig) -> Images:
-    """Room for so many examples of a source, with those of the arrays that it has."""
-    paired = config.condition == "paired"
-    vector_size = getattr(source, "vector_size", 0)
-    return Images(
-        np.zeros((num, *config.image_shape), config.dtype),
-        np.zeros(num, np.int32),
-        np.zeros(num, np.int64),
-        np.zeros((num, vector_size), np.float32) if vector_size else None,
-        np.zeros((num, *config.paired_shape), config.dtype) if paired else None,
-    )
 
 
 def load_images(
@@ -97,25 +66,26 @@ def load_images(
     """
     indices = np.asarray(indices, np.int64).reshape(-1)
     num = len(indices)
-    images = empty_images(num, source, config)
+    images = np.empty((num, *config.image_shape), np.uint8)
+    labels = np.empty(num, np.int32)
 
     def store(chunk: Chunk) -> None:
         for row, example in chunk:
-            images.put(row, example)
+            images[row], labels[row] = example.image, example.label
 
     bar = writers.progress(num, f"reading {source.name}", " images", show=progress and sys.stderr.isatty())
     _, errors = map_chunks(
         store, cut_into_chunks(num, _CHUNK), lambda row: read_example(source, int(indices[row]), config), config, bar
     )
-    images.index[:] = indices
     if not errors:
-        return images
+        return Images(images, labels, indices)
     report_left_out(len(errors), num, errors[min(errors)])
-    return images.take(np.array([row for row in range(num) if row not in errors]))
+    kept = np.array([row for row in range(num) if row not in errors])
+    return Images(images[kept], labels[kept], indices[kept])
 
 
 def read_example(source: Source, index: int, config: DataConfig) -> Example:
-    """Reads one example and prepares its pictures, if that is not done: [h, w, channels] of the type ``data.dtype``.
+    """Reads one example and prepares its image, if that is not done: uint8 [image_size, image_size, channels].
 
     Raises:
         ImageError: it cannot be used; the line says which image and why.
@@ -124,49 +94,14 @@ def read_example(source: Source, index: int, config: DataConfig) -> Example:
         example = source[index]
         if source.prepared:
             return example
-        image, paired = prepare_image(example.image, config), None
-        vector = None if example.vector is None else _sound_vector(example.vector, source)
-        if config.condition == "paired":
-            if example.paired is None:
-                raise UserError(f"data.condition=paired: {source.name} has no second picture; name them by {_PAIRED}")
-            try:
-                paired = prepare_image(example.paired, _config_of_paired(config))
-            except ImageError as error:
-                raise ImageError(f"its paired picture: {error.reason}") from error
-        return Example(image, example.label, vector, paired)
+        return Example(prepare_image(example.image, config), example.label)
     except ImageError as error:
         raise ImageError(error.reason, source.where(index)) from error
 
 
-def _sound_vector(vector: np.ndarray, source: Source) -> np.ndarray:
-    """The numbers of an example as float32 [d].
-
-    Raises:
-        ImageError: there are more or fewer than the others', or one is NaN or infinite.
-    """
-    vector = np.asarray(vector, np.float32).reshape(-1)
-    if len(vector) != getattr(source, "vector_size", 0):
-        raise ImageError(f"its vector has {len(vector)} numbers, those of the others have not")
-    if not np.isfinite(vector).all():
-        raise ImageError(f"number {np.flatnonzero(~np.isfinite(vector))[0]} of its vector is NaN or infinite")
-    return vector
-
-
-@functools.cache
-def _config_of_paired(config: DataConfig) -> DataConfig:
-    """How the paired pictures are prepared: as the images, at their own size."""
-    *size, channels = config.paired_shape
-    # A range of each channel is that of the images' channels.
-    values = config.range if len(config.range) == 2 or channels == config.channels else ()
-    return dataclasses.replace(config, image_size=tuple(size), channels=channels, range=values)
-
-
 def bytes_of_images(num_examples: int, config: DataConfig) -> int:
-    """The memory that so many prepared images take, with the pictures that belong to them."""
-    values = math.prod(config.image_shape)
-    if config.condition == "paired":
-        values += math.prod(config.paired_shape)
-    return num_examples * values * np.dtype(config.dtype).itemsize
+    """The memory that so many prepared images take."""
+    return num_examples * math.prod(config.image_shape)
 
 
 # --- chunks -------------------------------------------------------------------------------------

@@ -1,26 +1,185 @@
-"""From an image as it is stored to the array that the network is trained on.
+"""From an encoded image of any kind to the uint8 array that the network is trained on.
 
-:func:`prepare_image` crops, resizes and sets the number of channels. It works on one image, is deterministic, and
-checks on the way that the image's values are such as ``data.dtype`` and ``data.range`` say.
+Two steps: :func:`decode_image` turns a file's bytes into pixels, :func:`prepare_image` crops,
+resizes and sets the number of channels. Both work on one image and are deterministic, and all
+sources go through the same decoder (Pillow), so that the same file gives the same pixels
+wherever it comes from.
 """
 
+import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 from ddim_jax.config import DataConfig
-from ddim_jax.data.decoding import FORMATS, ImageError, decode_image
+from ddim_jax.errors import UserError
 from ddim_jax.images import from_pillow, to_pillow
-from ddim_jax.names import PixelType, lookup
+from ddim_jax.names import lookup
 
-__all__ = ["CROPS", "FORMATS", "ImageError", "crop_image", "decode_image", "prepare_image", "set_channels"]
+# Formats that Pillow may try, with the suffixes of their files. Naming them keeps its rarer decoders away from files
+# that nobody vouches for.
+FORMATS = {
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+}
+_FORMATS_IN_WORDS = "PNG, JPEG, WebP, BMP, GIF or TIFF"
+
+# Sound PNG files hold colour profiles and descriptions of several MB, which Pillow refuses from 1 MiB on. It knows no
+# limit for one image alone. These are still small beside the pixels that it accepts.
+PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, 2**26)
+PngImagePlugin.MAX_TEXT_MEMORY = max(PngImagePlugin.MAX_TEXT_MEMORY, 2**28)
+
+# By EXIF orientation, what turns the stored pixels upright; at 1, or any other value, they are.
+_UPRIGHT: dict[Any, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Kinds of colour in a PNG's header: grey, and grey with alpha.
+_GREY_PNG = (0, 4)
+
+# Mode, bits and scale (0 is black) of the TIFF images of more than 8 bits whose range is known.
+_PLAIN_GREY_TIFF = ("I;16", 16, 1)
 
 # The published aligned CelebA images; the crop below is meaningless at any other size.
 _CELEBA_HEIGHT, _CELEBA_WIDTH = 218, 178
 
-# Weights of red, green and blue in the luma of ITU-R BT.601.
-_LUMA = (0.299, 0.587, 0.114)
+
+class ImageError(UserError):
+    """One image cannot be used.
+
+    The reason depends on the image's content and the config alone, never on time or order: that is what makes leaving
+    such images out (``data.on_error=skip``) reproducible.
+
+    Attributes:
+        reason: why, without saying which image it is.
+    """
+
+    def __init__(self, reason: str, where: str = "") -> None:
+        """Composes the line to show.
+
+        Args:
+            reason: why the image cannot be used.
+            where: the file or record that holds it, where that is known: a decoder sees bytes alone, and who reads the
+                image adds where they come from.
+        """
+        super().__init__(f"{where}: {reason}" if where else reason)
+        self.reason = reason
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """Decodes a PNG, JPEG, WebP, BMP, GIF or TIFF file (the first frame, if it has several).
+
+    The EXIF orientation is applied. Transparent pixels are composited over white. 16-bit grey is
+    scaled by 255 / 65535 and rounded; palettes, CMYK and other colour spaces become RGB. Of 16-bit
+    colours, and of 16-bit grey with alpha, Pillow keeps the higher 8 bits.
+
+    Args:
+        data: the file's bytes.
+
+    Returns:
+        uint8 [h, w, 1] for grey images, else [h, w, 3] (RGB).
+
+    Raises:
+        ImageError: the bytes are empty, cut off, no image of these formats, or one of a kind that has no 8-bit pixels.
+    """
+    if not data:
+        raise ImageError("the file is empty")
+    try:
+        with Image.open(io.BytesIO(data), formats=list(FORMATS)) as image:
+            image.load()
+            pixels = _to_grey_or_rgb(image, data)
+            method = _turn_upright(image)
+            return from_pillow(pixels if method is None else pixels.transpose(method))
+    except (ImageError, MemoryError):
+        # How much memory there is, is no property of the image.
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"not a {_FORMATS_IN_WORDS} image") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"the image has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, too many to decode; "
+            "store it smaller, or leave it out by data.on_error=skip"
+        ) from error
+    except Exception as error:
+        # Decoders raise whatever a wrong byte leads them to: no list of exceptions is complete.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        remedy = "; store it without its text or colour profile" if "MAX_TEXT" in reason else ""
+        raise ImageError(f"the image cannot be decoded: {reason}{remedy}") from error
+
+
+def _turn_upright(image: Image.Image) -> Image.Transpose | None:
+    """Finds what turns an image as its EXIF orientation says, if it need be turned.
+
+    Pillow's own function also writes the EXIF data anew, without the orientation, and fails at tags of unusual types,
+    of which sound photos have many.
+    """
+    try:
+        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:
+        # The pixels are sound: other programs show them as they are stored, too.
+        return None
+
+
+def _to_grey_or_rgb(image: Image.Image, data: bytes) -> Image.Image:
+    """Converts a decoded file, whose bytes are ``data``, to mode L or RGB, over white."""
+    # Of a PNG, the bits of a sample and the kind of colour stand at fixed places: its header comes first.
+    depth, colour = (data[24], data[25]) if image.format == "PNG" else (8, None)
+    transparent = _transparent_value(image, depth)
+    if image.mode in ("L", "RGB") and transparent is None:
+        return image
+    if image.mode.startswith(("I", "F")):
+        return _scale_to_8_bits(image, transparent)
+    # Grey with alpha of 16 bits arrives as RGBA.
+    grey = colour in _GREY_PNG or image.mode in ("1", "L", "LA", "La")
+    if image.has_transparency_data:
+        if transparent is not None:
+            image.info["transparency"] = transparent
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L" if grey else "RGB")
+
+
+def _transparent_value(image: Image.Image, depth: int) -> Any:
+    """Reads which value or palette entry is transparent, on the scale of the pixels that Pillow gives; None if none is.
+
+    Pillow scales grey PNGs of 2 and 4 bits up to 8, and cuts colours of 16 bits down, but leaves this value as it is.
+    """
+    value = image.info.get("transparency")
+    if image.mode == "L" and depth < 8 and value is not None:
+        return value * 255 // (2**depth - 1)
+    if image.mode == "RGB" and depth == 16 and value is not None:
+        return tuple(channel >> 8 for channel in value)
+    return value
+
+
+def _scale_to_8_bits(image: Image.Image, transparent: int | None) -> Image.Image:
+    """Scales grey of 16 bits to 8; Pillow's own conversion clips at 255 instead."""
+    if image.format == "TIFF" and _tiff_kind(image) != _PLAIN_GREY_TIFF:
+        raise ImageError("it is a TIFF image of an unusual number type or scale; store 8 or 16 bits per channel")
+    values = np.asarray(image).astype(np.int64)
+    # 65535 / 257 = 255, and adding 128 rounds to nearest (257 is odd: there are no ties).
+    levels = ((values + 128) // 257).astype(np.uint8)
+    if transparent is not None:
+        levels[values == transparent] = 255
+    return Image.fromarray(levels)
+
+
+def _tiff_kind(image: Image.Image) -> tuple[str, Any, Any]:
+    """Returns the mode of an opened TIFF without its byte order, the bits of a sample, and which value is black."""
+    tags: Any = image.getexif()
+    return image.mode[:4], tags.get(ExifTags.Base.BitsPerSample), tags.get(ExifTags.Base.PhotometricInterpretation)
 
 
 def prepare_image(image: np.ndarray, config: DataConfig) -> np.ndarray:
@@ -31,117 +190,45 @@ def prepare_image(image: np.ndarray, config: DataConfig) -> np.ndarray:
     same pixels up to rounding, but for a border as wide as the filter, which here sees nothing
     beyond the square.
 
-    Values of other types than uint8, and images of other than 1 or 3 channels, are resized channel by channel in
-    float32, by the same filters; what these overshoot the channel's own values by is cut off.
-
     Args:
-        image: [h, w, c], of a type that ``data.dtype`` can hold.
-        config: the keys crop, resize, image_size, channels, dtype and range.
+        image: uint8 [h, w, c] with c = 1 or 3.
+        config: the keys crop, resize, image_size and channels.
 
     Returns:
-        [height, width, channels] of the type ``data.dtype``.
+        uint8 [image_size, image_size, channels].
 
     Raises:
-        ImageError: the crop does not fit the image; the result has another size than ``data.image_size`` and
-            ``data.resize`` is none; or a value or the number of channels is none that the config says.
+        ImageError: the crop does not fit the image, or the result has another size than
+            ``data.image_size`` and ``data.resize`` is none.
     """
-    wanted = config.image_shape[:2]
-    image = _as_type(crop_image(image, config.crop, wanted), config.dtype)
+    image = crop_image(image, config.crop)
     height, width = image.shape[:2]
-    # Of a square nothing but a square; of other shapes one to the pixel.
-    if abs(height * wanted[1] - width * wanted[0]) >= max(wanted):
+    wanted_height, wanted_width, _ = config.image_shape
+    if height * wanted_width != width * wanted_height:
         raise ImageError(
             f"the image is {width}x{height} pixels, not "
-            + ("square" if wanted[0] == wanted[1] else f"of the shape {wanted[1]}x{wanted[0]}")
+            + ("square" if wanted_height == wanted_width else f"of the shape {wanted_width}x{wanted_height}")
             + "; set data.crop=center"
         )
-    if (height, width) != wanted:
+    if width != wanted_width:
         if config.resize == "none":
             raise ImageError(
                 f"the image is {width}x{height} pixels after data.crop={config.crop}, data.image_size is "
                 f"{config.image_size}; "
                 "set data.resize=bilinear or another filter"
             )
-        image = _resize(image, wanted, Image.Resampling[config.resize.upper()])
-    image = set_channels(image, config.channels)
-    _check_range(image, config)
-    return image
+        resampling = Image.Resampling[config.resize.upper()]
+        image = from_pillow(to_pillow(image).resize((wanted_width, wanted_height), resampling))
+    return set_channels(image, config.channels)
 
 
-def _as_type(image: np.ndarray, dtype: PixelType) -> np.ndarray:
-    """Turns an image's values into those of a type that holds them as they are.
-
-    Raises:
-        ImageError: the type does not, or a value is NaN or infinite.
-    """
-    if dtype != "float32":
-        if image.dtype != dtype:
-            hint = f"set data.dtype={image.dtype}" if image.dtype in (np.uint8, np.uint16) else "set data.dtype=float32"
-            raise ImageError(f"its values are {image.dtype}, but data.dtype={dtype}; {hint}, or leave the image out")
-        return image
-    with np.errstate(over="ignore"):
-        image = image.astype(np.float32, copy=False)
-    if not np.isfinite(image.sum(dtype=np.float64)):
-        wrong = np.argwhere(~np.isfinite(image))
-        row, column, channel = wrong[0].tolist()
-        values = "1 value is" if len(wrong) == 1 else f"{len(wrong):,} values are"
-        raise ImageError(
-            f"{values} NaN or infinite, the first in row {row}, column {column}, channel {channel}; mend the data, or "
-            "leave such images out by data.on_error=skip"
-        )
-    return image
-
-
-def _check_range(image: np.ndarray, config: DataConfig) -> None:
-    """Checks that no value of an image lies beyond ``data.range``, where that is given.
-
-    Raises:
-        ImageError: one does.
-    """
-    if not config.range:
-        return
-    # Compared in the image's type, in which 0.9 is another number than in float64.
-    low, high = (np.asarray(config.range[first::2], image.dtype) for first in (0, 1))
-    wrong = (image < low) | (image > high)
-    if wrong.any():
-        row, column, channel = np.argwhere(wrong)[0].tolist()
-        low, high = (float(np.broadcast_to(bound, image.shape[-1])[channel]) for bound in (low, high))
-        raise ImageError(
-            f"the value {image[row, column, channel]:g} in row {row}, column {column}, channel {channel} lies beyond "
-            f"data.range, {low:g} ... {high:g}; widen that"
-        )
-
-
-def _resize(image: np.ndarray, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
-    """Resizes an image [h, w, c] to (height, width)."""
-    shape = (size[1], size[0])
-    if image.dtype == np.uint8 and image.shape[2] in (1, 3):
-        return from_pillow(to_pillow(image).resize(shape, resampling))
-    channels = []
-    for channel in np.moveaxis(image, -1, 0):
-        values = np.asarray(Image.fromarray(channel.astype(np.float32)).resize(shape, resampling))
-        channels.append(np.clip(values, channel.min(), channel.max()))
-    return _rounded(np.stack(channels, -1), image.dtype)
-
-
-def _rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Values as those of a type: integers are rounded half up."""
-    return (values if dtype == np.float32 else np.floor(values + 0.5)).astype(dtype)
-
-
-def crop_image(image: np.ndarray, crop: str, shape: tuple[int, int] = (1, 1)) -> np.ndarray:
+def crop_image(image: np.ndarray, crop: str) -> np.ndarray:
     """Cuts out the part of an image [h, w, c] that ``data.crop`` names, one of :data:`CROPS`.
-
-    Args:
-        image: the whole.
-        crop: which part.
-        shape: height and width that the part will have in the end, of which only the ratio counts.
 
     Raises:
         ImageError: the crop does not fit the image.
     """
-    part = lookup(CROPS, crop, "crop")
-    return center_crop(image, shape) if part is center_crop else part(image)
+    return lookup(CROPS, crop, "crop")(image)
 
 
 def no_crop(image: np.ndarray) -> np.ndarray:
@@ -149,15 +236,12 @@ def no_crop(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def center_crop(image: np.ndarray, shape: tuple[int, int] = (1, 1)) -> np.ndarray:
-    """Cuts out the largest centred square, or part of another ratio; an odd pixel is lost at the bottom or right."""
+def center_crop(image: np.ndarray) -> np.ndarray:
+    """Cuts out the largest centred square; an odd pixel is lost at the bottom or right."""
     height, width = image.shape[:2]
-    # Rounded half up; at least a pixel.
-    tall = max(1, (2 * width * shape[0] + shape[1]) // (2 * shape[1]))
-    wide = max(1, (2 * height * shape[1] + shape[0]) // (2 * shape[0]))
-    tall, wide = min(height, tall), min(width, wide)
-    top, left = (height - tall) // 2, (width - wide) // 2
-    return image[top : top + tall, left : left + wide]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[top : top + side, left : left + side]
 
 
 def celeba_crop(image: np.ndarray) -> np.ndarray:
@@ -186,23 +270,13 @@ CROPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def set_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Makes an image [h, w, 1 or 3] grey or RGB: [h, w, channels], of the same type.
+    """Makes an image [h, w, 1 or 3] grey or RGB: uint8 [h, w, channels].
 
     Grey becomes RGB by repeating; RGB becomes grey by the luma of ITU-R BT.601,
-    0.299 R + 0.587 G + 0.114 B. Images of other numbers of channels are left as they are.
-
-    Raises:
-        ImageError: the image has another number of channels, and none that these two cases make of it.
+    0.299 R + 0.587 G + 0.114 B.
     """
-    found = image.shape[2]
-    if found == channels:
+    if image.shape[2] == channels:
         return image
-    if (found, channels) == (3, 1):
-        if image.dtype == np.uint8:
-            return from_pillow(to_pillow(image).convert("L"))
-        red, green, blue = (image[..., [channel]].astype(np.float64) for channel in range(3))
-        return _rounded(_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue, image.dtype)
-    if (found, channels) == (1, 3):
-        return np.repeat(image, channels, axis=2)
-    has = "1 channel" if found == 1 else f"{found} channels"
-    raise ImageError(f"the image has {has}, data.channels is {channels}; set data.channels={found}")
+    if channels == 1:
+        return from_pillow(to_pillow(image).convert("L"))
+    return np.repeat(image, channels, axis=2)

@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits, a folder, an array, a TFDS data set, or a source of one's own.
+"""Where images come from: scikit-learn's digits, a folder of image files, a TFDS data set, or a source of one's own.
 
 To add one, write a class with the members of :class:`Source` and put a row into :data:`SOURCES`, under a name that
 ``names.DataSource`` has too. ``data.split`` takes a part of any source; ``splits.py`` helps those that have but one.
@@ -7,7 +7,6 @@ To add one, write a class with the members of :class:`Source` and put a row into
 from collections.abc import Callable
 
 from ddim_jax.config import DataConfig
-from ddim_jax.data.sources.array import ArraySource
 from ddim_jax.data.sources.digits import DigitsSource
 from ddim_jax.data.sources.folder import FolderSource
 from ddim_jax.data.sources.protocol import Example, Source, check_labels
@@ -17,7 +16,6 @@ from ddim_jax.names import lookup
 
 __all__ = [
     "SOURCES",
-    "ArraySource",
     "DigitsSource",
     "Example",
     "FolderSource",
@@ -48,6 +46,5 @@ def _open_folder(config: DataConfig) -> Source:
 SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "digits": lambda config: DigitsSource(config.split),
     "folder": _open_folder,
-    "array": ArraySource,
     "tfds": lambda config: TfdsSource(config.name, config.split, config.dir),
 }

@@ -1,7 +1,7 @@
 """What a source of images is: a random-access sequence, in which ``source[i]`` is example i, always the same one.
 
 Training needs no more than that to be repeatable, since the order of the examples is made elsewhere, from the seed
-(``batch_order.py``). Pixels are as stored, of any type and size; ``transforms.py`` makes them equal.
+(``batch_order.py``). Pixels are as stored, uint8 of any size; ``transforms.py`` makes them equal.
 """
 
 from typing import NamedTuple, Protocol
@@ -35,14 +35,12 @@ class Source(Protocol):
         num_classes: number of classes; labels lie in 0 ... num_classes - 1. 0 means no labels.
         prepared: images are cropped and resized already, and have their final number of channels.
         no_labels_because: why there are none, where the data look as if they should have some; else empty.
-        vector_size: length of the vectors of ``data.vector``; 0 where there are none.
     """
 
     name: str
     num_classes: int
     prepared: bool = False
     no_labels_because: str = ""
-    vector_size: int = 0
 
     def __len__(self) -> int:
         """The number of examples."""
