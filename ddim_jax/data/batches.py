@@ -27,6 +27,7 @@ from ddim_jax.data.reading import (
     load_images,
     put_example,
     read_in_range,
+    select_rows,
 )
 from ddim_jax.data.sources import Example, Source
 from ddim_jax.data.transforms import ImageError
@@ -127,12 +128,7 @@ _Fetcher = Callable[[np.ndarray], Images]
 
 def _array_fetcher(images: Images, row_of: np.ndarray) -> _Fetcher:
     """Returns a function from indices [b] to copies of the rows ``row_of[indices]`` of images in memory."""
-
-    def fetch(indices: np.ndarray) -> Images:
-        rows = row_of[indices]
-        return Images(*(None if each is None else each[rows] for each in images))
-
-    return fetch
+    return lambda indices: select_rows(images, row_of[indices])
 
 
 def _prepared_fetcher(source: PreparedSource, config: DataConfig, row_of: np.ndarray) -> _Fetcher:

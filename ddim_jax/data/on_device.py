@@ -115,10 +115,10 @@ def gather(images: DeviceImages, selection: Selection) -> Batch:
         images: all of them.
         selection: places in them; [b] of this device.
     """
-    image, paired = (
-        None if values is None else _mirrored(jnp.take(values, selection.row, axis=0), selection.flip)
-        for values in (images.image, images.paired)
-    )
+    image: Any = _mirrored(jnp.take(images.image, selection.row, axis=0), selection.flip)
+    paired: Any = None
+    if images.paired is not None:
+        paired = _mirrored(jnp.take(images.paired, selection.row, axis=0), selection.flip)
     label: Any = jnp.take(images.label, selection.row, axis=0)
     vector: Any = None if images.vector is None else jnp.take(images.vector, selection.row, axis=0)
     return Batch(image, label, selection.index, vector, paired)

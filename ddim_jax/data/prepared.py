@@ -176,8 +176,8 @@ class PreparedSource(Source):
         Raises:
             ImageError: one is damaged and cannot be prepared again.
         """
-        arrays = (self.images, self.labels, np.arange(len(self)), self.vectors, self.paired)
-        images = Images(*(None if array is None else array[indices] for array in arrays))
+        vectors, paired = (None if array is None else array[indices] for array in (self.vectors, self.paired))
+        images = Images(self.images[indices], self.labels[indices], indices, vectors, paired)
         if self._checksums is not None:
             for place, index in enumerate(indices):
                 if _checksum(_example(images, place)) != self._checksums[index]:

@@ -91,7 +91,13 @@ def load_images(
         return images
     report_left_out(len(errors), num, errors[min(errors)])
     kept = np.array([row for row in range(num) if row not in errors])
-    return Images(*(None if each is None else each[kept] for each in images))
+    return select_rows(images, kept)
+
+
+def select_rows(images: Images, rows: np.ndarray) -> Images:
+    """Copies of some rows of images in memory."""
+    vector, paired = (None if array is None else array[rows] for array in (images.vector, images.paired))
+    return Images(images.image[rows], images.label[rows], images.index[rows], vector, paired)
 
 
 def empty_images(source: Source, config: DataConfig, indices: np.ndarray) -> Images:
@@ -161,7 +167,7 @@ def check_range(image: np.ndarray, config: DataConfig) -> None:
     if not config.range:
         return
     axes = tuple(range(image.ndim - 1))
-    lows, highs = np.broadcast_arrays(*(np.float64(config.range[start::2]) for start in (0, 1)))
+    lows, highs = np.broadcast_arrays(*(np.array(config.range[start::2]) for start in (0, 1)))
     for found, limits, sign in ((image.min(axes), lows, 1), (image.max(axes), highs, -1)):
         # The config's numbers are Python's, to which float32's are rounded.
         outside = sign * found.astype(np.float64) < sign * limits.astype(image.dtype).astype(np.float64)

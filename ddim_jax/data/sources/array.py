@@ -10,6 +10,7 @@ from ddim_jax.data.sources.protocol import Example, Source
 from ddim_jax.data.splits import split_indices
 from ddim_jax.data.transforms import ImageError, as_values, check_type
 from ddim_jax.errors import UserError, shown
+from ddim_jax.names import PixelType
 
 # What the images are called in an .npz that holds more than one array: by us, by NumPy where nobody says, by Keras.
 _IMAGES = ("images", "image", "arr_0", "x_train", "x")
@@ -67,7 +68,7 @@ class ArraySource(Source):
                 self._identity["labels"] = config.labels
         what = f"data.path={shown(config.path)}" if config.path else "the array of images"
         self._images = image_array(images, what)
-        self._dtype = config.dtype
+        self._dtype: PixelType = config.dtype
         try:
             check_type(self._images.dtype, config.dtype)
         except ImageError as error:
@@ -83,23 +84,23 @@ class ArraySource(Source):
         self._identity["shape"] = str(tuple(images.shape))
         self._labels, self.num_classes = check_label_array(labels, num, config.labels)
         self.split = config.split
-        self.numbers = split_indices(config.split, num, self.name)
+        self._numbers = self.numbers = split_indices(config.split, num, self.name)
 
     def __len__(self) -> int:
         """The number of images."""
-        return len(self.numbers)
+        return len(self._numbers)
 
     def __getitem__(self, index: int) -> Example:
         """Copies image ``index``."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} examples; there is no number {index}")
-        number = self.numbers[index]
+        number = self._numbers[index]
         label = 0 if self._labels is None else int(self._labels[number])
         return Example(as_values(np.array(self._images[number]), self._dtype), label)
 
     def where(self, index: int) -> str:
         """The file and the row in it."""
-        return f"{self._where}, image {self.numbers[index]}"
+        return f"{self._where}, image {self._numbers[index]}"
 
     def identity(self) -> dict[str, str | int]:
         """Size and time of change of the file, which is not read; of arrays in memory a digest of their contents."""

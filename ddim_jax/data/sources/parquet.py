@@ -15,6 +15,7 @@ from ddim_jax.data.sources.protocol import Example, Source
 from ddim_jax.data.splits import split_indices
 from ddim_jax.data.transforms import DecodingNotes, ImageError, as_values, decode_image
 from ddim_jax.errors import UserError, shown
+from ddim_jax.names import PixelType
 
 # What the hub's data sets call their images and classes, the first that is there.
 _IMAGES = ("image", "img", "images", "pixel_values")
@@ -71,7 +72,8 @@ class ParquetSource(Source):
         self._image = _column(schema.names, _IMAGES, "", key, "images")
         self._label = _column(schema.names, _LABELS, config.labels, key, "labels", must=bool(config.labels))
         self._vector = config.vector if config.vector in schema.names else ""
-        self._dtype, self._channels = config.dtype, config.channels
+        self._dtype: PixelType = config.dtype
+        self._channels = config.channels
         self._notes = DecodingNotes()
         self.name = config.name or root.resolve().stem
         self.split = config.split
@@ -82,19 +84,19 @@ class ParquetSource(Source):
         self._labels, classes = check_label_array(labels, self.num_whole, self._label)
         # A split may lack the last class: the data set's own list has them all.
         self.num_classes = max(classes, _classes_told(schema, self._label)) if self._label else 0
-        self.numbers = split_indices(config.split, self.num_whole, self.name)
+        self._numbers = self.numbers = split_indices(config.split, self.num_whole, self.name)
         if self._vector:
             self.vector_size = len(_as_vector(self._row(0)[self._vector], self._vector))
 
     def __len__(self) -> int:
         """The number of rows."""
-        return len(self.numbers)
+        return len(self._numbers)
 
     def __getitem__(self, index: int) -> Example:
         """Reads and decodes row ``index``."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} examples; there is no number {index}")
-        number = int(self.numbers[index])
+        number = int(self._numbers[index])
         row = self._row(number)
         stored = row[self._image]
         if isinstance(stored, dict):
@@ -115,7 +117,7 @@ class ParquetSource(Source):
 
     def where(self, index: int) -> str:
         """The file and the row in it."""
-        number = int(self.numbers[index])
+        number = int(self._numbers[index])
         group = self._group_of(number)
         file = self._places[group][0]
         first = next(place for place, (of, _) in enumerate(self._places) if of == file)

@@ -294,9 +294,10 @@ def _size_of_vector(features: Any, name: str, data_set: str) -> int:
             f"{', '.join(sorted(features))}"
         )
     feature = features[name]
-    parts = list(feature.values()) if hasattr(feature, "values") else [feature]
+    parts: list[Any] = list(feature.values()) if hasattr(feature, "values") else [feature]
     for part in parts:
-        shape, kind = getattr(part, "shape", None), np.dtype(getattr(part, "np_dtype", object)).kind
+        shape: Any = getattr(part, "shape", None)
+        kind = np.dtype(getattr(part, "np_dtype", object)).kind
         if shape is None or len(shape) > 1 or None in shape or kind not in "biuf":
             raise UserError(f"data.vector={name!r}: this feature of {data_set} is no vector of a fixed length")
     return sum(part.shape[0] if part.shape else 1 for part in parts)
