@@ -23,7 +23,7 @@ Mode = Literal[
 
 # --- data ---------------------------------------------------------------------------------------
 
-DataSource = Literal["digits", "folder", "tfds"]
+DataSource = Literal["digits", "folder", "tfds", "array", "parquet"]
 Crop = Literal["none", "center", "celeba"]
 ResizeFilter = Literal["none", "bilinear", "bicubic", "lanczos", "box"]
 ImageCache = Literal["auto", "device", "host", "disk", "none"]

@@ -27,6 +27,7 @@ _AGAIN_AFTER = 0.1
 
 _received = threading.Event()
 _asked = threading.Event()
+_library_asks = threading.Event()
 
 
 def is_program(*programs: str) -> bool:
@@ -92,12 +93,26 @@ def interrupts_raised() -> Iterator[None]:
 def interrupt_asks(stop: Callable[[], None]) -> Iterator[None]:
     """Meanwhile the first Ctrl-C asks the job to stop in good order, and the second ends the program at once.
 
-    Nothing changes outside of :func:`interrupts_raised`.
+    Nothing changes outside of :func:`interrupts_raised` and :func:`interrupts_asked_by_library`; in the latter the
+    second one does what Ctrl-C did before.
 
     Args:
         stop: asks the job; called as a handler of signals is.
     """
-    if signal.getsignal(signal.SIGINT) is not _raise:
+    before = signal.getsignal(signal.SIGINT)
+    if _library_asks.is_set() and threading.current_thread() is threading.main_thread():
+
+        def ask_once(*_: Any) -> None:
+            signal.signal(signal.SIGINT, before)
+            stop()
+
+        signal.signal(signal.SIGINT, ask_once)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+        return
+    if before is not _raise:
         yield
         return
 
@@ -111,6 +126,16 @@ def interrupt_asks(stop: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, _raise)
+
+
+@contextlib.contextmanager
+def interrupts_asked_by_library() -> Iterator[None]:
+    """Meanwhile jobs may take Ctrl-C for themselves, in a program or notebook that is not ours."""
+    _library_asks.set()
+    try:
+        yield
+    finally:
+        _library_asks.clear()
 
 
 def was_asked_to_stop() -> bool:

@@ -30,6 +30,7 @@ from ddim_jax.config import (
     TRAINED_GROUPS,
     Config,
     ConfigError,
+    DataConfig,
     Role,
     differences,
     flatten,
@@ -175,20 +176,29 @@ def changes_to_run(workdir: epath.PathLike, config: Config) -> dict[str, tuple[A
     return _binding_differences(read_config(workdir), config, TRAINED_GROUPS)
 
 
-_STATISTICS = ("data.mean", "data.std")
+_STATISTICS = ("data.mean", "data.std", "data.range")
 
 # The groups that a command line may repeat for a job, as they were in training. Of the others (``train``, ``seed``) a
 # job makes no use.
 _DESCRIBING = ("data", "model", "diffusion")
 
 
-def measured_statistics(workdir: epath.PathLike, config: Config) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation that a run on the same data in this workdir has measured; None if there is none."""
+def measured_statistics(workdir: epath.PathLike, config: Config) -> DataConfig | None:
+    """The data of a run in this workdir, if they are those of a config but for what it leaves to be measured.
+
+    Mean, standard deviation and range of them are what that run has measured.
+    """
     if not config_path(workdir).exists():
         return None
     trained = read_config(workdir)
-    changed = _binding_differences(trained, config, ("data",)).keys() - set(_STATISTICS)
-    return None if changed else (trained.data.mean, trained.data.std)
+    changed = _binding_differences(trained, config, ("data",)).keys() - set(_left_open(config.data))
+    return None if changed else trained.data
+
+
+def _left_open(data: DataConfig) -> tuple[str, ...]:
+    """The statistics that are measured, since a config does not say them; the range is so for floats alone."""
+    statistics = _STATISTICS[:2] if not data.mean else ()
+    return (*statistics, _STATISTICS[2]) if data.dtype == "float32" and not data.range else statistics
 
 
 def binding_values(workdir: epath.PathLike, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,7 +221,7 @@ def binding_values(workdir: epath.PathLike, given: Mapping[str, Any]) -> dict[st
     }
     # Left empty, they are measured: so were the workdir's.
     for key in _STATISTICS:
-        if key in changed and not given[key]:
+        if key in changed and not given[key] and (key != "data.range" or trained["data.dtype"] == "float32"):
             del changed[key]
     if changed:
         raise UserError(
@@ -242,7 +252,7 @@ def _binding_differences(trained: Config, config: Config, groups: tuple[str, ...
 
     Statistics of the data that the config leaves open contradict nothing.
     """
-    binding = _BINDING if config.data.mean else _BINDING.difference(_STATISTICS)
+    binding = _BINDING.difference(_left_open(config.data))
     return {key: values for key, values in differences(trained, config, groups).items() if key in binding}
 
 

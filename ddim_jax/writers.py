@@ -7,9 +7,10 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +23,9 @@ from ddim_jax.files import make_folder, whole_file, writing
 from ddim_jax.records import read_lines
 
 log = logging.getLogger("ddim_jax")
+
+# Whether whoever calls wants to hear nothing.
+_silenced = threading.Event()
 
 # How old TensorBoard's view of a run may be.
 _FLUSH_SECONDS = 120.0
@@ -245,6 +249,7 @@ def progress(
         leave: keep it when it is done; None for one that stands in no other.
         delay: seconds before it is shown.
     """
+    show = show and not _silenced.is_set()
     if not is_watched():
         return tqdm(
             total=total,
@@ -272,6 +277,17 @@ def progress(
     )
 
 
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Meanwhile nothing is said, and no bar shown, in any thread."""
+    _silenced.set()
+    try:
+        yield
+    finally:
+        _silenced.clear()
+
+
 def say(message: str) -> None:
     """Tells the user one line without tearing a progress bar apart; names in it cannot steer the terminal."""
-    tqdm.write(on_one_line(message), file=sys.stderr)
+    if not _silenced.is_set():
+        tqdm.write(on_one_line(message), file=sys.stderr)

@@ -19,7 +19,16 @@ import numpy as np
 from ddim_jax.config import DataConfig
 from ddim_jax.data.batch_order import BatchOrder, substitutes
 from ddim_jax.data.prepared import PreparedSource
-from ddim_jax.data.reading import bytes_of_images, load_images, read_example
+from ddim_jax.data.reading import (
+    Images,
+    bytes_of_images,
+    check_range,
+    empty_images,
+    load_images,
+    put_example,
+    read_in_range,
+    select_rows,
+)
 from ddim_jax.data.sources import Example, Source
 from ddim_jax.data.transforms import ImageError
 
@@ -85,20 +94,22 @@ def train_batches(source: Source, config: DataConfig, order: BatchOrder, start_s
     positions = order.positions
     in_memory = _fits_in_memory(len(source), config)
     if in_memory:
-        images = load_images(source, config, range(len(source)), progress=True)
-        fetch = _array_fetcher(images.image, images.label, substitutes(images.index, len(source)))
+        images = load_images(source, config, range(len(source)), progress=True, read=read_in_range)
+        fetch = _array_fetcher(images, substitutes(images.index, len(source)))
     elif isinstance(source, PreparedSource):
         rows = source.usable[substitutes(source.usable, len(source))]
-        fetch = _prepared_fetcher(source, rows)
+        fetch = _prepared_fetcher(source, config, rows)
     else:
         fetch = _reading_fetcher(source, config)
 
     def batch_at(step: int) -> Batch:
-        image, label = fetch(order.examples(step, len(source)))
+        examples = fetch(order.examples(step, len(source)))
         if config.flip:
             flipped = order.flips(step)
-            image[flipped] = image[flipped, :, ::-1]
-        return Batch(image, label, positions)
+            for pictures in (examples.image, examples.paired):
+                if pictures is not None:
+                    pictures[flipped] = pictures[flipped, :, ::-1]
+        return Batch(examples.image, examples.label, positions, examples.vector, examples.paired)
 
     if in_memory:
         return (batch_at(step) for step in itertools.count(start_step))
@@ -111,23 +122,29 @@ def _fits_in_memory(num_examples: int, config: DataConfig) -> bool:
     return config.cache in ("host", "device") or (config.cache == "auto" and fits)
 
 
-# From the numbers of examples [b] to their images, uint8 [b, s, s, c], and labels, int32 [b], which the caller owns.
-_Fetcher = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+# From the numbers of examples [b] to them, whose arrays the caller owns.
+_Fetcher = Callable[[np.ndarray], Images]
 
 
-def _array_fetcher(images: np.ndarray, labels: np.ndarray, row_of: np.ndarray) -> _Fetcher:
-    """Returns a function from indices [b] to copies of the rows ``row_of[indices]`` of two arrays."""
+def _array_fetcher(images: Images, row_of: np.ndarray) -> _Fetcher:
+    """Returns a function from indices [b] to copies of the rows ``row_of[indices]`` of images in memory."""
+    return lambda indices: select_rows(images, row_of[indices])
 
-    def fetch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rows = row_of[indices]
-        return images[rows], labels[rows]
+
+def _prepared_fetcher(source: PreparedSource, config: DataConfig, row_of: np.ndarray) -> _Fetcher:
+    """Returns a function from indices [b] to the examples ``row_of[indices]``, compared with their checksums."""
+
+    def fetch(indices: np.ndarray) -> Images:
+        images = source.rows(row_of[indices])
+        if config.range:
+            for image, index in zip(images.image, images.index, strict=True):
+                try:
+                    check_range(image, config)
+                except ImageError as error:
+                    raise ImageError(error.reason, source.where(int(index))) from error
+        return images
 
     return fetch
-
-
-def _prepared_fetcher(source: PreparedSource, row_of: np.ndarray) -> _Fetcher:
-    """Returns a function from indices [b] to the examples ``row_of[indices]``, compared with their checksums."""
-    return lambda indices: source.rows(row_of[indices])
 
 
 def _reading_fetcher(source: Source, config: DataConfig) -> _Fetcher:
@@ -139,7 +156,7 @@ def _reading_fetcher(source: Source, config: DataConfig) -> _Fetcher:
             if candidate in unreadable:
                 continue
             try:
-                return read_example(source, candidate, config)
+                return read_in_range(source, candidate, config)
             except ImageError as error:
                 if config.on_error == "fail":
                     raise
@@ -147,9 +164,10 @@ def _reading_fetcher(source: Source, config: DataConfig) -> _Fetcher:
                 _log.warning("left out an image, %d so far: %s", len(unreadable), error)
         raise ImageError(f"none of the {len(source)} images of {source.name} can be used; see the log for reasons")
 
-    def fetch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        examples = [read(int(index)) for index in indices]
-        images = np.stack([example.image for example in examples])
-        return images, np.array([example.label for example in examples], np.int32)
+    def fetch(indices: np.ndarray) -> Images:
+        images = empty_images(source, config, indices)
+        for row, index in enumerate(indices):
+            put_example(images, row, read(int(index)))
+        return images
 
     return fetch

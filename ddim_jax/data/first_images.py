@@ -25,7 +25,7 @@ def read_first_images(data: DataConfig, split: str, path: str, num: int, key: st
         key: the config's key that ``path`` is the value of, such as ``edit.path``, for messages.
 
     Returns:
-        Images uint8 [n, h, w, c] and labels.
+        Images [n, h, w, c] of the type ``data.dtype``, and labels.
 
     Raises:
         UserError: they cannot be read; the line names ``key``.
@@ -42,14 +42,18 @@ def read_first_images(data: DataConfig, split: str, path: str, num: int, key: st
 
 def _read_path(data: DataConfig, path: str, num: int, key: str) -> Images:
     found = epath.Path(path).expanduser()
-    data = dataclasses.replace(data, crop="center", resize="lanczos")
+    height, width, _ = data.image_shape
+    # A rectangle has no crop of its own: images of other proportions are refused.
+    data = dataclasses.replace(
+        data, crop="center" if height == width else "none", resize="lanczos", condition="", vector=""
+    )
     try:
         check_kind(found)
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
     if found.is_file():
         try:
-            image = prepare_image(decode_image(read_file(found)), data)
+            image = prepare_image(decode_image(read_file(found), data.dtype, data.channels), data)
         except OSError as error:
             raise UserError(f"{key}={path!r} cannot be opened: {error.strerror or error}") from error
         except UserError as error:
@@ -57,7 +61,7 @@ def _read_path(data: DataConfig, path: str, num: int, key: str) -> Images:
         return Images(image[None], np.zeros(1, np.int32), np.zeros(1, np.int64))
     if not found.is_dir():
         raise UserError(f"{key}={path!r} does not exist; name a folder of images or an image file")
-    source = FolderSource(path, key=key)
+    source = FolderSource(path, key=key, dtype=data.dtype, channels=data.channels)
     try:
         return _read(source, data, num)
     except ImageError as error:

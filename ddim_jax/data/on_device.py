@@ -15,7 +15,7 @@ import numpy as np
 from ddim_jax.config import DataConfig
 from ddim_jax.data.batch_order import BatchOrder, substitutes
 from ddim_jax.data.batches import Batch
-from ddim_jax.data.reading import bytes_of_images, load_images
+from ddim_jax.data.reading import bytes_of_images, load_images, read_in_range
 from ddim_jax.data.sources import Source
 
 # What images may take of a device's memory where nobody asked for it: the rest is for the network.
@@ -76,13 +76,16 @@ def read_device_images(source: Source, config: DataConfig) -> tuple[DeviceImages
     Raises:
         ImageError: an image cannot be used (under skip: none of them can).
     """
-    images = load_images(source, config, range(len(source)), progress=True)
+    images = load_images(source, config, range(len(source)), progress=True, read=read_in_range)
     left_out = len(source) - len(images.index)
-    image, label = images.image, images.label
-    if left_out:
-        image = np.pad(image, [(0, left_out), (0, 0), (0, 0), (0, 0)])
-        label = np.pad(label, (0, left_out))
-    return DeviceImages(image, label), substitutes(images.index, len(source))
+
+    def all_rows(values: np.ndarray | None) -> np.ndarray | None:
+        if values is None or not left_out:
+            return values
+        return np.pad(values, [(0, left_out), *[(0, 0)] * (values.ndim - 1)])
+
+    there = (images.image, images.label, images.vector, images.paired)
+    return DeviceImages(*map(all_rows, there)), substitutes(images.index, len(source))
 
 
 def train_selections(
@@ -112,12 +115,15 @@ def gather(images: DeviceImages, selection: Selection) -> Batch:
         images: all of them.
         selection: places in them; [b] of this device.
     """
-
-    def pictures(all_of_them: Any) -> Any:
-        chosen: Any = jnp.take(all_of_them, selection.row, axis=0)
-        return jnp.where(selection.flip[:, None, None, None], chosen[:, :, ::-1], chosen)
-
+    image: Any = _mirrored(jnp.take(images.image, selection.row, axis=0), selection.flip)
+    paired: Any = None
+    if images.paired is not None:
+        paired = _mirrored(jnp.take(images.paired, selection.row, axis=0), selection.flip)
     label: Any = jnp.take(images.label, selection.row, axis=0)
     vector: Any = None if images.vector is None else jnp.take(images.vector, selection.row, axis=0)
-    paired = None if images.paired is None else pictures(images.paired)
-    return Batch(pictures(images.image), label, selection.index, vector, paired)
+    return Batch(image, label, selection.index, vector, paired)
+
+
+def _mirrored(images: Any, flip: Any) -> Any:
+    """Images [b, h, w, c], those mirrored that ``flip`` [b] names."""
+    return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)

@@ -4,8 +4,10 @@ Decoding a large JPEG takes hundreds of times as long as copying the 64x64 pixel
 sees of it. Here that work is done once. One folder holds one split, prepared in one way::
 
     CACHE/NAME-HASH/
-        images.npy      uint8 [n, s, s, c], read through a memory map
+        images.npy      [n, h, w, c] of the type data.dtype, read through a memory map
         labels.npy      int32 [n]
+        vectors.npy     float32 [n, d], where the data have vectors
+        paired.npy      [n, h', w', c'], where they have pictures beside the images
         states.npy      uint8 [n]: 0 still to do, 1 done, 2 unusable
         unusable.jsonl  one line for each unusable image: which, where, why
         info.json       what was prepared, and how
@@ -46,9 +48,12 @@ from ddim_jax.cache import cache_dir, is_trusted
 from ddim_jax.config import DataConfig
 from ddim_jax.data.reading import (
     Chunk,
+    Images,
     bytes_of_images,
     cut_into_chunks,
+    empty_images,
     map_chunks,
+    put_example,
     read_example,
     report_left_out,
 )
@@ -111,8 +116,10 @@ class PreparedSource(Source):
     Unusable ones keep their numbers, so that an epoch has the same order as without this cache.
 
     Attributes:
-        images: uint8 [n, s, s, c], a memory map; of unusable images the pixels mean nothing.
+        images: [n, h, w, c] of the type ``data.dtype``, a memory map; of unusable images the pixels mean nothing.
         labels: int32 [n].
+        vectors: float32 [n, d]; None where there are none.
+        paired: [n, h', w', c'], a memory map; None where there are none.
         usable: int64 [m], the numbers of the usable examples, in order.
     """
 
@@ -127,8 +134,12 @@ class PreparedSource(Source):
         self.num_classes = source.num_classes
         # Classes that have the members of a source without being subclasses may lack this one.
         self.no_labels_because = getattr(source, "no_labels_because", "")
-        arrays = _open_arrays(folder, len(source), config)
+        self.vector_size = getattr(source, "vector_size", 0)
+        self.has_paired = getattr(source, "has_paired", False)
+        arrays = _open_arrays(folder, source, config)
         self.images, self.labels = arrays["images"], np.array(arrays["labels"])
+        self.vectors = np.array(arrays["vectors"]) if "vectors" in arrays else None
+        self.paired = arrays.get("paired")
         self._checksums = arrays.get("checksums")
         self._mending = threading.Lock()
         self._mended = 0
@@ -141,7 +152,7 @@ class PreparedSource(Source):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Example:
-        """Reads example ``index``: uint8 [image_size, image_size, channels].
+        """Reads example ``index``, prepared.
 
         Raises:
             ImageError: it is unusable, for the reason found when it was prepared.
@@ -151,27 +162,27 @@ class PreparedSource(Source):
         place = np.searchsorted(self.usable, index)
         if place == len(self.usable) or self.usable[place] != index:
             raise ImageError(self._reasons.get(index, f"it was found unusable; see {self._folder / 'unusable.jsonl'}"))
-        images, labels = self.rows(np.array([index]))
-        return Example(images[0], int(labels[0]))
+        return _example(self.rows(np.array([index])), 0)
 
-    def rows(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, indices: np.ndarray) -> Images:
         """Copies usable examples, compared with their checksums; those that are damaged are prepared again.
 
         Args:
             indices: their numbers, int64 [b].
 
         Returns:
-            Images, uint8 [b, s, s, c], and labels, int32 [b].
+            The examples, [b] of them.
 
         Raises:
             ImageError: one is damaged and cannot be prepared again.
         """
-        images, labels = self.images[indices], self.labels[indices]
+        vectors, paired = (None if array is None else array[indices] for array in (self.vectors, self.paired))
+        images = Images(self.images[indices], self.labels[indices], indices, vectors, paired)
         if self._checksums is not None:
             for place, index in enumerate(indices):
-                if _checksum(images[place], labels[place]) != self._checksums[index]:
-                    images[place], labels[place] = self._mend(int(index))[:2]
-        return images, labels
+                if _checksum(_example(images, place)) != self._checksums[index]:
+                    put_example(images, place, self._mend(int(index)))
+        return images
 
     def _mend(self, index: int) -> Example:
         """Prepares an example again, and keeps it."""
@@ -182,10 +193,14 @@ class PreparedSource(Source):
             raise ImageError(reason, self._source.where(index)) from error
         with self._mending:
             self.labels[index] = example.label
+            if self.vectors is not None:
+                self.vectors[index] = example.vector
             self._mended += 1
             # What cannot be kept is prepared again the next time.
             with contextlib.suppress(OSError):
-                _write_examples(self._folder, index, example.image[None], np.array([example.label], np.int32))
+                images = empty_images(self, self._config, np.array([index]))
+                put_example(images, 0, example)
+                _write_examples(self._folder, index, images)
             if self._mended <= _MENDED_TOLD:
                 more = "; further ones are not told" if self._mended == _MENDED_TOLD else ""
                 writers.say(
@@ -212,7 +227,7 @@ def prepare_on_disk(source: Source, config: DataConfig) -> PreparedSource:
 
     Args:
         source: the examples.
-        config: the keys crop, resize, image_size and channels decide the pixels; ``cache_dir``
+        config: the keys crop, resize, image_size, channels and dtype decide the pixels; ``cache_dir``
             says where they are kept, ``threads`` how many are prepared at a time. Under
             ``on_error=skip`` unusable images are left out with a warning, as everywhere.
 
@@ -223,12 +238,12 @@ def prepare_on_disk(source: Source, config: DataConfig) -> PreparedSource:
     """
     info = _info(source, config)
     folder = _prepared_dir(source, config, info)
-    if not _is_complete(folder, len(source), config):
+    if not _is_complete(folder, source, config):
         with one_writer(
             folder.parent, folder.name, str(folder), _REMEDY, of_each_process=True, while_waiting=_progress_of(folder)
         ):
             _prepare(folder, source, config, info)
-    states = _open_arrays(folder, len(source), config)["states"]
+    states = _open_arrays(folder, source, config)["states"]
     unusable = np.flatnonzero(states == _UNUSABLE)
     if len(unusable):
         error = _image_error(source, int(unusable[0]), _read_reasons(folder))
@@ -240,12 +255,12 @@ def prepare_on_disk(source: Source, config: DataConfig) -> PreparedSource:
 
 def _prepare(folder: Path, source: Source, config: DataConfig, info: dict[str, Any]) -> None:
     """Prepares what is still to do, perhaps all."""
-    if folder.exists() and (damage := _find_damage(folder, len(source), config)):
+    if folder.exists() and (damage := _find_damage(folder, source, config)):
         writers.say(f"warning: {damage}; the images are prepared again")
         _remove(folder)
     if not folder.exists():
-        _create(folder, len(source), config, info)
-    states = _open_arrays(folder, len(source), config)["states"]
+        _create(folder, source, config, info)
+    states = _open_arrays(folder, source, config)["states"]
     with writing(folder, _REMEDY):
         for index in np.flatnonzero(_doubtful(folder, states)):
             _write_rows(folder / "states.npy", int(index), np.array([_TO_DO], np.uint8))
@@ -272,10 +287,15 @@ def _progress_of(folder: Path) -> Callable[[], None]:
 
 def _info(source: Source, config: DataConfig) -> dict[str, Any]:
     """Collects all that decides what the folder holds."""
-    keys = ("crop", "resize", "image_size", "channels")
+    keys = ["crop", "resize", "image_size", "channels"]
+    # What is as it always was has no part in the hash, so that folders of earlier versions are found.
+    if config.dtype != "uint8":
+        keys.append("dtype")
+    paired = {"paired_shape": config.paired_shape} if getattr(source, "has_paired", False) else {}
     return {
         "source": source.identity(),
         **{key: getattr(config, key) for key in keys},
+        **paired,
         "pillow": PIL.__version__,
     }
 
@@ -288,30 +308,36 @@ def _prepared_dir(source: Source, config: DataConfig, info: dict[str, Any]) -> P
     return root / f"{name}-{digest_of_facts(info)[:12]}"
 
 
-def _arrays(num: int, config: DataConfig) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
+def _arrays(source: Source, config: DataConfig) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
     """The arrays of a folder: dtype and shape by name."""
-    return {
-        "images": (np.uint8, (num, *config.image_shape)),
-        "labels": (np.int32, (num,)),
-        "checksums": (np.uint32, (num,)),
-        "states": (np.uint8, (num,)),
+    num, size = len(source), getattr(source, "vector_size", 0)
+    found = {
+        "images": (np.dtype(config.dtype), (num, *config.image_shape)),
+        "labels": (np.dtype(np.int32), (num,)),
+        "checksums": (np.dtype(np.uint32), (num,)),
+        "states": (np.dtype(np.uint8), (num,)),
     }
+    if size:
+        found["vectors"] = (np.dtype(np.float32), (num, size))
+    if getattr(source, "has_paired", False):
+        found["paired"] = (np.dtype(config.dtype), (num, *config.paired_shape))
+    return found
 
 
-def _find_damage(folder: Path, num: int, config: DataConfig) -> str:
+def _find_damage(folder: Path, source: Source, config: DataConfig) -> str:
     """Says what keeps a folder from being used or completed; empty if nothing."""
     try:
-        _open_arrays(folder, num, config)
+        _open_arrays(folder, source, config)
     except UserError as error:
         return str(error)
     return ""
 
 
-def _is_complete(folder: Path, num: int, config: DataConfig) -> bool:
+def _is_complete(folder: Path, source: Source, config: DataConfig) -> bool:
     """Whether a folder can be used as it is."""
-    if not folder.exists() or _find_damage(folder, num, config):
+    if not folder.exists() or _find_damage(folder, source, config):
         return False
-    states = _open_arrays(folder, num, config)["states"]
+    states = _open_arrays(folder, source, config)["states"]
     return not np.any((states == _TO_DO) | _doubtful(folder, states))
 
 
@@ -338,25 +364,44 @@ def _remove(folder: Path) -> None:
         raise UserError(f"{folder} is damaged and cannot be removed: {error.strerror}; delete it") from error
 
 
-def _create(folder: Path, num: int, config: DataConfig, info: dict[str, Any]) -> None:
+def _create(folder: Path, source: Source, config: DataConfig, info: dict[str, Any]) -> None:
     """Makes a folder in which all is still to do: whole under its final name, or not at all."""
     with whole_folder(folder, _REMEDY) as partial:
-        for name, (dtype, shape) in _arrays(num, config).items():
+        for name, (dtype, shape) in _arrays(source, config).items():
             # A file of zeros, which take no space before they are overwritten.
             np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, shape).flush()
         (partial / "info.json").write_text(json.dumps(info, indent=2) + "\n")
 
 
-def _checksum(image: np.ndarray, label: Any) -> int:
-    return zlib.crc32(np.int32(label).tobytes(), zlib.crc32(np.ascontiguousarray(image)))  # pyright: ignore
+def _example(images: Images, place: int) -> Example:
+    """One of some images."""
+    vector, paired = (None if array is None else array[place] for array in (images.vector, images.paired))
+    return Example(images.image[place], int(images.label[place]), vector, paired)
 
 
-def _write_examples(folder: Path, start: int, images: np.ndarray, labels: np.ndarray) -> None:
+def _checksum(example: Example) -> int:
+    checksum = zlib.crc32(np.int32(example.label).tobytes(), zlib.crc32(_bytes(example.image)))
+    for array in (example.vector, example.paired):
+        if array is not None:
+            checksum = zlib.crc32(_bytes(array), checksum)
+    return checksum
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _write_examples(folder: Path, start: int, images: Images) -> None:
     """Writes consecutive examples with their checksums, where the folder has any."""
-    _write_rows(folder / "images.npy", start, images)
-    _write_rows(folder / "labels.npy", start, labels)
+    for name, array in zip(
+        ("images", "labels", "vectors", "paired"),
+        (images.image, images.label, images.vector, images.paired),
+        strict=True,
+    ):
+        if array is not None:
+            _write_rows(folder / f"{name}.npy", start, array)
     if (folder / "checksums.npy").exists():
-        checksums = [_checksum(image, label) for image, label in zip(images, labels, strict=True)]
+        checksums = [_checksum(_example(images, place)) for place in range(len(images.label))]
         _write_rows(folder / "checksums.npy", start, np.array(checksums, np.uint32))
 
 
@@ -376,14 +421,16 @@ def _fill(folder: Path, source: Source, config: DataConfig, states: np.ndarray) 
         start, size = chunk.rows.start, len(chunk.rows)
         if not _has_to_do(states, chunk.rows):
             return  # Another program was here meanwhile.
-        images = np.zeros((size, *config.image_shape), np.uint8)
-        labels = np.zeros(size, np.int32)
+        images = empty_images(source, config, np.arange(start, start + size))
+        for array in images:
+            if array is not None:
+                array[:] = 0
         marks = np.full(size, _UNUSABLE, np.uint8)
         for row, example in chunk:
-            images[row - start], labels[row - start] = example.image, example.label
+            put_example(images, row - start, example)
             marks[row - start] = _DONE
         with writing(folder, _REMEDY):
-            _write_examples(folder, start, images, labels)
+            _write_examples(folder, start, images)
             _add_reasons(folder, source, {row: error.reason for row, error in chunk.errors.items()})
             _write_rows(folder / "states.npy", start, marks)
 
@@ -439,14 +486,14 @@ def _image_error(source: Source, index: int, reasons: dict[int, str]) -> ImageEr
     return ImageError(reasons.get(index, "the image cannot be used"), source.where(index))
 
 
-def _open_arrays(folder: Path, num: int, config: DataConfig) -> dict[str, np.ndarray]:
+def _open_arrays(folder: Path, source: Source, config: DataConfig) -> dict[str, np.ndarray]:
     """Opens the arrays of a folder through memory maps; folders of earlier versions have no ``checksums``.
 
     Raises:
         UserError: one is missing, cut off, or says that it is another than was made.
     """
     found = {}
-    for name, (dtype, shape) in _arrays(num, config).items():
+    for name, (dtype, shape) in _arrays(source, config).items():
         path = folder / f"{name}.npy"
         if name == "checksums" and not path.exists():
             continue

@@ -5,6 +5,8 @@ used ends the work under ``data.on_error=fail``, as the first one in the order, 
 it is left out, and in the end one line says how many were (:func:`report_left_out`).
 """
 
+import dataclasses
+import functools
 import logging
 import math
 import sys
@@ -47,7 +49,11 @@ class Images(NamedTuple):
 
 
 def load_images(
-    source: Source, config: DataConfig, indices: Sequence[int] | np.ndarray, progress: bool = False
+    source: Source,
+    config: DataConfig,
+    indices: Sequence[int] | np.ndarray,
+    progress: bool = False,
+    read: Callable[[Source, int, DataConfig], Example] | None = None,
 ) -> Images:
     """Reads the given examples, in the given order, without flips.
 
@@ -56,6 +62,7 @@ def load_images(
         config: preparation, ``threads`` and ``on_error``.
         indices: [n] which examples; repeats are allowed.
         progress: show a progress bar on a terminal.
+        read: reads one of them; :func:`read_example` when None.
 
     Returns:
         The prepared images. Under ``data.on_error=skip`` unreadable ones are left out, with a
@@ -66,26 +73,58 @@ def load_images(
     """
     indices = np.asarray(indices, np.int64).reshape(-1)
     num = len(indices)
-    images = np.empty((num, *config.image_shape), np.uint8)
-    labels = np.empty(num, np.int32)
+    images = empty_images(source, config, indices)
 
     def store(chunk: Chunk) -> None:
         for row, example in chunk:
-            images[row], labels[row] = example.image, example.label
+            put_example(images, row, example)
 
     bar = writers.progress(num, f"reading {source.name}", " images", show=progress and sys.stderr.isatty())
     _, errors = map_chunks(
-        store, cut_into_chunks(num, _CHUNK), lambda row: read_example(source, int(indices[row]), config), config, bar
+        store,
+        cut_into_chunks(num, _CHUNK),
+        lambda row: (read or read_example)(source, int(indices[row]), config),
+        config,
+        bar,
     )
     if not errors:
-        return Images(images, labels, indices)
+        return images
     report_left_out(len(errors), num, errors[min(errors)])
     kept = np.array([row for row in range(num) if row not in errors])
-    return Images(images[kept], labels[kept], indices[kept])
+    return select_rows(images, kept)
+
+
+def select_rows(images: Images, rows: np.ndarray) -> Images:
+    """Copies of some rows of images in memory."""
+    vector, paired = (None if array is None else array[rows] for array in (images.vector, images.paired))
+    return Images(images.image[rows], images.label[rows], images.index[rows], vector, paired)
+
+
+def empty_images(source: Source, config: DataConfig, indices: np.ndarray) -> Images:
+    """Makes room for these examples, of which each has what the source's examples have."""
+    num = len(indices)
+    # Classes that have the members of a source without being subclasses may lack the newer ones.
+    size = getattr(source, "vector_size", 0)
+    return Images(
+        np.empty((num, *config.image_shape), config.dtype),
+        np.empty(num, np.int32),
+        indices,
+        np.empty((num, size), np.float32) if size else None,
+        np.empty((num, *config.paired_shape), config.dtype) if getattr(source, "has_paired", False) else None,
+    )
+
+
+def put_example(images: Images, row: int, example: Example) -> None:
+    """Copies an example into its row."""
+    images.image[row], images.label[row] = example.image, example.label
+    if images.vector is not None:
+        images.vector[row] = example.vector
+    if images.paired is not None:
+        images.paired[row] = example.paired
 
 
 def read_example(source: Source, index: int, config: DataConfig) -> Example:
-    """Reads one example and prepares its image, if that is not done: uint8 [image_size, image_size, channels].
+    """Reads one example and prepares its image and what is paired with it, if that is not done.
 
     Raises:
         ImageError: it cannot be used; the line says which image and why.
@@ -94,14 +133,64 @@ def read_example(source: Source, index: int, config: DataConfig) -> Example:
         example = source[index]
         if source.prepared:
             return example
-        return Example(prepare_image(example.image, config), example.label)
+        vector, paired = example.vector, example.paired
+        if vector is not None and not np.isfinite(vector).all():
+            raise ImageError(f"its vector holds {np.count_nonzero(~np.isfinite(vector))} values that are not finite")
+        if paired is not None:
+            try:
+                paired = prepare_image(paired, paired_config(config))
+            except ImageError as error:
+                reason = error.reason.replace("data.image_size", "data.condition_size")
+                reason = reason.replace("data.channels", "data.condition_channels")
+                raise ImageError(f"the picture of data.condition=paired: {reason}") from error
+        return Example(prepare_image(example.image, config), example.label, vector, paired)
     except ImageError as error:
         raise ImageError(error.reason, source.where(index)) from error
 
 
+def read_in_range(source: Source, index: int, config: DataConfig) -> Example:
+    """Reads one example for training, whose values must lie in ``data.range``; same errors as :func:`read_example`."""
+    example = read_example(source, index, config)
+    try:
+        check_range(example.image, config)
+    except ImageError as error:
+        raise ImageError(error.reason, source.where(index)) from error
+    return example
+
+
+def check_range(image: np.ndarray, config: DataConfig) -> None:
+    """Checks that the values of images [..., c] lie in ``data.range``, where that is given.
+
+    Raises:
+        ImageError: one does not.
+    """
+    if not config.range:
+        return
+    axes = tuple(range(image.ndim - 1))
+    lows, highs = np.broadcast_arrays(*(np.array(config.range[start::2]) for start in (0, 1)))
+    for found, limits, sign in ((image.min(axes), lows, 1), (image.max(axes), highs, -1)):
+        # The config's numbers are Python's, to which float32's are rounded.
+        outside = sign * found.astype(np.float64) < sign * limits.astype(image.dtype).astype(np.float64)
+        if outside.any():
+            channel = int(np.argmax(outside))
+            low, high = (np.broadcast_to(each, len(found))[channel] for each in (lows, highs))
+            raise ImageError(
+                f"channel {channel} holds the value {found[channel]:g}, outside of data.range=({low:g}, {high:g}); "
+                "widen the range"
+            )
+
+
+@functools.lru_cache(maxsize=8)
+def paired_config(config: DataConfig) -> DataConfig:
+    """How the pictures of ``data.condition=paired`` are prepared: like the images, but for size and channels."""
+    height, width, channels = config.paired_shape
+    return dataclasses.replace(config, image_size=(height, width), channels=channels)
+
+
 def bytes_of_images(num_examples: int, config: DataConfig) -> int:
     """The memory that so many prepared images take."""
-    return num_examples * math.prod(config.image_shape)
+    values = math.prod(config.image_shape) + (math.prod(config.paired_shape) if config.condition == "paired" else 0)
+    return num_examples * values * np.dtype(config.dtype).itemsize
 
 
 # --- chunks -------------------------------------------------------------------------------------

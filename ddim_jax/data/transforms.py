@@ -1,12 +1,15 @@
-"""From an encoded image of any kind to the uint8 array that the network is trained on.
+"""From an encoded image of any kind to the array that the network is trained on, of the type ``data.dtype``.
 
 Two steps: :func:`decode_image` turns a file's bytes into pixels, :func:`prepare_image` crops,
 resizes and sets the number of channels. Both work on one image and are deterministic, and all
-sources go through the same decoder (Pillow), so that the same file gives the same pixels
-wherever it comes from.
+sources go through the same decoders (Pillow; for 16-bit colours and unusual TIFF files OpenCV), so
+that the same file gives the same pixels wherever it comes from.
 """
 
+import importlib
 import io
+import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +19,9 @@ from PIL import ExifTags, Image, PngImagePlugin
 from ddim_jax.config import DataConfig
 from ddim_jax.errors import UserError
 from ddim_jax.images import from_pillow, to_pillow
-from ddim_jax.names import lookup
+from ddim_jax.names import PixelType, lookup
+
+_log = logging.getLogger(__name__)
 
 # Formats that Pillow may try, with the suffixes of their files. Naming them keeps its rarer decoders away from files
 # that nobody vouches for.
@@ -52,8 +57,17 @@ _GREY_PNG = (0, 4)
 # Mode, bits and scale (0 is black) of the TIFF images of more than 8 bits whose range is known.
 _PLAIN_GREY_TIFF = ("I;16", 16, 1)
 
+# EXIF has no names for these: how samples of a TIFF are counted (3: floats), and how many a pixel has.
+_SAMPLE_FORMAT, _FLOATS = 339, 3
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
+_NPY_SIGNATURE = b"\x93NUMPY"
+
 # The published aligned CelebA images; the crop below is meaningless at any other size.
 _CELEBA_HEIGHT, _CELEBA_WIDTH = 218, 178
+
+
+# ITU-R BT.601: what red, green and blue add to the brightness.
+_LUMA = np.array([0.299, 0.587, 0.114])
 
 
 class ImageError(UserError):
@@ -78,31 +92,68 @@ class ImageError(UserError):
         self.reason = reason
 
 
-def decode_image(data: bytes) -> np.ndarray:
-    """Decodes a PNG, JPEG, WebP, BMP, GIF or TIFF file (the first frame, if it has several).
+class DecodingNotes:
+    """What files hold that is passed over, each kind of it told in the log once for a source, with the first file."""
 
-    The EXIF orientation is applied. Transparent pixels are composited over white. 16-bit grey is
-    scaled by 255 / 65535 and rounded; palettes, CMYK and other colour spaces become RGB. Of 16-bit
-    colours, and of 16-bit grey with alpha, Pillow keeps the higher 8 bits.
+    def __init__(self) -> None:
+        """Has told nothing yet."""
+        self._told: set[str] = set()
+        self._telling = threading.Lock()
+
+    def add(self, where: str, notes: list[str]) -> None:
+        """Tells those that were not told yet.
+
+        Args:
+            where: the file.
+            notes: as :func:`decode_image` makes them.
+        """
+        for note in notes:
+            with self._telling:
+                is_new = note not in self._told
+                self._told.add(note)
+            if is_new:
+                _log.warning("%s: %s", where, note)
+
+
+def decode_image(
+    data: bytes, dtype: PixelType = "uint8", channels: int = 3, notes: list[str] | None = None
+) -> np.ndarray:
+    """Decodes a PNG, JPEG, WebP, BMP, GIF or TIFF file (the first frame, if it has several), or an array (``.npy``).
+
+    The EXIF orientation is applied. For ``uint8``, palettes, CMYK and other colour spaces become RGB, 16-bit grey is
+    scaled by 255 / 65535 and rounded, and of 16-bit colours, and of 16-bit grey with alpha, Pillow keeps the higher 8
+    bits. For other types values are kept as they are stored. Transparent pixels are composited over white, unless
+    there is a channel for alpha.
 
     Args:
         data: the file's bytes.
+        dtype: type of the values that are wanted.
+        channels: how many are wanted: 4 keeps alpha beside colours, 2 beside grey. Else the number of channels is what
+            the file has.
+        notes: where to put what the file holds that is passed over.
 
     Returns:
-        uint8 [h, w, 1] for grey images, else [h, w, 3] (RGB).
+        [h, w, c] of the type; 1 channel for grey images, else 3 (RGB), 4 (RGB with alpha), or what the file has.
 
     Raises:
-        ImageError: the bytes are empty, cut off, no image of these formats, or one of a kind that has no 8-bit pixels.
+        ImageError: the bytes are empty, cut off, no image of these formats, or one whose values are of another type.
+        UserError: a package is missing that reads such files.
     """
     if not data:
         raise ImageError("the file is empty")
+    if data.startswith(_NPY_SIGNATURE):
+        return _decode_npy(data, dtype)
+    notes = [] if notes is None else notes
     try:
+        if dtype != "uint8":
+            return _decode_values(data, dtype, channels, notes)
         with Image.open(io.BytesIO(data), formats=list(FORMATS)) as image:
             image.load()
-            pixels = _to_grey_or_rgb(image, data)
+            _note(image, data, notes)
+            pixels = _to_grey_or_rgb(image, data, channels)
             method = _turn_upright(image)
             return from_pillow(pixels if method is None else pixels.transpose(method))
-    except (ImageError, MemoryError):
+    except (UserError, MemoryError):
         # How much memory there is, is no property of the image.
         raise
     except Image.UnidentifiedImageError as error:
@@ -119,6 +170,180 @@ def decode_image(data: bytes) -> np.ndarray:
         raise ImageError(f"the image cannot be decoded: {reason}{remedy}") from error
 
 
+def _note(image: Image.Image, data: bytes, notes: list[str]) -> None:
+    """Notes what is passed over of a file that is decoded."""
+    if getattr(image, "n_frames", 1) > 1:
+        notes.append("it has several frames, of which the first is taken; so of others")
+    profile = image.info.get("icc_profile") or b""
+    if profile and b"sRGB" not in profile and b"s\0R\0G\0B" not in profile:
+        notes.append("its colour profile is left alone: values are taken as they are stored; so of others")
+    deep = image.mode.startswith("I") or (image.format == "PNG" and data[24] == 16)
+    if deep and image.format in ("PNG", "TIFF"):
+        notes.append("its 16-bit values are scaled to 8 bits, and so are others'; set data.dtype=uint16 to keep them")
+
+
+def _decode_npy(data: bytes, dtype: PixelType) -> np.ndarray:
+    """Reads an image from the bytes of a ``.npy`` file: [h, w, c], or [h, w] without the last axis."""
+    try:
+        values = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except MemoryError:
+        raise
+    except Exception as error:
+        # What a wrong byte leads NumPy's reader to: no list of exceptions is complete.
+        raise ImageError(f"the array cannot be read: {' '.join(str(error).split())}") from error
+    if values.ndim not in (2, 3) or not values.size:
+        raise ImageError(f"the array has the shape {values.shape}; store one image, (height, width, channels)")
+    return as_values(values if values.ndim == 3 else values[..., None], dtype)
+
+
+def check_type(found: np.dtype, dtype: PixelType) -> None:
+    """Checks that an array's values can be those of images of a type: the same, or without loss.
+
+    Raises:
+        ImageError: they cannot.
+    """
+    if found == np.dtype(dtype) or (dtype == "float32" and found.kind in "biuf"):
+        return
+    if found.kind in "iu" and found != np.uint8:
+        return  # each image's values say whether they fit
+    better = found.name if found in (np.uint8, np.uint16) else "float32"
+    remedy = f"set data.dtype={better}" if found.kind in "biuf" else "store real numbers"
+    raise ImageError(f"its values are {found.name}, data.dtype is {dtype}; {remedy}")
+
+
+def as_values(values: np.ndarray, dtype: PixelType) -> np.ndarray:
+    """An image's values in a type that can hold them.
+
+    Raises:
+        ImageError: it cannot.
+    """
+    if values.dtype == np.dtype(dtype):
+        return values.astype(dtype, copy=False)  # in this machine's order of bytes
+    check_type(values.dtype, dtype)
+    if dtype != "float32" and values.size:
+        highest = np.iinfo(dtype).max
+        for value in (int(values.min()), int(values.max())):
+            if not 0 <= value <= highest:
+                raise ImageError(f"it holds the value {value}, data.dtype={dtype} holds 0 ... {highest}")
+    with np.errstate(over="ignore"):  # what becomes infinite is told of where finite values are looked for
+        return values.astype(dtype)
+
+
+def _decode_values(data: bytes, dtype: PixelType, channels: int, notes: list[str]) -> np.ndarray:
+    """Decodes an image of more than 8 bits: [h, w, c] of the type, as stored."""
+    method = None
+    try:
+        with Image.open(io.BytesIO(data), formats=list(FORMATS)) as image:
+            method = _turn_upright(image)
+            values = _values_by_pillow(image, data, dtype)
+            _note_other_than_depth(image, data, notes)
+    except Image.UnidentifiedImageError:
+        # Of TIFF Pillow knows the usual kinds of pixels alone.
+        if not data.startswith(_TIFF_SIGNATURES):
+            raise
+        values = None
+    if values is None:
+        values = _values_by_opencv(data, channels)
+    if values.dtype == np.float64 and dtype == "float32":
+        values = values.astype(np.float32)
+    if values.dtype != np.dtype(dtype):
+        raise _other_type(values.dtype, dtype)
+    return _turned(values, method)
+
+
+def _note_other_than_depth(image: Image.Image, data: bytes, notes: list[str]) -> None:
+    found: list[str] = []
+    _note(image, data, found)
+    notes += [note for note in found if "16-bit" not in note]
+
+
+def _other_type(found: np.dtype, dtype: PixelType) -> ImageError:
+    bits = {np.dtype(np.uint8): "8 bits", np.dtype(np.uint16): "16 bits"}
+    remedy = f"set data.dtype={found.name}" if found in (np.uint8, np.uint16, np.float32) else "store another type"
+    return ImageError(
+        f"its values are of {bits.get(found, found.name)}, data.dtype is {dtype}; store all images alike, or {remedy}"
+    )
+
+
+def _values_by_pillow(image: Image.Image, data: bytes, dtype: PixelType) -> np.ndarray | None:
+    """The values [h, w, 1] of grey images of 16 bits and of floats; None for others that may have as many.
+
+    Raises:
+        ImageError: the values have 8 bits, or another scale.
+    """
+    if image.format == "PNG":
+        depth, colour = data[24], data[25]
+        if depth < 16:
+            raise _other_type(np.dtype(np.uint8), dtype)
+        if colour != _GREY_PNG[0]:
+            return None
+        image.load()
+        values = np.asarray(image).astype(np.uint16)
+        if image.info.get("transparency") is not None:
+            values[values == image.info["transparency"]] = 65535
+        return values[..., None]
+    if image.format != "TIFF":
+        raise _other_type(np.dtype(np.uint8), dtype)
+    mode, bits, scale = _tiff_kind(image)
+    tags: Any = image.getexif()
+    is_float = tags.get(_SAMPLE_FORMAT) in (_FLOATS, (_FLOATS,))
+    if (mode, bits, scale) == _PLAIN_GREY_TIFF:
+        return np.asarray(image).astype(np.uint16)[..., None]
+    if image.mode.startswith("F") and bits == 32 and is_float:
+        return np.asarray(image).astype(np.float32)[..., None]
+    if set(bits if isinstance(bits, tuple) else (bits,)) <= {1, 2, 4, 8}:
+        raise _other_type(np.dtype(np.uint8), dtype)
+    if scale == 0:
+        raise ImageError("it is a TIFF image whose lowest value is white; store it with black as the lowest")
+    return None
+
+
+def _values_by_opencv(data: bytes, channels: int) -> np.ndarray:
+    """The values [h, w, c] as they are stored; colours in the order red, green, blue.
+
+    Raises:
+        ImageError: the file cannot be decoded.
+        UserError: OpenCV is not installed.
+    """
+    try:
+        opencv: Any = importlib.import_module("cv2")
+    except ImportError as error:
+        raise UserError(
+            "16-bit colours, and TIFF files other than grey, need OpenCV: pip install 'ddim_jax[deep]'"
+        ) from error
+    values = opencv.imdecode(np.frombuffer(data, np.uint8), opencv.IMREAD_UNCHANGED)
+    if values is None:
+        raise ImageError("it is an image of an unusual kind that cannot be decoded; store it as .npy")
+    if values.ndim == 2:
+        return values[..., None]
+    if values.shape[2] in (3, 4):
+        values = values[..., [2, 1, 0, 3][: values.shape[2]]]
+    if data.startswith(b"\x89PNG") and data[25] == _GREY_PNG[1]:
+        values = values[..., [0, 3]]  # grey with alpha arrives as RGBA
+    if values.shape[2] in (2, 4) and channels != values.shape[2] and values.dtype == np.uint16:
+        # Over white, as images of 8 bits are.
+        alpha = values[..., -1:] / 65535.0
+        values = np.floor(alpha * values[..., :-1] + (1 - alpha) * 65535 + 0.5).astype(np.uint16)
+    return np.ascontiguousarray(values)
+
+
+# By transposition of Pillow, the same for arrays [h, w, c].
+_TURNS: dict[Any, Callable[[np.ndarray], np.ndarray]] = {
+    Image.Transpose.FLIP_LEFT_RIGHT: lambda image: image[:, ::-1],
+    Image.Transpose.ROTATE_180: lambda image: image[::-1, ::-1],
+    Image.Transpose.FLIP_TOP_BOTTOM: lambda image: image[::-1],
+    Image.Transpose.TRANSPOSE: lambda image: image.swapaxes(0, 1),
+    Image.Transpose.ROTATE_270: lambda image: image.swapaxes(0, 1)[:, ::-1],
+    Image.Transpose.TRANSVERSE: lambda image: image[::-1, ::-1].swapaxes(0, 1),
+    Image.Transpose.ROTATE_90: lambda image: image.swapaxes(0, 1)[::-1],
+}
+
+
+def _turned(image: np.ndarray, method: Image.Transpose | None) -> np.ndarray:
+    """An image [h, w, c] as Pillow would transpose it."""
+    return image if method is None else np.ascontiguousarray(_TURNS[method](image))
+
+
 def _turn_upright(image: Image.Image) -> Image.Transpose | None:
     """Finds what turns an image as its EXIF orientation says, if it need be turned.
 
@@ -132,11 +357,17 @@ def _turn_upright(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _to_grey_or_rgb(image: Image.Image, data: bytes) -> Image.Image:
-    """Converts a decoded file, whose bytes are ``data``, to mode L or RGB, over white."""
+def _to_grey_or_rgb(image: Image.Image, data: bytes, channels: int) -> Image.Image:
+    """Converts a decoded file, whose bytes are ``data``, to mode L or RGB, over white; or with alpha, if wanted."""
     # Of a PNG, the bits of a sample and the kind of colour stand at fixed places: its header comes first.
     depth, colour = (data[24], data[25]) if image.format == "PNG" else (8, None)
     transparent = _transparent_value(image, depth)
+    if channels == 4 and not image.mode.startswith(("I", "F")):
+        if transparent is not None:
+            image.info["transparency"] = transparent
+        return image.convert("RGBA")
+    if channels == 2 and image.mode == "LA":
+        return image
     if image.mode in ("L", "RGB") and transparent is None:
         return image
     if image.mode.startswith(("I", "F")):
@@ -191,17 +422,19 @@ def prepare_image(image: np.ndarray, config: DataConfig) -> np.ndarray:
     beyond the square.
 
     Args:
-        image: uint8 [h, w, c] with c = 1 or 3.
-        config: the keys crop, resize, image_size and channels.
+        image: [h, w, c] of the type ``data.dtype``, or one that it can hold.
+        config: the keys crop, resize, image_size, channels and dtype.
 
     Returns:
-        uint8 [image_size, image_size, channels].
+        [height, width, channels] of the type ``data.dtype``.
 
     Raises:
-        ImageError: the crop does not fit the image, or the result has another size than
-            ``data.image_size`` and ``data.resize`` is none.
+        ImageError: the crop does not fit the image, the result has another size than
+            ``data.image_size`` and ``data.resize`` is none, the image has other channels, or a value is not finite.
     """
-    image = crop_image(image, config.crop)
+    image = as_values(crop_image(image, config.crop), config.dtype)
+    if config.dtype == "float32":
+        _check_finite(image)
     height, width = image.shape[:2]
     wanted_height, wanted_width, _ = config.image_shape
     if height * wanted_width != width * wanted_height:
@@ -209,6 +442,7 @@ def prepare_image(image: np.ndarray, config: DataConfig) -> np.ndarray:
             f"the image is {width}x{height} pixels, not "
             + ("square" if wanted_height == wanted_width else f"of the shape {wanted_width}x{wanted_height}")
             + "; set data.crop=center"
+            + ("" if wanted_height == wanted_width else ", or data.image_size to (height, width)")
         )
     if width != wanted_width:
         if config.resize == "none":
@@ -217,9 +451,49 @@ def prepare_image(image: np.ndarray, config: DataConfig) -> np.ndarray:
                 f"{config.image_size}; "
                 "set data.resize=bilinear or another filter"
             )
-        resampling = Image.Resampling[config.resize.upper()]
-        image = from_pillow(to_pillow(image).resize((wanted_width, wanted_height), resampling))
+        image = resize_image(image, (wanted_height, wanted_width), Image.Resampling[config.resize.upper()])
     return set_channels(image, config.channels)
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
+    """Resizes an image [h, w, c] of any type and number of channels by one of Pillow's antialiased filters.
+
+    Those that overshoot are clipped to what the type holds for uint8, as Pillow does, and to each channel's own range
+    for others, whose own limits may be none.
+
+    Args:
+        image: the image.
+        size: height and width wanted.
+        resampling: the filter.
+    """
+    height, width = size
+    if image.dtype == np.uint8 and image.shape[2] in (1, 3, 4):
+        return from_pillow(to_pillow(image).resize((width, height), resampling))
+    resized = []
+    for channel in np.moveaxis(image, 2, 0):
+        values = np.ascontiguousarray(channel if image.dtype == np.uint8 else channel.astype(np.float32))
+        new = np.asarray(Image.fromarray(values).resize((width, height), resampling))
+        if image.dtype != np.uint8:
+            new = np.clip(new, values.min(), values.max())
+        if image.dtype == np.uint16:
+            new = np.floor(new + 0.5).astype(np.uint16)
+        resized.append(new)
+    return np.stack(resized, axis=2)
+
+
+def _check_finite(image: np.ndarray) -> None:
+    """Checks floats for NaN and infinity, which both show in the extremes."""
+    if not image.size or (np.isfinite(image.min()) and np.isfinite(image.max())):
+        return
+    bad = ~np.isfinite(image)
+    nan = int(np.isnan(image).sum())
+    infinite = int(bad.sum()) - nan
+    found = " and ".join(f"{count:,} {what}" for count, what in ((nan, "NaN"), (infinite, "infinite")) if count)
+    row, column, channel = np.argwhere(bad)[0]
+    raise ImageError(
+        f"it holds {found} of {image.size:,} values, the first in row {row}, column {column}, channel {channel}; "
+        "replace them, or leave such images out by data.on_error=skip"
+    )
 
 
 def crop_image(image: np.ndarray, crop: str) -> np.ndarray:
@@ -270,13 +544,25 @@ CROPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def set_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Makes an image [h, w, 1 or 3] grey or RGB: uint8 [h, w, channels].
+    """Makes an image grey or RGB, where it is the other: [h, w, channels].
 
     Grey becomes RGB by repeating; RGB becomes grey by the luma of ITU-R BT.601,
     0.299 R + 0.587 G + 0.114 B.
+
+    Raises:
+        ImageError: the image has another number of channels that cannot be made the one wanted.
     """
-    if image.shape[2] == channels:
+    found = image.shape[2]
+    if found == channels:
         return image
-    if channels == 1:
+    if {found, channels} != {1, 3}:
+        raise ImageError(
+            f"the image has {found} channel{'s'[: found != 1]}, data.channels is {channels}; set it to {found}"
+        )
+    if channels == 3:
+        return np.repeat(image, 3, axis=2)
+    if image.dtype == np.uint8:
         return from_pillow(to_pillow(image).convert("L"))
-    return np.repeat(image, channels, axis=2)
+    grey = image.astype(np.float64) @ _LUMA
+    grey = np.floor(grey + 0.5) if image.dtype == np.uint16 else grey
+    return grey.astype(image.dtype)[..., None]

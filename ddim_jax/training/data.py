@@ -12,9 +12,9 @@ from ddim_jax.data.batch_order import BatchOrder, steps_for_epochs
 from ddim_jax.data.batches import train_batches
 from ddim_jax.data.on_device import lives_on_device, read_device_images, train_selections
 from ddim_jax.data.prepared import open_images, open_validation
-from ddim_jax.data.reading import read_example
+from ddim_jax.data.reading import read_in_range
 from ddim_jax.data.sources import Source
-from ddim_jax.data.statistics import pixel_statistics
+from ddim_jax.data.statistics import pixel_statistics, value_range
 from ddim_jax.training.program import TrainProgram
 from ddim_jax.workdir import measured_statistics
 
@@ -32,17 +32,27 @@ def open_sources(data: DataConfig) -> tuple[Source, Source | None]:
         parallel.barrier("data prepared")
     if data.on_error == "fail":
         # A wrong crop or size shows at the first image, before the workdir is touched.
-        read_example(source, 0, data)
+        read_in_range(source, 0, data)
     return source, validation
 
 
 def with_statistics(config: Config, workdir: epath.PathLike, source: Source) -> Config:
-    """The config with mean and standard deviation of the data where it leaves them open: the run's, or measured."""
-    if config.data.mean:
+    """The config with range, mean and standard deviation of the data where it leaves them open: the run's, or measured.
+
+    The range is left open by floats alone: that of integers is what they can hold.
+    """
+    data, progress = config.data, parallel.is_main_process()
+    is_open = data.dtype == "float32" and not data.range
+    if data.mean and not is_open:
         return config
     known = measured_statistics(workdir, config)
-    mean, std = known or pixel_statistics(source, config.data, progress=parallel.is_main_process())
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, mean=mean, std=std))
+    if is_open:
+        measured = known.range if known is not None else value_range(source, data, progress)
+        data = dataclasses.replace(data, range=measured)
+    if not data.mean:
+        mean, std = (known.mean, known.std) if known is not None else pixel_statistics(source, data, progress)
+        data = dataclasses.replace(data, mean=mean, std=std)
+    return dataclasses.replace(config, data=data)
 
 
 def count_steps(config: Config, num_examples: int) -> int:

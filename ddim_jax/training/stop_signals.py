@@ -44,6 +44,10 @@ def catch_stop_signals() -> Iterator[StopRequest]:
         elif number != signal.SIGTERM:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    if threading.current_thread() is not threading.main_thread():
+        # Python gives signals to the main thread alone: they stay as they are there.
+        yield request
+        return
     with contextlib.ExitStack() as stack:
         stack.enter_context(process.interrupt_asks(lambda: stop(signal.SIGINT)))
         if parallel.process_count() == 1:

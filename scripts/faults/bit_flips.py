@@ -184,7 +184,7 @@ def _prepared_trial(file: pathlib.Path, place: int, folder: pathlib.Path) -> Non
 def _all_rows(folder: pathlib.Path, config: Config) -> Any:
     source = open_images(_data(folder, config).data)
     assert isinstance(source, PreparedSource)
-    return source.usable, *source.rows(source.usable)
+    return source.usable, *source.rows(source.usable)[:2]
 
 
 def _statistics_trial(file: pathlib.Path, place: int, folder: pathlib.Path) -> None:

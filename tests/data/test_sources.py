@@ -111,7 +111,7 @@ def test_digits() -> None:
     assert source.num_classes == 10
     assert source.describe() == "digits: 1,797 images, 10 classes"
     for index in (0, 17, 1796):
-        image, label = source[index]
+        image, label = source[index][:2]
         assert image.dtype == np.uint8
         np.testing.assert_array_equal(image[..., 0], np.floor(digits.images[index] * 255 / 16 + 0.5))
         assert label == digits.target[index]

@@ -33,6 +33,7 @@ class DigitsSource(Source):
         self.num_classes = 10
         self._split = split
         chosen = split_indices(split, len(digits.images), self.name)
+        self.numbers, self.num_whole = chosen, len(digits.images)
         self._images = np.floor(digits.images[chosen] * (255 / 16) + 0.5).astype(np.uint8)[..., None]
         self._labels = digits.target[chosen]
 

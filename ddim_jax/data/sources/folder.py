@@ -12,13 +12,24 @@ import numpy as np
 
 from ddim_jax.data.sources.protocol import Example, Source
 from ddim_jax.data.splits import split_indices
-from ddim_jax.data.transforms import FORMATS, ImageError, decode_image
+from ddim_jax.data.transforms import FORMATS, DecodingNotes, ImageError, decode_image
 from ddim_jax.errors import UserError
 from ddim_jax.files import read_file
+from ddim_jax.names import PixelType
 from ddim_jax.workdir import summary_pictures
 
 # What the decoder reads, by its name.
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
+# An image in a file of its own, as an array.
+_ARRAY = ".npy"
+
+# By type of the values, the files that can hold it. For uint8 also arrays, where there is nothing else.
+SUFFIXES_OF: dict[PixelType, tuple[str, ...]] = {
+    "uint8": SUFFIXES,
+    "uint16": (*SUFFIXES, _ARRAY),
+    "float32": (*FORMATS["TIFF"], _ARRAY),
+}
 
 # So many images beside sub-folders are taken for strays, if more lie in these.
 _A_FEW = 10
@@ -30,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 class FolderSource(Source):
-    """All PNG, JPEG, WebP, BMP, GIF and TIFF files under a folder, at any depth, ordered by path.
+    """All PNG, JPEG, WebP, BMP, GIF and TIFF files under a folder, at any depth, ordered by path; or ``.npy`` files.
 
     The sub-folders of the first level are the classes, numbered in sorted order, if every image
     lies in one; if some image lies in the root itself, the images have no labels, and where that
@@ -46,7 +57,15 @@ class FolderSource(Source):
     The numbers of the classes are those of the whole folder, whatever the slice.
     """
 
-    def __init__(self, path: str, name: str = "", split: str = "train", key: str = "data.path") -> None:
+    def __init__(
+        self,
+        path: str,
+        name: str = "",
+        split: str = "train",
+        key: str = "data.path",
+        dtype: PixelType = "uint8",
+        channels: int = 3,
+    ) -> None:
         """Lists the images; none is opened.
 
         Args:
@@ -54,6 +73,8 @@ class FolderSource(Source):
             name: what to call it; the folder's own name by default.
             split: ``train`` is the whole folder, ``train[:90%]`` a slice; see ``splits.py``.
             key: the config's key that names the folder, for messages.
+            dtype: type of the images' values, which decides the files that can be images.
+            channels: how many are wanted: 4 keeps alpha.
 
         Raises:
             UserError: no such folder, no image in it, or a split that cannot be used.
@@ -63,19 +84,28 @@ class FolderSource(Source):
             raise UserError(f"{key}={path!r} is not a folder; name the folder of images")
         # Paths are kept as strings: a Path takes several times the memory, and sets have millions.
         relative: list[str] = []
+        arrays: list[str] = []
         others: collections.Counter[str] = collections.Counter()
         for folder, files in _walk(self._root):
             prefix = os.path.relpath(folder, self._root)
-            images = [file for file in files if file.lower().endswith(SUFFIXES)]
+            images = [file for file in files if file.lower().endswith(SUFFIXES_OF[dtype])]
+            if dtype == "uint8":
+                arrays += [os.path.normpath(os.path.join(prefix, file)) for file in files if file.endswith(_ARRAY)]
             others.update(os.path.splitext(file)[1].lower() or "no suffix" for file in set(files) - set(images))
             if "run.json" in files:
                 summaries = summary_pictures(folder, images)
                 images = [file for file in images if file not in summaries]
             relative += [os.path.normpath(os.path.join(prefix, file)) for file in images]
+        if not relative and arrays:
+            # Arrays of bytes are images where there are no others; beside pictures they may be anything.
+            relative = arrays
+            del others[_ARRAY]
         ignored = _count_ignored(others)
         if not relative:
             found = f" ({ignored})" if ignored else ""
-            raise UserError(f"{key}={path!r} has no images; looked for {', '.join(SUFFIXES)} at any depth{found}")
+            of_type = "" if dtype == "uint8" else f" of data.dtype={dtype}"
+            looked_for = ", ".join(SUFFIXES_OF[dtype])
+            raise UserError(f"{key}={path!r} has no images{of_type}; looked for {looked_for} at any depth{found}")
         if ignored:
             _log.warning("%s: %s", path, ignored)
         # By parts, so that the images of a class follow each other: "a/b" comes before "a-b/c".
@@ -95,9 +125,18 @@ class FolderSource(Source):
         self._labels = np.array([number.get(part[0], 0) for part in parts], np.int32)
         self.num_classes = len(self.classes)
         self.name = name or self._root.resolve().name
+        self._dtype: PixelType = dtype
+        self._channels = channels
+        self._notes = DecodingNotes()
         chosen = split_indices(split, len(self._files), self.name)
+        self.numbers, self.num_whole = chosen, len(self._files)
         self._files = [self._files[index] for index in chosen]
         self._labels = self._labels[chosen]
+
+    @property
+    def files(self) -> list[str]:
+        """The images' paths in the folder."""
+        return self._files
 
     def __len__(self) -> int:
         """The number of image files."""
@@ -118,7 +157,10 @@ class FolderSource(Source):
             raise UserError(f"{path}: cannot be opened: {error.strerror}; mend it and resume the run") from error
         except UserError as error:
             raise ImageError(str(error).removeprefix(f"{path} ")) from error
-        return Example(decode_image(data), int(self._labels[index]))
+        notes: list[str] = []
+        image = decode_image(data, self._dtype, self._channels, notes)
+        self._notes.add(str(path), notes)
+        return Example(image, int(self._labels[index]))
 
     def where(self, index: int) -> str:
         """The file's path."""

@@ -1,7 +1,7 @@
 """What a source of images is: a random-access sequence, in which ``source[i]`` is example i, always the same one.
 
 Training needs no more than that to be repeatable, since the order of the examples is made elsewhere, from the seed
-(``batch_order.py``). Pixels are as stored, uint8 of any size; ``transforms.py`` makes them equal.
+(``batch_order.py``). Pixels are as stored, of any size; ``transforms.py`` makes them equal.
 """
 
 from typing import NamedTuple, Protocol
@@ -34,12 +34,21 @@ class Source(Protocol):
         name: what to call the data set in logs and records.
         num_classes: number of classes; labels lie in 0 ... num_classes - 1. 0 means no labels.
         prepared: images are cropped and resized already, and have their final number of channels.
+        vector_size: length of the examples' vectors; 0 where they have none.
+        has_paired: whether each example has a picture beside its image.
+        numbers: int64 [n], the number of each example in the whole data set, of which ``data.split`` takes a part;
+            None where that is not known.
+        num_whole: examples of the whole data set, likewise.
         no_labels_because: why there are none, where the data look as if they should have some; else empty.
     """
 
     name: str
     num_classes: int
     prepared: bool = False
+    vector_size: int = 0
+    has_paired: bool = False
+    numbers: np.ndarray | None = None
+    num_whole: int = 0
     no_labels_because: str = ""
 
     def __len__(self) -> int:

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from ddim_jax.data.sources.protocol import Example, Source
-from ddim_jax.data.transforms import decode_image
+from ddim_jax.data.transforms import DecodingNotes, as_values, decode_image
 from ddim_jax.errors import UserError
+from ddim_jax.names import PixelType
 
 # From here TFDS copies data sets that are prepared already.
 _TFDS_HOST = ("storage.googleapis.com", 443)
@@ -41,17 +42,29 @@ class TfdsSource(Source):
     decoded, the image by the same decoder as files are.
     """
 
-    def __init__(self, name: str, split: str, directory: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        directory: str = "",
+        dtype: PixelType = "uint8",
+        channels: int = 3,
+        vector: str = "",
+    ) -> None:
         """Opens a split, after preparing the data set if need be.
 
         Args:
             name: TFDS name, e.g. ``cifar10`` or ``oxford_flowers102:2.1.1``.
             split: e.g. ``train``, ``train[:90%]`` or ``train+test``.
             directory: TFDS data directory; empty means TFDS's own default.
+            dtype: type of the images' values.
+            channels: how many are wanted: 4 keeps alpha.
+            vector: the feature that is the examples' vector: numbers, or a dictionary of attributes, which are put in
+                the order of their names, and become -1 and +1 where they are yes or no. Empty for none.
 
         Raises:
             UserError: unknown name or split, a data set that cannot be prepared or has no
-                images.
+                images of this type, or no such vector.
         """
         import tensorflow_datasets as tfds
 
@@ -64,20 +77,36 @@ class TfdsSource(Source):
         features = builder.info.features
         image = _feature_name(features, "image", tfds.features.Image, (tfds.features.LabeledImage,))
         label = _feature_name(features, "label", tfds.features.ClassLabel)
+        if image is None and dtype != "uint8":
+            image = _name_of_array(features)
         if image is None:
             raise UserError(
                 f"data.name={name!r}: this TFDS data set has no single image per example; "
                 f"its features are {', '.join(sorted(features))}"
             )
-        if np.dtype(features[image].np_dtype) == np.float32:
-            raise UserError(f"data.name={name!r}: its images hold float32 values, not pixels; choose another data set")
+        self._is_encoded = isinstance(features[image], tfds.features.Image)
+        found = np.dtype(features[image].np_dtype)
+        if found == np.float32 and dtype != "float32":
+            raise UserError(
+                f"data.name={name!r}: its images hold float32 values, not pixels; set data.dtype=float32, or choose "
+                "another data set"
+            )
+        if self._is_encoded and found != np.dtype(dtype):
+            raise UserError(f"data.name={name!r}: its images are {found}, data.dtype is {dtype}; set it to {found}")
+        # TFDS has a form of its own for floats in PNG files.
+        self._is_encoded &= found != np.float32
+        self._dtype: PixelType = dtype
+        self._channels = channels
+        self._notes = DecodingNotes()
+        self._vector = vector
+        self.vector_size = _size_of_vector(features, vector, name) if vector else 0
         self._records = _open_split(builder, name, split)
         self.name = name
         self.split = split
         self.num_classes = features[label].num_classes if label else 0
         self._image, self._label = image, label
-        self._features = tfds.features.FeaturesDict({key: features[key] for key in (image, label) if key})
-        self._keep_encoded = {image: tfds.decode.SkipDecoding()}
+        self._features = tfds.features.FeaturesDict({key: features[key] for key in (image, label, vector) if key})
+        self._keep_encoded = {image: tfds.decode.SkipDecoding()} if self._is_encoded else {}
         # The name stands for the records: TFDS gives changed ones another version.
         self._identity = {"source": "tfds", "name": builder.info.full_name, "bytes": int(builder.info.dataset_size)}
 
@@ -90,7 +119,15 @@ class TfdsSource(Source):
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name}, split {self.split} has {len(self)} examples; there is no number {index}")
         values: Any = self._features.deserialize_example_np(self._records[index], decoders=self._keep_encoded)
-        return Example(decode_image(values[self._image]), int(values[self._label]) if self._label else 0)
+        stored = values[self._image]
+        if self._is_encoded:
+            notes: list[str] = []
+            image = decode_image(stored, self._dtype, self._channels, notes)
+            self._notes.add(self.where(index), notes)
+        else:
+            image = as_values(stored if stored.ndim == 3 else stored[..., None], self._dtype)
+        label = int(values[self._label]) if self._label else 0
+        return Example(image, label, _vector(values[self._vector]) if self._vector else None)
 
     def where(self, index: int) -> str:
         """The split and the record's number in it."""
@@ -98,7 +135,8 @@ class TfdsSource(Source):
 
     def identity(self) -> dict[str, str | int]:
         """The full name with version, the size and the split."""
-        return {**self._identity, "split": self.split}
+        vector = {"vector": self._vector} if self._vector else {}
+        return {**self._identity, "split": self.split, **vector}
 
 
 def _open_builder(name: str, directory: str) -> Any:
@@ -230,6 +268,46 @@ def _feature_name(features: Any, preferred: str, kind: type, but_not: tuple[type
     if preferred in names:
         return preferred
     return names[0] if len(names) == 1 else None
+
+
+def _name_of_array(features: Any) -> str | None:
+    """Finds the one feature that is an array [h, w] or [h, w, c] of numbers; ``image`` if it is one of several."""
+    import tensorflow_datasets as tfds
+
+    names = [
+        key
+        for key, feature in features.items()
+        if isinstance(feature, tfds.features.Tensor) and len(feature.shape) in (2, 3)
+    ]
+    return "image" if "image" in names else names[0] if len(names) == 1 else None
+
+
+def _size_of_vector(features: Any, name: str, data_set: str) -> int:
+    """The length of a feature as a vector.
+
+    Raises:
+        UserError: there is none of this name, or it is no vector.
+    """
+    if name not in features:
+        raise UserError(
+            f"data.vector={name!r}: the TFDS data set {data_set} has no such feature; its features are "
+            f"{', '.join(sorted(features))}"
+        )
+    feature = features[name]
+    parts: list[Any] = list(feature.values()) if hasattr(feature, "values") else [feature]
+    for part in parts:
+        shape: Any = getattr(part, "shape", None)
+        kind = np.dtype(getattr(part, "np_dtype", object)).kind
+        if shape is None or len(shape) > 1 or None in shape or kind not in "biuf":
+            raise UserError(f"data.vector={name!r}: this feature of {data_set} is no vector of a fixed length")
+    return sum(part.shape[0] if part.shape else 1 for part in parts)
+
+
+def _vector(value: Any) -> np.ndarray:
+    """A feature as a vector: numbers as they are, yes and no as +1 and -1, those of a dictionary by name."""
+    parts = [value[key] for key in sorted(value)] if isinstance(value, dict) else [value]
+    arrays = [np.atleast_1d(np.asarray(part)) for part in parts]
+    return np.concatenate([2.0 * part - 1 if part.dtype == bool else part for part in arrays]).astype(np.float32)
 
 
 def _first_line(error: BaseException) -> str:

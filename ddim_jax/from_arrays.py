@@ -1,0 +1,273 @@
+"""``ddim_jax.train``: training from Python, on arrays in memory or on what a config names.
+
+>>> import ddim_jax
+>>> pipe = ddim_jax.train(None, images, labels)  # doctest: +SKIP
+>>> new = pipe.sample(16)  # doctest: +SKIP
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import pathlib
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from ddim_jax import pipeline, process, writers
+from ddim_jax.config import Config, from_config_dict, shipped_configs, with_values
+from ddim_jax.config.schema import height_and_width
+from ddim_jax.data.sources.array import IN_MEMORY, InMemory
+from ddim_jax.data.sources.array_files import image_array
+from ddim_jax.errors import UserError, shown
+from ddim_jax.jobs.train import train as train_job
+from ddim_jax.pipeline import Pipeline
+from ddim_jax.workdir import config_of_file, config_path, read_config
+
+# Levels of the U-Net for arrays without a config: each but the last halves the image, down to some pixels.
+_MOST_LEVELS = 4
+_LEAST_SIDE = 8
+# Of a larger image attention would take most of the time.
+_MOST_ATTENDED = 256
+
+_DIGITS_OF_NAME = 16
+
+
+def train(
+    config: Config | str | os.PathLike[str] | None = None,
+    images: Any = None,
+    labels: Any = None,
+    *,
+    vectors: Any = None,
+    paired: Any = None,
+    workdir: str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
+    **changes: Any,
+) -> Pipeline:
+    """Trains a model, and returns it ready to draw images.
+
+    Ctrl-C saves the step and returns the model as it is then; called again with the same arrays and workdir it goes on
+    from there, exactly.
+
+    Args:
+        config: a config, the path of a config file, perhaps with variants, or one of the package's configs by name,
+            such as ``digits`` or ``mnist:tiny``; None for one that suits the images. What it says of the images' size,
+            channels, values and classes gives way to what they have.
+        images: [n, h, w, c] or [n, h, w], uint8, uint16, or other numbers, which become float32; a memory map may be
+            larger than the memory. None for the data that the config names.
+        labels: [n], whole numbers from 0: the model is then told the class.
+        vectors: [n, d], numbers that the model is told of each image.
+        paired: [n, h', w', c'], a picture for each image, that the model is given.
+        workdir: where the run is kept; None for a folder that goes when the pipeline does.
+        progress: show how far it is; left out, it is shown in a terminal or a notebook.
+        **changes: keys of the config with ``__`` for the dot, e.g. ``train__steps=500``; ``**{"train.steps": 500}`` and
+            ``changes={"train.steps": 500}`` do the same.
+
+    Raises:
+        UserError: arrays, config or workdir cannot be used, or the workdir holds a run on other arrays.
+    """
+    given = {**changes.pop("changes", {}), **changes}
+    given = {key.replace("__", ".", 1): value for key, value in given.items()}
+    base = config if isinstance(config, Config) else None if config is None else _read_config(os.fspath(config))
+    memory = None
+    if images is not None:
+        memory = InMemory(*(None if each is None else _array(each) for each in (images, labels, vectors, paired)))  # pyright: ignore[reportArgumentType]
+        values = _values_of(memory, base, given)
+        base = with_values(base or Config(), {**values, **given})
+    elif base is None:
+        raise UserError("train() needs images, or a config that names them")
+    elif any(each is not None for each in (labels, vectors, paired)):
+        raise UserError("labels, vectors and paired pictures need images=")
+    else:
+        base = with_values(base, given)
+    folder = os.fspath(workdir) if workdir is not None else tempfile.mkdtemp(prefix="ddim_jax-")
+    try:
+        if memory is not None:
+            IN_MEMORY[base.data.name] = memory
+            _check_same_arrays(folder, base.data.name)
+        pipe = _run(base, folder, writers.is_watched() if progress is None else progress, workdir is not None)
+    except BaseException:
+        if workdir is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        IN_MEMORY.pop(base.data.name, None)
+    if workdir is None:
+        weakref.finalize(pipe, shutil.rmtree, folder, ignore_errors=True)
+    return pipe
+
+
+def _run(config: Config, folder: str, progress: bool, is_kept: bool) -> Pipeline:
+    # Some libraries refuse to work as long as absl's own flags are unparsed, as they are in a notebook.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    with contextlib.nullcontext() if progress else writers.silent(), process.interrupts_asked_by_library():
+        stopped_at = train_job(config, folder)
+    if stopped_at is not None:
+        remedy = f"call it again with workdir={folder!r}" if is_kept else "name a workdir to be able to"
+        writers.say(f"the model is that of step {stopped_at:,}; to go on, {remedy}")
+    return pipeline.load(folder)
+
+
+def _read_config(named: str) -> Config:
+    """The config that a name or path means."""
+    if named.endswith(".json"):
+        from etils import epath
+
+        return config_of_file(epath.Path(named), "name the config.json of a run")
+    name, _, variants = named.partition(":")
+    path = pathlib.Path(name).expanduser()
+    shipped = shipped_configs()
+    if not path.is_file():
+        if name not in shipped:
+            raise UserError(f"config={shown(named)} is not a file; name a config file, or one of {', '.join(shipped)}")
+        path = shipped[name]
+    spec = importlib.util.spec_from_file_location(f"ddim_jax_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"config={shown(named)} is no Python file; name a config file, or one of {', '.join(shipped)}")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        tree = module.get_config(variants or None)
+    except UserError:
+        raise
+    except Exception as error:
+        # It is the user's Python.
+        raise UserError(f"config file {path}: {type(error).__name__}: {error}") from error
+    return from_config_dict(tree)
+
+
+def _array(values: Any) -> np.ndarray:
+    array = values if isinstance(values, np.ndarray) else np.asarray(values)
+    if array.dtype.kind not in "biuf" or not array.size:
+        raise UserError(f"an array of {array.dtype} and shape {tuple(array.shape)} cannot be used; give numbers")
+    return array
+
+
+def _values_of(memory: InMemory, base: Config | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the arrays say of the config: by dotted key."""
+    images = image_array(memory.images, "images")
+    num, *size, channels = images.shape
+    dtype = images.dtype.name if images.dtype in (np.uint8, np.uint16) else "float32"
+    values: dict[str, Any] = {
+        "data.source": "array",
+        "data.path": "",
+        "data.name": f"array-{_digest(memory)}",
+        "data.split": "train",
+        "data.channels": channels,
+        "data.dtype": dtype,
+    }
+    if base is None:
+        values |= _small_network(tuple(size), given.get("model.multipliers"))
+    elif base.data.resize == "none" or height_and_width(base.data.image_size) == tuple(size):
+        values |= {"data.image_size": tuple(size)} if height_and_width(base.data.image_size) != tuple(size) else {}
+        values |= _fitting(base, tuple(size))
+    if base is not None and (base.data.dtype, base.data.channels) != (dtype, channels):
+        values |= {"data.range": ()}
+        if len(base.data.mean) > 1:
+            values |= {"data.mean": (0.5,), "data.std": (0.5,)}
+    kinds = []
+    for name, array in (("labels", memory.labels), ("vectors", memory.vectors), ("paired", memory.paired)):
+        if array is not None and len(array) != num:
+            raise UserError(f"{name} has {len(array):,} rows for {num:,} images; give one for each")
+    values["model.num_classes"] = 0
+    if memory.labels is not None:
+        if memory.labels.dtype.kind not in "iub":
+            raise UserError(f"labels are {memory.labels.dtype}; give whole numbers from 0, or vectors=")
+        values["model.num_classes"] = int(memory.labels.max()) + 1
+        kinds.append("class")
+    if memory.vectors is not None:
+        values |= {"data.vector": "vectors", "model.vector_size": int(memory.vectors.reshape(num, -1).shape[1])}
+        kinds.append("vector")
+    if memory.paired is not None:
+        _, *side, count = image_array(memory.paired, "paired").shape
+        values |= {"data.condition": "paired", "data.condition_size": tuple(side), "data.condition_channels": count}
+        kinds.append("image")
+    values["model.condition"] = tuple(kinds) if kinds != ["class"] else ()
+    return values if "model.condition" not in given else {**values, "model.condition": given["model.condition"]}
+
+
+def _fitting(base: Config, size: tuple[int, ...]) -> dict[str, Any]:
+    """What else changes of a network where the images have another size than its config's."""
+    if height_and_width(base.data.image_size) == size:
+        return {}
+    factor = 2 ** (len(base.model.multipliers) - 1)
+    padded = -(-size[0] // factor) * factor
+    there = [padded // 2**level for level in range(len(base.model.multipliers))]
+    return {
+        "data.pad": base.data.pad or any(side % factor for side in size),
+        "model.attention_resolutions": tuple(each for each in base.model.attention_resolutions if each in there),
+    }
+
+
+def _small_network(size: tuple[int, ...], multipliers: Any) -> dict[str, Any]:
+    """A config for images of a size: a network that a CPU trains in minutes where they are small.
+
+    Args:
+        size: height and width.
+        multipliers: those that whoever calls has chosen, which decide the levels; else None.
+    """
+    levels = len(multipliers) if isinstance(multipliers, (tuple, list)) and multipliers else 1
+    while not multipliers and levels < _MOST_LEVELS and min(size) / 2**levels >= _LEAST_SIDE // 2:
+        levels += 1
+    factor = 2 ** (levels - 1)
+    lowest = [-(-side // factor) for side in size]
+    attends = lowest[0] * lowest[1] <= _MOST_ATTENDED
+    return {
+        "data.image_size": size[0] if size[0] == size[1] else size,
+        "data.pad": any(side % factor for side in size),
+        "model.channels": 32,
+        "model.num_groups": 8,
+        "model.multipliers": (1, 2, 2, 2)[:levels],
+        "model.num_blocks": 1,
+        "model.attention_resolutions": (lowest[0],) if attends else (),
+        "model.dropout": 0.0,
+        "diffusion.schedule": "cosine",
+        "diffusion.objective": "v",
+        "train.batch_size": 32,
+        "train.steps": 1000,
+        "train.learning_rate": 1e-3,
+        "train.warmup_steps": 50,
+        "train.lr_schedule": "cosine",
+        "train.ema_decay": 0.995,
+        "train.ema_warmup": True,
+        "train.checkpoint_every": 200,
+        "train.log_every": 20,
+        "train.sample_every": 0,
+        "train.final_sample_steps": (),
+        "train.tensorboard": False,
+        "sample.steps": 20,
+    }
+
+
+def _digest(memory: InMemory) -> str:
+    """What stands for the arrays: their contents; of memory maps, which may be long, size and time of the file."""
+    digest = hashlib.sha256()
+    for name, array in memory._asdict().items():
+        if array is None:
+            continue
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        path = getattr(array, "filename", None)
+        if isinstance(array, np.memmap) and path is not None:
+            found = os.stat(path)
+            digest.update(f"{found.st_size} {found.st_mtime_ns} {array.offset}".encode())
+        else:
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()[:_DIGITS_OF_NAME]
+
+
+def _check_same_arrays(folder: str, name: str) -> None:
+    """Refuses to go on with a run on other arrays."""
+    if not config_path(folder).exists():
+        return
+    data = read_config(folder).data
+    if data.source == "array" and not data.path and data.name != name:
+        raise UserError(
+            f"workdir {folder} holds a run on other images, labels, vectors or paired pictures; give those, or name "
+            "another workdir"
+        )

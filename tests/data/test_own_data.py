@@ -1,0 +1,342 @@
+"""Data of any type and size, from every source, as they are stored."""
+
+import dataclasses
+import io
+import itertools
+import logging
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddim_jax.config import DataConfig
+from ddim_jax.data.batch_order import BatchOrder
+from ddim_jax.data.batches import train_batches
+from ddim_jax.data.on_device import gather, read_device_images, train_selections
+from ddim_jax.data.prepared import open_images
+from ddim_jax.data.reading import load_images
+from ddim_jax.data.sources import open_source
+from ddim_jax.data.statistics import pixel_statistics, value_range
+from ddim_jax.data.transforms import ImageError, decode_image, prepare_image, resize_image
+from ddim_jax.errors import UserError
+
+NUM, HEIGHT, WIDTH = 12, 6, 4
+SHAPE = (NUM, HEIGHT, WIDTH, 2)
+TYPES = ("uint8", "uint16", "float32")
+FLOATS = DataConfig(source="array", dtype="float32", channels=2, image_size=(HEIGHT, WIDTH), cache="none", threads=2)
+
+
+def values_of(dtype, shape=SHAPE, seed=0):
+    generator = np.random.default_rng(seed)
+    if dtype == "float32":
+        return generator.normal(3, 10, shape).astype(np.float32)
+    return generator.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+
+def config_for(path, dtype, **changes):
+    return dataclasses.replace(FLOATS, path=str(path), dtype=dtype, **changes)
+
+
+def all_of(config):
+    source = open_images(config)
+    return load_images(source, config, np.arange(len(source)))
+
+
+def png_16(pixels):
+    """A PNG of 16-bit colours, without a library: uint16 [h, w, 3 or 4]."""
+
+    def part(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width, channels = pixels.shape
+    header = struct.pack(">2I5B", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b"")
+
+
+def encoded(pixels, form, **settings):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, form, **settings)
+    return file.getvalue()
+
+
+# --- sources ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("form", ["npy", "npz", "packed", "folder", "parquet"])
+def test_values_of_every_source_come_out_as_they_are(tmp_path, form, dtype):
+    values = values_of(dtype)
+    path, source = tmp_path / f"x.{form}", "array"
+    if form == "npy":
+        np.save(path, values)
+    elif form == "npz":
+        np.savez(path, images=values, other=np.zeros(3))
+    elif form == "packed":
+        path = tmp_path / "x.npz"
+        np.savez_compressed(path, images=values)
+    elif form == "folder":
+        source = "folder"
+        path.mkdir()
+        for i, image in enumerate(values):
+            np.save(path / f"{i:03}.npy", image)
+    else:
+        source = "parquet"
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        path.mkdir()
+        for i in range(2):
+            table = pa.table({"image": values[6 * i : 6 * i + 6].tolist(), "label": list(range(6))})
+            pq.write_table(table, path / f"{i}.parquet", row_group_size=4)
+    images = all_of(config_for(path, dtype, source=source))
+    assert images.image.dtype == dtype
+    assert images.image.tobytes() == values.tobytes()
+    part = all_of(config_for(path, dtype, source=source, split="train[3:7]"))
+    assert part.image.tobytes() == values[3:7].tobytes()
+    if form == "parquet":
+        assert part.label.tolist() == [3, 4, 5, 0]
+        assert "row" in open_source(config_for(path, dtype, source=source)).where(7)
+
+
+def test_stored_arrays_are_not_read(tmp_path):
+    np.savez(tmp_path / "x.npz", images=values_of("float32"), labels=np.arange(NUM))
+    source = open_source(config_for(tmp_path / "x.npz", "float32"))
+    assert isinstance(source._images.base, np.memmap) or isinstance(source._images, np.memmap)
+    assert source.num_classes == NUM
+    assert source[5].label == 5
+
+
+def test_arrays_without_channels_and_of_other_types(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(NUM * 6 * 4).reshape(NUM, 6, 4))
+    config = config_for(tmp_path / "x.npy", "uint16", channels=1)
+    np.testing.assert_array_equal(all_of(config).image[..., 0], np.arange(NUM * 24).reshape(NUM, 6, 4))
+    with pytest.raises(UserError, match=r"value 256|value 263|value 279|holds 0 ... 255"):
+        all_of(dataclasses.replace(config, dtype="uint8"))
+
+
+@pytest.mark.parametrize(
+    ("values", "changes", "message"),
+    [
+        (values_of("float32"), {"dtype": "uint8"}, r"float32, data\.dtype is uint8; set data\.dtype=float32"),
+        (values_of("uint8"), {"dtype": "uint16"}, r"uint8, data\.dtype is uint16; set data\.dtype=uint8"),
+        (values_of("float32"), {"channels": 3}, r"2 channels .*data\.channels is 3; set it to 2"),
+        (values_of("float32"), {"labels": "classes.npy"}, "does not exist"),
+        (np.zeros(4, np.float32), {}, r"the shape \(4,\)"),
+        (values_of("float32"), {"condition": "paired"}, "needs the folder or array"),
+        (values_of("float32"), {"vector": "nothing"}, r"name a \.npy or \.csv"),
+    ],
+)
+def test_bad_arrays_are_one_line(tmp_path, values, changes, message):
+    np.save(tmp_path / "x.npy", values)
+    with pytest.raises(UserError, match=message) as error:
+        open_source(config_for(tmp_path / "x.npy", **{"dtype": "float32", **changes}))
+    assert "\n" not in str(error.value)
+
+
+def test_not_finite_values_are_counted(tmp_path):
+    values = values_of("float32")
+    values[7, 2, 1, 0] = np.nan
+    values[7, 3, 1, 1] = np.inf
+    np.save(tmp_path / "x.npy", values)
+    config = config_for(tmp_path / "x.npy", "float32")
+    with pytest.raises(ImageError, match=r"image 7: it holds 1 NaN and 1 infinite of 48 values, .* row 2, column 1"):
+        all_of(config)
+    assert len(all_of(dataclasses.replace(config, on_error="skip")).image) == NUM - 1
+
+
+def test_values_outside_the_range_are_named(tmp_path):
+    values = np.clip(values_of("float32"), -20, 20)
+    values[4, 0, 0, 1] = 77
+    np.save(tmp_path / "x.npy", values)
+    config = config_for(tmp_path / "x.npy", "float32", range=(-20.0, 20.0))
+    with pytest.raises(ImageError, match=r"image 4: channel 1 holds the value 77, outside of data\.range=\(-20, 20\)"):
+        read_device_images(open_images(config), config)
+
+
+# --- vectors and pairs --------------------------------------------------------------------------
+
+
+def test_vectors_and_pairs_of_an_array(tmp_path):
+    vectors, pairs = values_of("float32", (NUM, 5), 1), values_of("float32", (NUM, 3, 2, 1), 2)
+    np.savez(tmp_path / "x.npz", images=values_of("float32"), paired=pairs, v=vectors)
+    config = config_for(
+        tmp_path / "x.npz", "float32", condition="paired", condition_size=(3, 2), condition_channels=1, vector="v"
+    )
+    images = all_of(dataclasses.replace(config, split="train[2:9]"))
+    np.testing.assert_array_equal(images.vector, vectors[2:9])
+    np.testing.assert_array_equal(images.paired, pairs[2:9])
+    np.save(tmp_path / "short.npy", vectors[1:])
+    with pytest.raises(UserError, match=r"has 11 rows for the 12 images"):
+        open_source(dataclasses.replace(config, vector=str(tmp_path / "short.npy")))
+
+
+def save_folder(folder, names, value=0):
+    folder.mkdir()
+    for i, name in enumerate(names):
+        Image.fromarray(np.full((4, 4), value + i, np.uint8)).save(folder / name)
+
+
+def test_vectors_and_pairs_of_a_folder(tmp_path):
+    save_folder(tmp_path / "a", ["x.png", "y.png", "z.png"])
+    save_folder(tmp_path / "b", ["x.bmp", "y.bmp", "z.bmp"], 100)
+    (tmp_path / "v.csv").write_text("name,age,height\nz.png,3,30\nx.png,1,10\ny.png,2,20\n")
+    config = DataConfig(
+        source="folder", path=str(tmp_path / "a"), channels=1, image_size=4, condition="paired",
+        condition_path=str(tmp_path / "b"), vector=str(tmp_path / "v.csv"), cache="none", split="train[1:]",
+    )  # fmt: skip
+    images = all_of(config)
+    assert images.vector is not None and images.paired is not None
+    assert images.vector.tolist() == [[2, 20], [3, 30]]
+    assert images.paired[:, 0, 0, 0].tolist() == [101, 102]
+    (tmp_path / "b" / "y.bmp").unlink()
+    with pytest.raises(UserError, match=r"has no picture for y\.png of a; names must be the same"):
+        open_source(config)
+    (tmp_path / "v.csv").write_text("x.png,1\ny.png,NaNa\n")
+    with pytest.raises(UserError, match=r", line 2: it needs as many numbers"):
+        open_source(dataclasses.replace(config, condition=""))
+    (tmp_path / "v.csv").write_text("x.png,1\ny.png,2\n")
+    with pytest.raises(UserError, match=r"has no row for z\.png of 2 images"):
+        open_source(dataclasses.replace(config, condition=""))
+
+
+# --- caches -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_batches_are_equal_however_images_are_kept(tmp_path, dtype):
+    np.savez(
+        tmp_path / "x.npz", images=values_of(dtype), paired=values_of(dtype, seed=3), labels=np.arange(NUM),
+        v=values_of("float32", (NUM, 2)),
+    )  # fmt: skip
+    config = config_for(
+        tmp_path / "x.npz", dtype, condition="paired", vector="v", flip=True, cache_dir=str(tmp_path / "cache")
+    )
+    order = BatchOrder(0, 5)
+    found = []
+    for cache in ("none", "host", "disk", "disk"):
+        keys = dataclasses.replace(config, cache=cache)
+        found.append(list(itertools.islice(train_batches(open_images(keys), keys, order), 4)))
+    images, row_of = read_device_images(open_images(config), config)
+    selections = itertools.islice(train_selections(row_of, config, order), 4)
+    found.append([gather(images, selection) for selection in selections])
+    for batches in found[1:]:
+        for one, other in zip(found[0], batches, strict=True):
+            for a, b in zip(one, other, strict=True):
+                np.testing.assert_array_equal(a, b)
+                assert np.asarray(a).dtype == np.asarray(b).dtype
+    assert found[0][0].image.dtype == dtype
+
+
+def test_damage_of_vectors_and_pairs_is_mended(tmp_path):
+    values = values_of("float32")
+    np.savez(tmp_path / "x.npz", images=values, paired=values + 1, v=values[:, 0, 0])
+    config = config_for(
+        tmp_path / "x.npz", "float32", condition="paired", vector="v", cache="disk", cache_dir=str(tmp_path / "cache")
+    )
+    all_of(config)
+    for name in ("paired", "vectors"):
+        (path,) = (tmp_path / "cache").glob(f"*/{name}.npy")
+        data = bytearray(path.read_bytes())
+        data[-3] ^= 4
+        path.write_bytes(data)
+        images = all_of(config)
+        np.testing.assert_array_equal(images.paired, values + 1)
+        np.testing.assert_array_equal(images.vector, values[:, 0, 0])
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def test_16_bits_of_files_are_kept():
+    grey = values_of("uint16", (5, 7))
+    for form in ("PNG", "TIFF"):
+        np.testing.assert_array_equal(decode_image(encoded(grey, form), "uint16", 1)[..., 0], grey)
+    floats = values_of("float32", (5, 7))
+    np.testing.assert_array_equal(decode_image(encoded(floats, "TIFF"), "float32", 1)[..., 0], floats)
+
+
+def test_16_bit_colours_of_files_are_kept():
+    opencv = pytest.importorskip("cv2")
+    for channels in (3, 4):
+        pixels = values_of("uint16", (5, 7, channels))
+        np.testing.assert_array_equal(decode_image(png_16(pixels), "uint16", channels), pixels)
+    floats = values_of("float32", (5, 7, 3))
+    tiff = opencv.imencode(".tiff", floats[..., ::-1])[1].tobytes()
+    np.testing.assert_array_equal(decode_image(tiff, "float32"), floats)
+
+
+def test_without_opencv_16_bit_colours_are_one_line(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "cv2", None)
+    with pytest.raises(UserError, match=r"need OpenCV: pip install 'ddim_jax\[deep\]'"):
+        decode_image(png_16(values_of("uint16", (5, 7, 3))), "uint16")
+
+
+def test_8_bits_are_no_16_bits():
+    with pytest.raises(ImageError, match=r"of 8 bits, data\.dtype is uint16; .* set data\.dtype=uint8"):
+        decode_image(encoded(values_of("uint8", (5, 7)), "PNG"), "uint16")
+
+
+def test_what_is_passed_over_is_told_once(tmp_path, caplog):
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(encoded(values_of("uint16", (4, 4), i), "PNG"))
+        frames = [Image.fromarray(values_of("uint8", (4, 4), seed)) for seed in range(2)]
+        frames[0].save(tmp_path / f"{i}.gif", save_all=True, append_images=frames[1:])
+    config = DataConfig(source="folder", path=str(tmp_path), channels=1, image_size=4, cache="none", threads=1)
+    with caplog.at_level(logging.WARNING):
+        all_of(config)
+    assert sum("set data.dtype=uint16 to keep them" in line for line in caplog.messages) == 1
+    assert sum("several frames" in line for line in caplog.messages) == 1
+
+
+def test_alpha_is_kept_where_it_has_a_channel():
+    pixels = values_of("uint8", (4, 4, 4))
+    np.testing.assert_array_equal(decode_image(encoded(pixels, "PNG"), channels=4), pixels)
+    assert decode_image(encoded(pixels, "PNG")).shape == (4, 4, 3)
+    with pytest.raises(ImageError, match=r"the image has 3 channels, data\.channels is 4"):
+        prepare_image(pixels[..., :3], DataConfig(image_size=4, channels=4))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_resizing_is_per_channel_and_keeps_the_range(dtype):
+    image = values_of(dtype, (8, 8, 5))
+    small = resize_image(image, (4, 2), Image.Resampling.LANCZOS)
+    assert (small.dtype, small.shape) == (np.dtype(dtype), (4, 2, 5))
+    for channel in range(5):
+        plane = image[..., channel]
+        expected = np.asarray(
+            Image.fromarray(plane if dtype == "uint8" else plane.astype(np.float32)).resize((2, 4), 1)
+        )
+        if dtype != "uint8":
+            expected = np.clip(expected, plane.min(), plane.max())
+        if dtype == "uint16":
+            expected = np.floor(expected + 0.5)
+        np.testing.assert_array_equal(small[..., channel], expected.astype(dtype))
+
+
+# --- statistics ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_statistics_of_each_type(tmp_path, dtype):
+    values = values_of(dtype)
+    np.save(tmp_path / "x.npy", values)
+    config = config_for(tmp_path / "x.npy", dtype)
+    source = open_source(config)
+    limits = value_range(source, config, progress=False)
+    flat = values.reshape(-1, 2).astype(np.float64)
+    np.testing.assert_array_equal(limits, np.stack([flat.min(0), flat.max(0)], 1).reshape(-1))
+    low, high = (flat.min(0), flat.max(0)) if dtype == "float32" else (0, np.iinfo(dtype).max)
+    config = dataclasses.replace(config, range=limits if dtype == "float32" else ())
+    mean, std = pixel_statistics(source, config, progress=False)
+    np.testing.assert_allclose(mean, ((flat - low) / (high - low)).mean(0), rtol=1e-12)
+    np.testing.assert_allclose(std, ((flat - low) / (high - low)).std(0), rtol=1e-10)
+
+
+def test_a_constant_channel_is_named(tmp_path):
+    values = values_of("float32")
+    values[..., 1] = 2.5
+    np.save(tmp_path / "x.npy", values)
+    config = config_for(tmp_path / "x.npy", "float32")
+    with pytest.raises(UserError, match=r"channel 1 of x\.npy is 2\.5 in all pixels"):
+        value_range(open_source(config), config, progress=False)
