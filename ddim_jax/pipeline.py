@@ -137,7 +137,12 @@ class Pipeline:
         """Returns what is loaded in a line."""
         height, width, channels = self.config.data.image_shape
         kind = "" if self.config.data.dtype == "uint8" else f"{self.config.data.dtype} "
-        classes = f", {self.config.model.num_classes} classes" if self.config.model.num_classes else ""
+        model = self.config.model
+        classes = f", {model.num_classes} classes" if model.num_classes else ""
+        if "vector" in model.kinds:
+            classes += f", vectors of {model.vector_size}"
+        if "image" in model.kinds:
+            classes += f", from pictures ({self.config.data.condition})"
         return (
             f"<Pipeline of {parameter_count(self.params):,} parameters after {self.step:,} steps; {kind}images of "
             f"{width}x{height}x{channels}{classes}>"

@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from ddim_jax import memory, parallel
 from ddim_jax.config import Config, flatten
-from ddim_jax.configured import build_sampler, image_bytes
+from ddim_jax.configured import build_sampler, build_task, image_bytes
 from ddim_jax.diffusion.samplers import Sampler
 from ddim_jax.diffusion.table import as_data
 from ddim_jax.memory import ProgramMemory
@@ -64,6 +64,8 @@ def describe(config: Config, workdir: epath.PathLike | None = None) -> None:
     height, width, channels = config.data.image_shape
     num_params = parameter_count(state.params)
     print(f"{config.model.name} for images of {width}x{height}x{channels}: {num_params:,} parameters")
+    if config.model.kinds:
+        print(_conditions_line(config))
     image = jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.float32)
     moment = jax.ShapeDtypeStruct((1,), jnp.float32)
     forward = flops(jax.make_jaxpr(model.apply)(variables, image, moment))
@@ -98,6 +100,19 @@ def describe(config: Config, workdir: epath.PathLike | None = None) -> None:
 
     _heading("Sampling steps")
     _print_table(sampler)
+
+
+def _conditions_line(config: Config) -> str:
+    """What images are drawn from, with the share of each kind that training leaves out."""
+    model, task = config.model, build_task(config)
+    words = {"class": f"{model.num_classes} classes", "vector": f"vectors of {model.vector_size}"}
+    if task is not None:
+        height, width, channels = task.shape
+        words["image"] = f"pictures of {width}x{height}x{channels} (data.condition={config.data.condition})"
+    left_out = config.condition_dropout
+    return "drawn from " + ", ".join(
+        words[kind] + (f", {left_out[kind]:.0%} left out in training" if left_out[kind] else "") for kind in model.kinds
+    )
 
 
 def flops(closed: Any) -> int:

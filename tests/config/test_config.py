@@ -279,3 +279,60 @@ def test_checkpoints_may_be_given_as_numbers(given, meant):
 def test_a_checkpoint_that_is_no_name_is_refused():
     with pytest.raises(ConfigError, match=r"eval.checkpoints\[0\]: expected str, got True"):
         with_values(Config(), {"eval.checkpoints": [True]})
+
+
+TOLD = {"model.condition": ("image",), "data.condition": "downsample"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model.condition": ("class",)}, "model.num_classes=0: model.condition has classes"),
+        ({"model.condition": ("vector",)}, "model.vector_size=0: model.condition has vectors"),
+        ({"model.vector_size": 3}, "model.vector_size=3: the network is told no vectors"),
+        ({"data.vector": "a"}, "data.vector='a': the network is told no vectors"),
+        ({"model.condition": ("image",)}, "data.condition='': model.condition has pictures: say which"),
+        ({"data.condition": "blur"}, "data.condition='blur': the network is told no pictures"),
+        ({**TOLD, "model.condition": ("image", "image")}, "model.condition=.*: name each kind once"),
+        ({**TOLD, "data.condition_factor": 3}, "data.condition_factor=3: a factor that does not divide data"),
+        ({**TOLD, "data.condition": "grey", "data.channels": 1}, "data.channels=1 are grey already"),
+        ({"data.condition_augmentation": 0.5}, "data.condition_augmentation=0.5: needs a network that is told"),
+        ({**TOLD, "sample.condition_augmentation": 0.1}, "sample.condition_augmentation=0.1: the network is"),
+        ({**TOLD, "train.condition_dropout": (0.1, 0.2)}, "train.condition_dropout=.*: give one rate for each"),
+        ({**TOLD, "sample.guidance_scale": 2.0}, "sample.guidance_scale=2.0: .*train.condition_dropout"),
+        ({**TOLD, "train.augment_probability": 0.1}, "train.augment_probability=0.1"),
+        (
+            {"model.condition": ("class",), "model.num_classes": 3, "train.condition_dropout": (0.1,),
+             "train.label_dropout": 0.1},
+            "train.label_dropout=0.1: train.condition_dropout=.* set one of them",
+        ),
+    ],
+)  # fmt: skip
+def test_conditions_must_fit_together(values, message):
+    with pytest.raises(ConfigError, match=message):
+        with_values(Config(), values)
+
+
+def test_what_can_be_told_and_left_out():
+    config = with_values(
+        Config(),
+        {**TOLD, "model.condition": ("class", "image"), "model.num_classes": 3, "train.condition_dropout": (0.0, 0.2)},
+    )
+    assert config.model.kinds == ("class", "image")
+    assert config.condition_dropout == {"class": 0.0, "image": 0.2}
+    assert config.droppable == ("image",)
+    # Labels alone: as ever, whatever training did.
+    labels = with_values(Config(), {"model.num_classes": 3, "train.label_dropout": 0.1})
+    assert (labels.model.kinds, labels.condition_dropout, labels.droppable) == (("class",), {"class": 0.1}, ("class",))
+    assert Config().droppable == ()
+    # A guide needs nothing that is left out.
+    with_values(Config(), {"sample.guidance_scale": 2.0, "sample.guide_workdir": "runs/small"})
+
+
+def test_a_residual_network_is_told_pictures_alone():
+    residual = next(path for path in CONFIGS if "residual_unet" in path.read_text())
+    config = from_config_dict(load_config_file(residual))
+    values = {"model.condition": ("vector",), "model.vector_size": 2}
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, name="residual_unet"))
+    with pytest.raises(ConfigError, match="cannot be told vectors, only: image"):
+        with_values(config, values)
