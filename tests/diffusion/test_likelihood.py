@@ -484,7 +484,7 @@ def test_bits_of_dequantized_images(normalization, level):
 
     spread = np.stack([jax.random.uniform(jax.random.fold_in(key, 0), SHAPE, jnp.float64) for key in keys])
     assert spread.min() >= 0 and spread.max() < 1
-    mean, std = (np.array(values) for values in normalization)
+    mean, std = (np.array(values) for values in (normalization.mean, normalization.std))
     x0 = ((np.asarray(images) + spread) / 256 - mean) / std
     # What the flow knows are images of the first level, here brought back to the scale of clean ones.
     deviation = np.sqrt(DATA.deviation**2 + 1 / LINEAR.alpha_bar[level] - 1)
