@@ -637,8 +637,8 @@ class Pipeline:
     def pictures(self, images: Any) -> np.ndarray:
         """Makes images of the data's type and channels such as can be seen: [..., h, w, 1 or 3], for :func:`show`.
 
-        >>> show(pipe.pictures(pipe.sample(4, steps=5))).size
-        (134, 134)
+        >>> pipe.pictures(pipe.sample(4, steps=5)).shape
+        (4, 8, 8, 1)
 
         Images that are pictures already stay as they are. Of others ``config.data.range`` is made 0 ... 255, and
         ``config.data.shown_channels`` are shown.

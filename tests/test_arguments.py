@@ -8,6 +8,7 @@ import pytest
 
 from ddim_jax import arguments
 from ddim_jax.errors import UserError
+from ddim_jax.pixels import Normalization
 
 SHAPE = (8, 8, 1)
 IMAGES = np.full((3, *SHAPE), 7, np.uint8)
@@ -171,3 +172,23 @@ def test_pictures():
     refused("images are float64", arguments.pictures, LATENTS)
     refused("images have shape (8, 8)", arguments.pictures, IMAGES[0, ..., 0])
     refused("images have shape (0, 8, 8, 1)", arguments.pictures, IMAGES[:0])
+
+
+def test_images_of_other_types_are_converted_safely():
+    field = Normalization(dtype="float32", low=(-1.0,), high=(3.0,))
+    given = np.array([-1, 0.1, 2, 3]).reshape(1, 2, 2, 1)
+    assert arguments.pixels(given, (2, 2, 1), field).dtype == np.float32
+    np.testing.assert_allclose(arguments.pixels(given, (2, 2, 1), field), given, rtol=1e-7)
+    assert arguments.pixels(given.round().astype(int), (2, 2, 1), field).dtype == np.float32
+    sixteen = Normalization(dtype="uint16", high=(65535.0,))
+    whole = np.array([0, 255, 256, 65535]).reshape(1, 2, 2, 1)
+    assert arguments.pixels(whole, (2, 2, 1), sixteen).tolist() == whole.tolist()
+    refused = {
+        "2 of 4 values lie outside, the first in images\\[0\\]": (given * 1.1, field),
+        "^images\\[0\\] holds NaN or infinity": (given * np.nan, field),
+        "whole numbers in 0 ... 65535 \\(uint16\\) are meant; for whole numbers among floats": (given, sixteen),
+        "^images are int64 in -65535 ... 0, but whole numbers in 0 ... 65535": (-whole, sixteen),
+    }
+    for message, (images, normalization) in refused.items():
+        with np.errstate(invalid="ignore"), pytest.raises(UserError, match=message):
+            arguments.pixels(images, (2, 2, 1), normalization)

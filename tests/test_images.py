@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ddim_jax import images
-from ddim_jax.images import grid, labelled_rows, load_png, png_shape, save_gif, save_png
+from ddim_jax.images import grid, labelled_rows, load_png, png_holds, png_shape, save_gif, save_png
 from ddim_jax.pixels import Normalization, to_float, to_pixels
 
 
@@ -101,7 +101,29 @@ def test_the_shape_of_a_png_and_of_none(tmp_path):
         path.write_bytes(whole[:8] + header + b"".join(chunk(b"IDAT", part) for part in packed) + chunk(b"IEND", b""))
         assert png_shape(path) == (None if name in others else (5, 7, 3)), name
     Image.new("RGBA", (7, 5)).save(path)
-    assert png_shape(path) is None
+    assert png_shape(path) == (5, 7, 4)
+    for mode in ("LA", "P"):
+        Image.new(mode, (7, 5)).save(path)
+        assert png_shape(path) is None
+
+
+@pytest.mark.parametrize(("dtype", "channels"), [("uint8", 1), ("uint8", 3), ("uint8", 4), ("uint16", 1)])
+def test_a_png_holds_these_without_loss(tmp_path, dtype, channels):
+    path = tmp_path / "image.png"
+    image = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, (5, 7, channels)).astype(dtype)
+    assert png_holds(dtype, channels)
+    save_png(path, image)
+    back = load_png(path)
+    assert back.dtype == dtype
+    np.testing.assert_array_equal(back, image)
+    assert png_shape(path, dtype) == (5, 7, channels)
+    assert png_shape(path, "uint8" if dtype == "uint16" else "uint16") is None
+    path.write_bytes(path.read_bytes()[:-1])
+    assert png_shape(path, dtype) is None
+
+
+def test_what_a_png_does_not_hold():
+    assert not any(png_holds(*kind) for kind in (("uint8", 2), ("uint8", 5), ("uint16", 3), ("float32", 1)))
 
 
 def test_an_animation_rests_on_its_last_frame(tmp_path):

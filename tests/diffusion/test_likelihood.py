@@ -484,7 +484,7 @@ def test_bits_of_dequantized_images(normalization, level):
 
     spread = np.stack([jax.random.uniform(jax.random.fold_in(key, 0), SHAPE, jnp.float64) for key in keys])
     assert spread.min() >= 0 and spread.max() < 1
-    mean, std = (np.array(values) for values in normalization)
+    mean, std = (np.array(values) for values in (normalization.mean, normalization.std))
     x0 = ((np.asarray(images) + spread) / 256 - mean) / std
     # What the flow knows are images of the first level, here brought back to the scale of clean ones.
     deviation = np.sqrt(DATA.deviation**2 + 1 / LINEAR.alpha_bar[level] - 1)
@@ -551,3 +551,22 @@ def test_mistakes_are_one_clear_line(run, message):
 def test_probes_without_keys_are_an_error():
     with pytest.raises(ValueError, match="need keys"):
         ode_log_density(DATA.predict, noisy_pictures(), flow(COARSE, 3))
+
+
+def test_16_bits_have_65536_bins():
+    normalization = Normalization(dtype="uint16", high=(65535.0,))
+    every = jnp.arange(65536, dtype=jnp.uint16).reshape(1, 256, 256, 1)
+    mean = jnp.full((1, 256, 256, 1), 0.3, jnp.float64)
+    probabilities = jnp.exp(log_bin_probability(every, mean, 0.01, normalization))
+    assert float(probabilities.sum()) == pytest.approx(1, abs=1e-6)
+    # A narrow Gaussian within bins of 2 / 65535: the density times their width.
+    at = int(every.reshape(-1)[42598])
+    offset = 2 * at / 65535 - 1 - 0.3
+    expected = np.exp(-0.5 * (offset / 0.01) ** 2) / (0.01 * np.sqrt(2 * np.pi)) * 2 / 65535
+    assert float(probabilities.reshape(-1)[42598]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_floats_have_no_bins():
+    normalization = Normalization(dtype="float32", high=(1.0,))
+    with pytest.raises(UserError, match="float data have no levels"):
+        log_bin_probability(jnp.zeros((1, 2, 2, 1)), jnp.zeros((1, 2, 2, 1)), 0.1, normalization)
