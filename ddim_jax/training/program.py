@@ -146,13 +146,13 @@ def compile_ahead(
     state = abstract_state(config, model, optimizer)
     if config.train.ema_on_host:
         state = HostAverage.part_for_devices(state)
-    shape = config.data.image_shape
+    shape, dtype = config.data.image_shape, config.data.dtype
     size = config.train.batch_size // parallel.process_count()
     index = np.zeros(size, np.int32)
     group = min(config.train.steps_per_call, total_steps)
     if program.images_on_device:
         images = jax.eval_shape(
-            lambda: DeviceImages(jnp.zeros((num_examples, *shape), jnp.uint8), jnp.zeros(num_examples, jnp.int32))
+            lambda: DeviceImages(jnp.zeros((num_examples, *shape), dtype), jnp.zeros(num_examples, jnp.int32))
         )
         return program.compile(state, [Selection(index, np.zeros(size, bool), index)] * group, images)
-    return program.compile(state, [Batch(np.zeros((size, *shape), np.uint8), index, index)] * group)
+    return program.compile(state, [Batch(np.zeros((size, *shape), dtype), index, index)] * group)
