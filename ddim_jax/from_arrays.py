@@ -153,7 +153,7 @@ def _values_of(memory: InMemory, base: Config | None, given: Mapping[str, Any]) 
     """What the arrays say of the config: by dotted key."""
     images = image_array(memory.images, "images")
     num, *size, channels = images.shape
-    dtype = images.dtype.name if images.dtype in (np.uint8, np.uint16) else "float32"
+    dtype = str(images.dtype) if images.dtype in (np.uint8, np.uint16) else "float32"
     values: dict[str, Any] = {
         "data.source": "array",
         "data.path": "",

@@ -20,7 +20,7 @@ from ddim_jax.conditions.tasks import Task
 from ddim_jax.config import Config, DataConfig
 from ddim_jax.configured import build_task
 from ddim_jax.data.prepared import open_images
-from ddim_jax.data.reading import Images, load_images
+from ddim_jax.data.reading import Images, load_images, read_example
 from ddim_jax.data.sources import Source, open_source
 from ddim_jax.errors import UserError
 from ddim_jax.sampling.conditions import as_unit, condition_of_images
@@ -159,9 +159,12 @@ class ConditionSet:
         try:
             source = open_source(data)
             self.has_truth = self._task is None or self._is_truth(source, data)
+            self._data = data if self.has_truth or self._task is None else _given_form(data, self._task)
+            # One of a wrong size is refused before anything is drawn.
+            read_example(source, 0, self._data)
         except UserError as error:
-            raise UserError(f"{_KEY}: {error}") from error
-        self._data = data if self.has_truth or self._task is None else _given_form(data, self._task)
+            wanted = f"; this model is given pictures of {_in_words(self._task)}" if self._task is not None else ""
+            raise UserError(f"{_KEY}: {error}{wanted}") from error
         return source
 
     def _is_truth(self, source: Source, data: DataConfig) -> bool:
@@ -193,6 +196,11 @@ def draw_in_parts(
     for start in range(0, len(indices), _AT_ONCE):
         part = indices[start : start + _AT_ONCE]
         yield from sampler.batches(variables, part, conditions.load(part))
+
+
+def _in_words(task: Task) -> str:
+    height, width, channels = task.shape
+    return f"{width}x{height}x{channels}"
 
 
 def _given_form(data: DataConfig, task: Task) -> DataConfig:

@@ -111,7 +111,9 @@ def test_what_images_cannot_be_drawn_from(workdir, tmp_path):
     )
     assert "does not exist; name a folder" in refused(sample__condition_path=str(tmp_path / "none"))
     np.save(tmp_path / "odd.npy", np.zeros((9, 5, 5, 1), np.uint8))
-    assert "sample.condition_path" in refused(sample__num=2, sample__condition_path=str(tmp_path / "odd.npy"))
+    line = refused(sample__num=2, sample__condition_path=str(tmp_path / "odd.npy"))
+    assert line.startswith("sample.condition_path: ")
+    assert line.endswith("this model is given pictures of 4x4x1")
     (tmp_path / "table.csv").write_text("1\n2\n")
     assert "is a table, but this model is drawn from pictures" in refused(
         sample__condition_path=str(tmp_path / "table.csv")
