@@ -277,7 +277,7 @@ def _name_of_array(features: Any) -> str | None:
     names = [
         key
         for key, feature in features.items()
-        if isinstance(feature, tfds.features.Tensor) and len(tuple(feature.shape)) in (2, 3)
+        if isinstance(feature, tfds.features.Tensor) and len(feature.shape) in (2, 3)  # pyright: ignore[reportArgumentType]
     ]
     return "image" if "image" in names else names[0] if len(names) == 1 else None
 
