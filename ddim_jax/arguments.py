@@ -16,7 +16,7 @@ from ddim_jax.conditions import DataCondition
 from ddim_jax.conditions.tasks import masked
 from ddim_jax.config import Config
 from ddim_jax.config.keys import LARGEST_INDEX
-from ddim_jax.configured import build_task
+from ddim_jax.configured import build_normalization, build_task
 from ddim_jax.errors import UserError, shown
 from ddim_jax.names import ConditionKind
 from ddim_jax.pixels import Normalization
@@ -288,7 +288,7 @@ def _picture_of(images: Any, known: Any, count: int, config: Config) -> np.ndarr
     is_masked = config.data.condition == "mask"
     if known is not None and not is_masked:
         raise UserError(f"mask: data.condition={config.data.condition} has none; leave it out")
-    images = pixels(images, (height, width, channels - 1) if is_masked else task.shape)
+    images = pixels(images, (height, width, channels - 1) if is_masked else task.shape, build_normalization(config))
     if len(images) != count:
         raise UserError(f"condition: found {len(images)} pictures, but {count} are meant")
     picture = np.asarray(as_unit(images, config))

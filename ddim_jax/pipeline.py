@@ -301,7 +301,7 @@ class Pipeline:
         Raises:
             UserError: the network is given no picture that can be made from an image.
         """
-        images = arguments.pixels(images, self.config.data.image_shape)
+        images = arguments.pixels(images, self.config.data.image_shape, build_normalization(self.config))
         numbers = np.arange(index, index + len(images))
         given = None if vectors is None else arguments.vectors(vectors, len(images), self.config.model.vector_size)
         real = Images(images, np.zeros(len(images), np.int32), numbers, given)
