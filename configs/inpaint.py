@@ -26,5 +26,9 @@ def get_config(variant: str | None = None) -> ConfigTree:
     recipes.mnist_restoration(config)
     config.data.condition = "mask"
     config.model.condition = ("image",)
-    variants = {"digits": recipes.digits, "cifar10": recipes.cifar10_restoration, "faces": recipes.faces_restoration}
+    variants = {
+        "digits": recipes.digits_restoration,
+        "cifar10": recipes.cifar10_restoration,
+        "faces": recipes.faces_restoration,
+    }
     return apply_variants(config, variant, variants)

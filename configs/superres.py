@@ -24,7 +24,7 @@ from ddim_jax.config import ConfigTree, apply_variants, default_config, recipes
 def get_config(variant: str | None = None) -> ConfigTree:
     """The config; ``variant`` is what follows the colon in ``configs/superres.py:VARIANT``."""
     config = default_config()
-    recipes.digits(config)
+    recipes.digits_restoration(config)
     config.data.condition = "downsample"
     config.data.condition_factor = 2
     config.model.condition = ("image",)

@@ -181,9 +181,18 @@ def digits(config: ConfigTree) -> None:
     config.sample.steps = 20
 
 
+def digits_restoration(config: ConfigTree) -> None:
+    """:func:`digits` for networks that are given a picture; measured without any download."""
+    digits(config)
+    config.eval.metrics = ("fid", "psnr", "ssim")
+    config.eval.extractor = "classifier"
+    config.eval.num = 1797
+
+
 def mnist_restoration(config: ConfigTree) -> None:
     """MNIST at 28x28 for networks that are given a picture: narrow, v-prediction, an hour on two CPU cores."""
-    digits(config)
+    digits_restoration(config)
+    config.eval.num = 10_000
     config.data.source = "tfds"
     config.data.name = "mnist"
     config.data.image_size = 28
@@ -227,6 +236,10 @@ def cifar10_restoration(config: ConfigTree) -> None:
 
     config.sample.steps = 50
 
+    config.eval.metrics = ("fid", "psnr", "ssim")
+    config.eval.extractor = "inception"
+    config.eval.num = 50_000
+
 
 def celeba(config: ConfigTree) -> None:
     """CelebA from TFDS, 64x64 of the DDIM paper's crop, and how often a run on it writes and draws."""
@@ -259,6 +272,9 @@ def faces_restoration(config: ConfigTree) -> None:
     config.train.lr_schedule = "constant"
     config.train.ema_warmup = False
     config.train.log_every = 100
+    config.eval.metrics = ("fid", "psnr", "ssim")
+    config.eval.extractor = "inception"
+    config.eval.num = 10_000
 
 
 def bf16(config: ConfigTree) -> None:

@@ -682,7 +682,9 @@ class EvalConfig:
         inception_path: weights of ``inception``; downloaded once when empty.
         resize: how images become 299x299 for ``inception``: ``tf1`` (torch-fidelity, TTUR), ``pytorch`` (pytorch-fid)
             or ``clean`` (clean-fid).
-        metrics: which of ``fid``, ``is``, ``kid``, ``precision_recall`` are computed.
+        metrics: which of ``fid``, ``is``, ``kid``, ``precision_recall`` are computed; and, of images drawn from
+            conditions, ``psnr`` and ``ssim`` to the truth, where that is known, and ``accuracy``, the share that
+            ``classifier`` takes for the class asked for.
         is_splits: splits of the inception score; 10 as usual, 1 as in DDPM's paper.
         kid_subsets: random subsets of KID.
         kid_subset_size: images in each.

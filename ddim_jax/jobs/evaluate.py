@@ -24,7 +24,7 @@ from ddim_jax.errors import UserError
 from ddim_jax.jobs.sample import ImageFiles, still_written
 from ddim_jax.measuring.extractor import Extractor
 from ddim_jax.measuring.extractors import make_extractor
-from ddim_jax.measuring.figures import Counts, chosen_metrics, computed_by, heading
+from ddim_jax.measuring.figures import Counts, check_known, chosen_metrics, computed_by, heading
 from ddim_jax.measuring.measurement import Measurement
 from ddim_jax.measuring.reference import reference_for
 from ddim_jax.measuring.reference_file import Reference
@@ -60,7 +60,8 @@ def evaluate(config: Config, workdir: epath.PathLike) -> epath.Path:
 
     Raises:
         UserError: no checkpoint, rows that the model cannot be sampled for, images or a
-            reference that cannot be read, or a reference of another extractor.
+            reference that cannot be read, a reference of another extractor, or metrics
+            that need more than is known of the images.
     """
     started = time.perf_counter()
     if "://" in os.fspath(workdir):
@@ -70,12 +71,15 @@ def evaluate(config: Config, workdir: epath.PathLike) -> epath.Path:
     extractor = make_extractor(config)
     _check_memory(settings, source.num, extractor.dimension)
     # Asks for as many splits as it can have, before anything takes long.
-    Measurement(extractor, settings, source.num)
+    Measurement(extractor, settings, source.num, source.known)
+    check_known(settings, extractor, source.known)
     reference = reference_for(config, extractor)
     counts = _counts(settings, extractor, source.num, reference)
     _check_counts(settings, counts)
     compared = _comparison(config, extractor, source.num)
     shared = _shared_settings(settings, extractor, reference, source.num)
+    if source.drawn_from is not None:
+        shared["drawn_from"] = source.drawn_from
     # Packages' versions are told, but decide nothing.
     decides = {**shared, "reference": {k: v for k, v in shared["reference"].items() if k != "ddim_jax"}}
     folder = job_dir(workdir, "evaluate", f"{extractor.name}-n{source.num}", decides)
@@ -125,7 +129,7 @@ def _measure(
     settings = config.eval
     process, process_count = parallel.process_index(), parallel.process_count()
     partial = table.partial_path(row, process, process_count)
-    state = RowProgress.resume(partial, extractor, settings, source.num)
+    state = RowProgress.resume(partial, extractor, settings, source.num, source.known)
     mine = np.arange(process, source.num, process_count)
     todo = np.intersect1d(mine, state.measurement.missing)
     store = _image_store(row, source, config, table) if settings.keep_images else None
@@ -155,7 +159,7 @@ def _measure(
         if process == 0:
             for other in range(1, process_count):
                 path = table.partial_path(row, other, process_count)
-                state.merge(RowProgress.load(path, extractor, settings))
+                state.merge(RowProgress.load(path, extractor, settings, source.known))
     result = None
     if process == 0:
         started = time.perf_counter()

@@ -11,6 +11,7 @@ import numpy as np
 
 from ddim_jax.config import EvalConfig
 from ddim_jax.measuring.extractor import Extractor
+from ddim_jax.measuring.wanted import COMPARISONS, Known, obstacle
 from ddim_jax.metrics.inception_score import InceptionSums
 from ddim_jax.metrics.moments import Moments
 
@@ -32,8 +33,8 @@ class Accumulator:
     """A kind of sums, and how they begin, grow and are read again.
 
     Attributes:
-        input: the field of :class:`~ddim_jax.measuring.extractor.Features` that is summed. Extractors without it have
-            no such sums.
+        input: the field of :class:`~ddim_jax.measuring.extractor.Features` that is summed, or the name of one of
+            :data:`~ddim_jax.measuring.wanted.COMPARISONS`. Where there is none of it there are no such sums.
         without: what an extractor without it lacks, in words.
         empty: ``empty(extractor, num, settings)``, the sums over none of the ``num`` images that there will be.
         update: ``update(sums, values, index)``, the sums with a batch added: ``values`` [b, width], and int64 [b] which
@@ -51,6 +52,50 @@ class Accumulator:
 def _update_moments(sums: Moments, values: np.ndarray, index: np.ndarray) -> Moments:
     del index
     return sums.update(values)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageValues:
+    """A number of each image, by image: their mean does not depend on the order in which they came.
+
+    Attributes:
+        values: float64 [num], 0 for images that have not come.
+    """
+
+    values: np.ndarray
+
+    def update(self, values: np.ndarray, index: np.ndarray) -> Self:
+        """Returns these with those of a batch, [b, 1] and their images [b]."""
+        all_values = self.values.copy()
+        all_values[index] = values[:, 0]
+        return type(self)(all_values)
+
+    def merge(self, other: Self) -> Self:
+        """Returns the numbers of both, which are of different images."""
+        return type(self)(self.values + other.values)
+
+    def mean(self) -> float:
+        """Returns the mean, once all images have come."""
+        return float(self.values.mean())
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Returns the numbers as an array by name."""
+        return {"values": self.values}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
+        """Reads what :meth:`to_arrays` returned."""
+        return cls(np.array(arrays["values"]))
+
+
+def _values_of(comparison: str) -> Accumulator:
+    return Accumulator(
+        input=comparison,
+        without="",
+        empty=lambda extractor, num, settings: ImageValues(np.zeros(num)),
+        update=ImageValues.update,
+        from_arrays=ImageValues.from_arrays,
+    )
 
 
 # The names are those of arrays in files, ``moments.count`` for example: they must stay.
@@ -76,4 +121,13 @@ ACCUMULATORS: dict[str, Accumulator] = {
         update=InceptionSums.update,
         from_arrays=InceptionSums.from_arrays,
     ),
+    **{name: _values_of(name) for name in COMPARISONS},
 }
+
+
+def input_obstacle(name: str, extractor: Extractor, known: Known) -> str:
+    """Returns why there are no sums of this name; empty if there are."""
+    row = ACCUMULATORS[name]
+    if row.input in COMPARISONS:
+        return obstacle(row.input, extractor, known)
+    return "" if row.input in extractor.widths else f"eval.extractor={extractor.prefix} has no {row.without}"

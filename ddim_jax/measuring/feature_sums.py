@@ -1,6 +1,7 @@
 """What is kept of the features of a set of images, while they come batch by batch, on one machine or many."""
 
 import dataclasses
+import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
@@ -8,9 +9,10 @@ import numpy as np
 
 from ddim_jax import names
 from ddim_jax.config import EvalConfig
-from ddim_jax.measuring.accumulators import ACCUMULATORS
+from ddim_jax.measuring.accumulators import ACCUMULATORS, input_obstacle
 from ddim_jax.measuring.extractor import Extractor, Features
 from ddim_jax.measuring.image_sets import spread_indices
+from ddim_jax.measuring.wanted import COMPARISONS, Known
 
 # Features wait until there are so many, since adding to a covariance costs as much for one image as for thousands.
 _BLOCK = 2048
@@ -29,7 +31,7 @@ class FeatureSums:
         kept: float32 [m, d], their features; 0 until they come.
         sums: by name of an accumulator.
         waiting_index: int64 [w], images that have come but are in no sum yet.
-        waiting: by field of :class:`~ddim_jax.measuring.extractor.Features`, what is to be added of them.
+        waiting: by input of an accumulator, what is to be added of them.
     """
 
     seen: np.ndarray
@@ -40,21 +42,30 @@ class FeatureSums:
     waiting: dict[str, np.ndarray]
 
     @classmethod
-    def empty(cls, extractor: Extractor, num: int, settings: EvalConfig, accumulators: Iterable[str]) -> Self:
+    def empty(
+        cls,
+        extractor: Extractor,
+        num: int,
+        settings: EvalConfig,
+        accumulators: Iterable[str],
+        known: Known = Known(),  # noqa: B008 - immutable
+    ) -> Self:
         """Starts with no images.
 
         Args:
             extractor: what the features come from.
             num: images that there will be.
             settings: ``features_kept`` says of how many images the features are kept; accumulators read theirs.
-            accumulators: names of the sums to keep. Those whose input the extractor has not are left out.
+            accumulators: names of the sums to keep. Those whose input the extractor has not, or that need what is not
+                known, are left out.
+            known: what is known of the images.
 
         Raises:
             UserError: the images cannot be summed so, e.g. more splits of the Inception score than images.
         """
         widths = extractor.widths
         rows = {name: names.lookup(ACCUMULATORS, name, "accumulator") for name in accumulators}
-        rows = {name: row for name, row in rows.items() if row.input in widths}
+        rows = {name: row for name, row in rows.items() if not input_obstacle(name, extractor, known)}
         kept_index = spread_indices(num, settings.features_kept)
         return cls(
             seen=np.zeros(num, bool),
@@ -62,7 +73,7 @@ class FeatureSums:
             kept=np.zeros((len(kept_index), extractor.dimension), np.float32),
             sums={name: row.empty(extractor, num, settings) for name, row in rows.items()},
             waiting_index=np.empty(0, np.int64),
-            waiting={row.input: np.empty((0, widths[row.input]), np.float32) for row in rows.values()},
+            waiting={row.input: np.empty((0, widths.get(row.input, 1)), np.float32) for row in rows.values()},
         )
 
     @property
@@ -70,12 +81,20 @@ class FeatureSums:
         """The images that have not come, ascending: int64 [k]."""
         return np.flatnonzero(~self.seen)
 
-    def add(self, index: np.ndarray, features: Features) -> None:
+    @property
+    def comparisons(self) -> list[str]:
+        """The names of :data:`~ddim_jax.measuring.wanted.COMPARISONS` that are summed."""
+        return [field for field in self.waiting if field in COMPARISONS]
+
+    def add(
+        self, index: np.ndarray, features: Features, compared: Mapping[str, np.ndarray] = types.MappingProxyType({})
+    ) -> None:
         """Adds a batch.
 
         Args:
             index: int [b], which image each row is.
             features: of them.
+            compared: by name of :attr:`comparisons`, float64 [b, 1].
 
         Raises:
             ValueError: an image that is out of range, or came before.
@@ -92,9 +111,8 @@ class FeatureSums:
         self.kept[place[is_kept]] = features.features[is_kept]
 
         self.waiting_index = np.concatenate([self.waiting_index, index])
-        self.waiting = {
-            field: np.concatenate([before, getattr(features, field)]) for field, before in self.waiting.items()
-        }
+        given = {**features._asdict(), **compared}
+        self.waiting = {field: np.concatenate([before, given[field]]) for field, before in self.waiting.items()}
         while len(self.waiting_index) >= _BLOCK:
             self._sum_up(_BLOCK)
 

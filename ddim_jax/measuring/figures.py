@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 from ddim_jax import names
 from ddim_jax.config import EvalConfig
-from ddim_jax.measuring.accumulators import ACCUMULATORS
+from ddim_jax.errors import UserError
+from ddim_jax.measuring.accumulators import input_obstacle
 from ddim_jax.measuring.extractor import Extractor
 from ddim_jax.measuring.feature_sums import FeatureSums
 from ddim_jax.measuring.reference_file import Reference
+from ddim_jax.measuring.wanted import COMPARISONS, Known
 from ddim_jax.metrics.frechet import frechet_distance
 from ddim_jax.metrics.kernel_distance import kernel_distance
 from ddim_jax.metrics.precision_recall import precision_recall
@@ -36,6 +38,8 @@ class Figure:
         decides: whether the best checkpoint is found by this figure, where it is found by this metric.
         is_main: whether tables that have it are read for it.
         has_published: whether published figures may stand beside it.
+        of_features: whether it depends on the extractor, so that its name says which; else it is called the same with
+            all of them.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Figure:
     decides: bool = False
     is_main: bool = False
     has_published: bool = False
+    of_features: bool = True
 
     def name_with(self, prefix: str) -> str:
         """Returns the name of this figure with an extractor's prefix.
@@ -54,7 +59,7 @@ class Figure:
         >>> fid.name_with("inception"), fid.name_with("pixels"), is_mean.name_with("classifier")
         ('fid', 'pixels_frechet', 'classifier_score_mean')
         """
-        return self.name if prefix == _STANDARD else f"{prefix}_{self.general}"
+        return self.name if prefix == _STANDARD or not self.of_features else f"{prefix}_{self.general}"
 
     def heading_with(self, prefix: str) -> str:
         """Returns the heading of the figure's column with an extractor's prefix.
@@ -87,9 +92,11 @@ class Metric:
 
     Attributes:
         figures: the numbers that it gives.
-        compute: ``compute(sums, reference, settings)``, the values of ``figures`` in their order.
+        compute: ``compute(sums, reference, settings)``, the values of ``figures`` in their order; None for one that
+            cannot be had of these images.
         words: what it tells, for a message that it cannot be had.
         accumulators: names of the sums that it needs.
+        further_accumulators: names of sums that it uses where they can be had.
         needs_single_images: whether it needs features of single images, of both sides.
         settings: keys of ``eval`` by which it is computed.
         too_few: ``too_few(counts, settings)``, why it cannot be computed from so little; empty if it can.
@@ -97,9 +104,10 @@ class Metric:
     """
 
     figures: tuple[Figure, ...]
-    compute: Callable[[FeatureSums, Reference, EvalConfig], Sequence[float]]
+    compute: Callable[[FeatureSums, Reference, EvalConfig], Sequence[float | None]]
     words: tuple[str, ...]
     accumulators: tuple[str, ...] = ()
+    further_accumulators: tuple[str, ...] = ()
     needs_single_images: bool = False
     settings: tuple[str, ...] = ()
     too_few: Callable[[Counts, EvalConfig], str] = lambda counts, settings: ""
@@ -110,12 +118,22 @@ class Metric:
         """The figure by which the best checkpoint is found; None where no single one says which is better."""
         return next((figure for figure in self.figures if figure.decides), None)
 
-    def obstacle(self, extractor: Extractor, reference: Reference) -> str:
-        """Returns why the metric cannot be had with this extractor and reference; empty if it can."""
+    @property
+    def all_accumulators(self) -> tuple[str, ...]:
+        """The names of all sums that it is computed from."""
+        return self.accumulators + self.further_accumulators
+
+    def obstacle(
+        self,
+        extractor: Extractor,
+        reference: Reference,
+        known: Known = Known(),  # noqa: B008 - immutable
+    ) -> str:
+        """Returns why the metric cannot be had with this extractor and reference, of such images; empty if it can."""
         for name in self.accumulators:
-            row = ACCUMULATORS[name]
-            if row.input not in extractor.widths:
-                return f"eval.extractor={extractor.prefix} has no {row.without}"
+            reason = input_obstacle(name, extractor, known)
+            if reason:
+                return reason
         if self.needs_single_images and reference.features is None:
             return "the reference has no features of single images"
         return ""
@@ -165,6 +183,16 @@ def _too_few_neighbours(counts: Counts, settings: EvalConfig) -> str:
         f"eval.neighbours={settings.neighbours}: precision and recall need more than so many images, on both "
         f"sides, but there are {counts.kept}; leave precision_recall out of eval.metrics"
     )
+
+
+def _means_of(*names: str) -> Callable[[FeatureSums, Reference, EvalConfig], Sequence[float | None]]:
+    """Means of numbers of single images, by names of their sums."""
+
+    def compute(sums: FeatureSums, reference: Reference, settings: EvalConfig) -> Sequence[float | None]:
+        del reference, settings
+        return [sums.sums[name].mean() if name in sums.sums else None for name in names]
+
+    return compute
 
 
 # --- the metrics --------------------------------------------------------------------------------
@@ -220,6 +248,32 @@ METRICS: dict[str, Metric] = {
         settings=("neighbours",),
         too_few=_too_few_neighbours,
     ),
+    "psnr": Metric(
+        figures=(
+            Figure("psnr", "psnr", "PSNR, dB", higher_is_better=True, of_features=False),
+            Figure("bicubic_psnr", "bicubic_psnr", "PSNR of bicubic, dB", higher_is_better=True, of_features=False),
+        ),
+        compute=_means_of("psnr", "bicubic_psnr"),
+        words=("PSNR",),
+        accumulators=("psnr",),
+        further_accumulators=("bicubic_psnr",),
+    ),
+    "ssim": Metric(
+        figures=(
+            Figure("ssim", "ssim", "SSIM", higher_is_better=True, of_features=False),
+            Figure("bicubic_ssim", "bicubic_ssim", "SSIM of bicubic", higher_is_better=True, of_features=False),
+        ),
+        compute=_means_of("ssim", "bicubic_ssim"),
+        words=("SSIM",),
+        accumulators=("ssim",),
+        further_accumulators=("bicubic_ssim",),
+    ),
+    "accuracy": Metric(
+        figures=(Figure("accuracy", "accuracy", "accuracy", higher_is_better=True, of_features=False),),
+        compute=_means_of("is_recognised"),
+        words=("accuracy",),
+        accumulators=("is_recognised",),
+    ),
 }
 
 
@@ -232,6 +286,25 @@ def chosen_metrics(settings: EvalConfig) -> list[Metric]:
     for name in settings.metrics:
         names.lookup(METRICS, name, "metric")
     return [metric for name, metric in METRICS.items() if name in settings.metrics]
+
+
+def fields_needed(settings: EvalConfig) -> frozenset[str]:
+    """Returns the fields of :class:`~ddim_jax.measuring.wanted.Wanted` that ``eval.metrics`` are computed from."""
+    sums = [name for metric in chosen_metrics(settings) for name in metric.all_accumulators]
+    return frozenset(field for name in sums if name in COMPARISONS for field in COMPARISONS[name].needs)
+
+
+def check_known(settings: EvalConfig, extractor: Extractor, known: Known) -> None:
+    """Refuses metrics that need more than is known of the images.
+
+    Raises:
+        UserError: one of ``eval.metrics`` does.
+    """
+    for name in settings.metrics:
+        for sums in names.lookup(METRICS, name, "metric").accumulators:
+            reason = input_obstacle(sums, extractor, known) if sums in COMPARISONS else ""
+            if reason:
+                raise UserError(f"eval.metrics: no {name}, since {reason}; leave it out")
 
 
 def computed_by(settings: EvalConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from ddim_jax.measuring.extractor import Extractor
 from ddim_jax.measuring.feature_sums import FeatureSums
 from ddim_jax.measuring.figures import chosen_metrics
 from ddim_jax.measuring.reference_file import Reference
+from ddim_jax.measuring.wanted import Known, Wanted, compared
 
 # Kept whatever is asked for: they notice features that are not finite at once.
 _ALWAYS_KEPT = "moments"
@@ -22,13 +23,20 @@ class Measurement:
     :class:`~ddim_jax.measuring.feature_sums.FeatureSums`. To go on after a kill, save :meth:`to_arrays`.
     """
 
-    def __init__(self, extractor: Extractor, settings: EvalConfig, num: int) -> None:
+    def __init__(
+        self,
+        extractor: Extractor,
+        settings: EvalConfig,
+        num: int,
+        known: Known = Known(),  # noqa: B008 - immutable
+    ) -> None:
         """Starts with no images.
 
         Args:
             extractor: what images are compared by.
             settings: ``metrics`` and how each is computed.
             num: images that there will be; the Inception score needs to know.
+            known: what is known of them. Metrics that need more are left out.
 
         Raises:
             UserError: a metric that does not exist, or more splits of the Inception score than images.
@@ -36,27 +44,36 @@ class Measurement:
         self._extractor = extractor
         self._settings = settings
         self._metrics = chosen_metrics(settings)
-        needed = [_ALWAYS_KEPT, *(name for metric in self._metrics for name in metric.accumulators)]
-        self._sums = FeatureSums.empty(extractor, num, settings, dict.fromkeys(needed))
+        self._known = known
+        needed = [_ALWAYS_KEPT, *(name for metric in self._metrics for name in metric.all_accumulators)]
+        self._sums = FeatureSums.empty(extractor, num, settings, dict.fromkeys(needed), known)
 
     @property
     def missing(self) -> np.ndarray:
         """The images that have not come, ascending: int64 [k]."""
         return self._sums.missing
 
-    def update(self, indices: np.ndarray, images: np.ndarray) -> None:
+    def update(
+        self,
+        indices: np.ndarray,
+        images: np.ndarray,
+        wanted: Wanted = Wanted(),  # noqa: B008 - immutable
+    ) -> None:
         """Adds images.
 
         Args:
             indices: int [b], which images they are, of 0 ... num - 1.
             images: [b, h, w, c], of the extractor's type.
+            wanted: what they should be, as far as that is known.
 
         Raises:
             TypeError: images are of another type.
             ValueError: an image came before, or is out of range.
             UserError: images of a shape that the extractor does not take, or features that are not finite.
         """
-        self._sums.add(indices, self._extractor(images))
+        features = self._extractor(images)
+        found = compared(self._sums.comparisons, images, features, wanted, self._known.normalization)
+        self._sums.add(indices, features, found)
 
     def merge(self, other: "Measurement") -> None:
         """Adds what another machine has seen of the same set.
@@ -75,9 +92,15 @@ class Measurement:
         return self._sums.fit(arrays)
 
     @classmethod
-    def from_arrays(cls, extractor: Extractor, settings: EvalConfig, arrays: Mapping[str, np.ndarray]) -> Self:
-        """Reads what :meth:`to_arrays` returned, to the bit, with the same extractor and settings."""
-        measurement = cls(extractor, settings, len(arrays["seen"]))
+    def from_arrays(
+        cls,
+        extractor: Extractor,
+        settings: EvalConfig,
+        arrays: Mapping[str, np.ndarray],
+        known: Known = Known(),  # noqa: B008 - immutable
+    ) -> Self:
+        """Reads what :meth:`to_arrays` returned, to the bit, with the same extractor, settings and knowledge."""
+        measurement = cls(extractor, settings, len(arrays["seen"]), known)
         measurement._sums = FeatureSums.from_arrays(arrays)
         return measurement
 
@@ -101,9 +124,9 @@ class Measurement:
         sums = self._sums.finish()
         found: dict[str, float] = {}
         for metric in self._metrics:
-            if metric.obstacle(self._extractor, reference):
+            if metric.obstacle(self._extractor, reference, self._known):
                 continue
             values = metric.compute(sums, reference, self._settings)
             names = [figure.name_with(self._extractor.prefix) for figure in metric.figures]
-            found |= dict(zip(names, values, strict=True))
+            found |= {name: value for name, value in zip(names, values, strict=True) if value is not None}
         return found

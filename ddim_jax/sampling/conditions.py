@@ -14,7 +14,7 @@ from ddim_jax.conditions.tasks import augment, to_network
 from ddim_jax.config import Config
 from ddim_jax.configured import build_normalization, build_task
 from ddim_jax.errors import UserError
-from ddim_jax.pixels import to_float
+from ddim_jax.pixels import to_float, to_pixels
 from ddim_jax.random_streams import Stream, example_keys, image_keys
 
 # A draw of an image's key that no step of a trajectory takes: the noise of the picture that it is drawn from.
@@ -70,6 +70,20 @@ def sampling_condition(config: Config, given: DataCondition, seed: jax.Array, in
 def as_unit(images: Any, config: Config) -> Any:
     """Values of the data's type as pixels in [0, 1], float32: what pictures are made of and given as."""
     return to_float(images, build_normalization(config)._replace(mean=(0.0,), std=(1.0,)))
+
+
+def enlarged(config: Config, pictures: Any) -> np.ndarray:
+    """What bicubic interpolation alone makes of pictures that images are drawn from.
+
+    Args:
+        config: the run.
+        pictures: float32 [n, h', w', c] in [0, 1], of as many channels as the images.
+
+    Returns:
+        [n, h, w, c] of the data's type.
+    """
+    plain = build_normalization(config)._replace(mean=(0.5,), std=(0.5,))
+    return np.asarray(to_pixels(to_network(jnp.asarray(pictures), config.data.image_shape), plain))
 
 
 def data_condition(config: Config, examples: Any, keys: jax.Array) -> DataCondition:

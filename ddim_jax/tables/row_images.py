@@ -9,12 +9,17 @@ import numpy as np
 from etils import epath
 
 from ddim_jax import parallel
+from ddim_jax.conditions import DataCondition
 from ddim_jax.config import Config
-from ddim_jax.configured import build_sampler
+from ddim_jax.configured import build_normalization, build_sampler
 from ddim_jax.errors import UserError
+from ddim_jax.measuring.figures import fields_needed
 from ddim_jax.measuring.image_sets import ImageSet, open_image_set, spread_indices
+from ddim_jax.measuring.wanted import Known, Wanted
 from ddim_jax.models import build_model
-from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for
+from ddim_jax.sampling.condition_sets import ConditionSet
+from ddim_jax.sampling.conditions import enlarged
+from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for, image_labels
 from ddim_jax.tables.rows import Row, images_row, model_rows
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
 from ddim_jax.training.guide import load_guide
@@ -32,11 +37,13 @@ class RowBatch(NamedTuple):
         index: int64 [b].
         image: [b, h, w, c], of the data's type.
         seconds: that drawing them took; None where that is not known.
+        wanted: what they should be, as far as it is known and needed.
     """
 
     index: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride]
     image: np.ndarray
     seconds: float | None
+    wanted: Wanted = Wanted()
 
 
 class RowImages(Protocol):
@@ -47,12 +54,16 @@ class RowImages(Protocol):
         rows: all rows asked for.
         num: images of each row.
         shape: of an image, [h, w, c].
+        known: what batches say of what the images should be.
+        drawn_from: says which conditions images are drawn from, as JSON's types; None where a class says it all.
     """
 
     name: str
     rows: list[Row]
     num: int
     shape: tuple[int, int, int]
+    known: Known
+    drawn_from: dict[str, Any] | None
 
     def batches(self, row: Row, indices: np.ndarray) -> Iterator[RowBatch]:
         """Yields the images of these indices, in this order."""
@@ -79,6 +90,13 @@ class _ModelImages:
         self.num = config.eval.num
         self.shape = config.data.image_shape
         self._config = config
+        self._conditions = ConditionSet.of(config)
+        if self._conditions is not None:
+            _check_num(config, self._conditions)
+        self.known = Known(self._known_fields() & fields_needed(config.eval), build_normalization(config))
+        self.drawn_from = None
+        if self._conditions is not None:
+            self.drawn_from = {**self._conditions.identity(), "per_condition": config.sample.per_condition}
         self._model = build_model(config)
         self._guide = load_guide(config)
         self._like = abstract_state(config, self._model, make_optimizer(config.train, 1))
@@ -113,9 +131,30 @@ class _ModelImages:
         per_call = sampler.batch_size * len(parallel.local_devices())
         for start in range(0, len(indices), per_call):
             chosen = indices[start : start + per_call]
+            condition = None if self._conditions is None else self._conditions.load(chosen)
             started = time.perf_counter()
-            images = sampler.draw(variables, chosen)
-            yield RowBatch(chosen, images, time.perf_counter() - started)
+            images = sampler.draw(variables, chosen, condition)
+            yield RowBatch(chosen, images, time.perf_counter() - started, self._wanted(chosen, condition))
+
+    def _known_fields(self) -> frozenset[str]:
+        known = {"label"} if "class" in self._config.model.kinds else set()
+        if self._conditions is not None and self._conditions.has_truth:
+            known.add("truth")
+            if "image" in self._config.model.kinds and self._config.data.condition == "downsample":
+                known.add("baseline")
+        return frozenset(known)
+
+    def _wanted(self, indices: np.ndarray, condition: DataCondition | None) -> Wanted:
+        wanted, fields = Wanted(), self.known.fields
+        if "truth" in fields and self._conditions is not None:
+            wanted = wanted._replace(truth=self._conditions.truth(indices))
+        if "baseline" in fields and condition is not None:
+            wanted = wanted._replace(baseline=enlarged(self._config, condition.picture))
+        if "label" in fields:
+            wanted = wanted._replace(
+                label=image_labels(self._config, indices) if condition is None else condition.label
+            )
+        return wanted
 
     def evaluations(self, row: Row) -> int:
         return build_sampler(self._drawing(row)).evaluations
@@ -146,6 +185,16 @@ class _ModelImages:
     def _keep(self, checkpoint: int, state: TrainState) -> None:
         variables = select_weights(state, self._config.sample.ema)
         self._loaded = (checkpoint, parallel.replicate(variables, parallel.local_devices()))
+
+
+def _check_num(config: Config, conditions: ConditionSet) -> None:
+    """Refuses more images than there are conditions to draw them from, before any is drawn."""
+    most = len(conditions) * config.sample.per_condition
+    if config.eval.num > most:
+        raise UserError(
+            f"eval.num={config.eval.num}: {conditions.name} holds {len(conditions):,} conditions to draw images from; "
+            f"set eval.num to {most} or less, or draw more of each by sample.per_condition"
+        )
 
 
 def checkpoint_steps(workdir: epath.PathLike, names: Sequence[str]) -> dict[int, epath.Path]:
@@ -198,6 +247,8 @@ class _FoundImages:
         self.rows = [images_row(images.name, images.identity)]
         height, width, channels = images.load(np.zeros(1, np.int64)).image.shape[1:]
         self.shape = (height, width, channels)
+        self.known = Known()
+        self.drawn_from = None
         self._images = images
         self._chosen = spread_indices(len(images), self.num)
 

@@ -10,6 +10,7 @@ from ddim_jax.config import EvalConfig
 from ddim_jax.measuring.extractor import Extractor
 from ddim_jax.measuring.feature_sums import of_prefix, with_prefix
 from ddim_jax.measuring.measurement import Measurement
+from ddim_jax.measuring.wanted import Known
 from ddim_jax.npz import load_arrays, load_if_whole, save_arrays
 from ddim_jax.tables.row_images import RowBatch
 
@@ -40,13 +41,13 @@ class RowProgress:
     timed_seconds: float = 0.0
 
     @classmethod
-    def start(cls, extractor: Extractor, settings: EvalConfig, num: int) -> Self:
+    def start(cls, extractor: Extractor, settings: EvalConfig, num: int, known: Known) -> Self:
         """Starts with no images."""
-        return cls(Measurement(extractor, settings, num), np.empty(0, np.int64), None)
+        return cls(Measurement(extractor, settings, num, known), np.empty(0, np.int64), None)
 
     def add(self, batch: RowBatch) -> None:
         """Measures a batch."""
-        self.measurement.update(batch.index, batch.image)
+        self.measurement.update(batch.index, batch.image, batch.wanted)
         is_shown = batch.index < _SHOWN_IMAGES
         if is_shown.any():
             self._show(batch.index[is_shown], batch.image[is_shown])
@@ -86,15 +87,15 @@ class RowProgress:
         save_arrays(path, {**own, **with_prefix("measurement", self.measurement.to_arrays())}, make_parent=False)
 
     @classmethod
-    def load(cls, path: epath.Path, extractor: Extractor, settings: EvalConfig) -> Self:
-        """Reads what :meth:`save` wrote, with the same extractor and settings."""
-        return cls._of_arrays(load_arrays(path), extractor, settings)
+    def load(cls, path: epath.Path, extractor: Extractor, settings: EvalConfig, known: Known) -> Self:
+        """Reads what :meth:`save` wrote, with the same extractor, settings and knowledge."""
+        return cls._of_arrays(load_arrays(path), extractor, settings, known)
 
     @classmethod
-    def resume(cls, path: epath.Path, extractor: Extractor, settings: EvalConfig, num: int) -> Self:
+    def resume(cls, path: epath.Path, extractor: Extractor, settings: EvalConfig, num: int, known: Known) -> Self:
         """Goes on with what a killed job saved, or starts with no images where that is not there or not whole."""
-        start, arrays = cls.start(extractor, settings, num), load_if_whole(path)
-        return cls._of_arrays(arrays, extractor, settings) if arrays and start._fits(arrays) else start
+        start, arrays = cls.start(extractor, settings, num, known), load_if_whole(path)
+        return cls._of_arrays(arrays, extractor, settings, known) if arrays and start._fits(arrays) else start
 
     def _fits(self, arrays: dict[str, np.ndarray]) -> bool:
         own = {field.name for field in dataclasses.fields(self) if field.name != "measurement"}
@@ -108,9 +109,11 @@ class RowProgress:
         )
 
     @classmethod
-    def _of_arrays(cls, arrays: dict[str, np.ndarray], extractor: Extractor, settings: EvalConfig) -> Self:
+    def _of_arrays(
+        cls, arrays: dict[str, np.ndarray], extractor: Extractor, settings: EvalConfig, known: Known
+    ) -> Self:
         return cls(
-            Measurement.from_arrays(extractor, settings, of_prefix("measurement", arrays)),
+            Measurement.from_arrays(extractor, settings, of_prefix("measurement", arrays), known),
             arrays["shown_index"],
             arrays.get("shown"),
             float(arrays["seconds"]),
