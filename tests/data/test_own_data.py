@@ -4,6 +4,7 @@ import dataclasses
 import io
 import itertools
 import logging
+import os
 import struct
 import zlib
 
@@ -243,6 +244,45 @@ def test_damage_of_vectors_and_pairs_is_mended(tmp_path):
         images = all_of(config)
         np.testing.assert_array_equal(images.paired, values + 1)
         np.testing.assert_array_equal(images.vector, values[:, 0, 0])
+
+
+def touch_later(path):
+    """Changes the time of a file's last change, as writing it again does."""
+    os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 10**9))
+
+
+@pytest.mark.parametrize("source", ["array", "folder"])
+def test_whatever_of_the_data_has_changed_is_prepared_again(tmp_path, source):
+    """Labels, vectors and paired pictures are as much part of the prepared data as the images are."""
+    keys = {}
+    if source == "array":
+        np.save(tmp_path / "x.npy", values_of("uint8", (3, 4, 4, 1)))
+        np.save(tmp_path / "labels.npy", np.array([0, 1, 2]))
+        np.save(tmp_path / "paired.npy", values_of("uint8", (3, 4, 4, 1), 1))
+        np.save(tmp_path / "vectors.npy", np.eye(3))
+        keys = {"path": "x.npy", "labels": "labels.npy", "vector": "vectors.npy", "condition_path": "paired.npy"}
+        files = keys.values()
+    else:
+        save_folder(tmp_path / "a", ["x.png", "y.png", "z.png"])
+        save_folder(tmp_path / "b", ["x.png", "y.png", "z.png"], 100)
+        (tmp_path / "v.csv").write_text("x,1\ny,2\nz,3\n")
+        keys = {"path": "a", "vector": "v.csv", "condition_path": "b"}
+        files = ["a/y.png", "b/z.png", "v.csv"]
+    config = DataConfig(
+        source=source, channels=1, image_size=4, condition="paired", cache="disk", cache_dir=str(tmp_path / "cache"),
+        **{key: str(tmp_path / name) for key, name in keys.items()},
+    )  # fmt: skip
+    found = [open_source(config).identity()]
+    for file in files:
+        touch_later(tmp_path / file)
+        found.append(open_source(config).identity())
+        assert found[-1] not in found[:-1], file
+    if source == "folder":
+        return
+    assert all_of(config).label.tolist() == [0, 1, 2]
+    np.save(tmp_path / "labels.npy", np.array([2, 0, 1]))
+    touch_later(tmp_path / "labels.npy")
+    assert all_of(config).label.tolist() == [2, 0, 1]
 
 
 # --- files --------------------------------------------------------------------------------------

@@ -62,10 +62,11 @@ class ArraySource(Source):
             file = ArrayFile(config.path, "data.path")
             self._where = str(file.path)
             name = _name_of_images(file, config.path)
-            images, labels = file.open(name), _open_labels(file, config.labels)
+            images = file.open(name)
             self._identity = {"source": "array", "file": file.identity(), "images": name}
-            if config.labels:
-                self._identity["labels"] = config.labels
+            labels, identity = _open_labels(file, config.labels)
+            if identity:
+                self._identity["labels"] = identity
         what = f"data.path={shown(config.path)}" if config.path else "the array of images"
         self._images = image_array(images, what)
         self._dtype: PixelType = config.dtype
@@ -103,7 +104,7 @@ class ArraySource(Source):
         return f"{self._where}, image {self._numbers[index]}"
 
     def identity(self) -> dict[str, str | int]:
-        """Size and time of change of the file, which is not read; of arrays in memory a digest of their contents."""
+        """Name, size and time of change of the files, which are not read; of arrays in memory their digest."""
         return {**self._identity, "split": self.split}
 
 
@@ -120,15 +121,16 @@ def _name_of_images(file: ArrayFile, path: str) -> str:
     return found[0]
 
 
-def _open_labels(file: ArrayFile, labels: str) -> np.ndarray | None:
-    """The labels that ``data.labels`` names; those of the images' file where it names none; None without."""
+def _open_labels(file: ArrayFile, labels: str) -> tuple[np.ndarray | None, str]:
+    """The labels that ``data.labels`` names, else those of the images' file, if any; and what stands for them."""
     if labels.endswith(".npy"):
-        return ArrayFile(labels, "data.labels").open()
+        own = ArrayFile(labels, "data.labels")
+        return own.open(), own.identity()
     if labels:
         if not file.names:
             raise UserError(f"data.labels={shown(labels)}: the images are in a .npy file; name another .npy for labels")
-        return file.open(labels)
-    return next((file.open(name) for name in _LABELS if name in file.names), None)
+        return file.open(labels), labels
+    return next((file.open(name) for name in _LABELS if name in file.names), None), ""
 
 
 def check_label_array(labels: np.ndarray | None, num: int, named: str) -> tuple[np.ndarray | None, int]:

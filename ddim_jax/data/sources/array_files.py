@@ -78,9 +78,8 @@ class ArrayFile:
             raise self._unreadable(error) from error
 
     def identity(self) -> str:
-        """Size and time of change, which stand for the content: that may be too long to be read for this."""
-        found = self.path.stat()
-        return f"{found.st_size} {found.st_mtime_ns}"
+        """What stands for the content; see :func:`file_identity`."""
+        return file_identity(self.path)
 
     def _map_member(self, info: zipfile.ZipInfo) -> np.ndarray:
         with self.path.open("rb") as file:
@@ -99,6 +98,12 @@ class ArrayFile:
     def _unreadable(self, error: Exception) -> UserError:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         return UserError(f"{self._key} cannot be read: {reason or 'it is no whole file of arrays'}")
+
+
+def file_identity(path: Path) -> str:
+    """Name, size and time of change, which stand for a file's content: that may be too long to be read for this."""
+    found = path.stat()
+    return f"{path.name} {found.st_size} {found.st_mtime_ns}"
 
 
 def is_array_file(path: str) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ddim_jax.config import DataConfig
 from ddim_jax.data.sources.array import IN_MEMORY
-from ddim_jax.data.sources.array_files import ArrayFile, image_array, is_array_file
+from ddim_jax.data.sources.array_files import ArrayFile, file_identity, image_array, is_array_file
 from ddim_jax.data.sources.folder import FolderSource
 from ddim_jax.data.sources.protocol import Example, Source
 from ddim_jax.data.transforms import ImageError, as_values
@@ -111,7 +111,7 @@ def _vectors(source: Source, config: DataConfig) -> tuple[np.ndarray, str]:
     elif config.vector.lower().endswith(".csv"):
         path = Path(config.vector).expanduser()
         names, values = read_table(path, key)
-        identity = f"{path.stat().st_size} {path.stat().st_mtime_ns}"
+        identity = file_identity(path)
     elif is_array_file(config.vector):
         file = ArrayFile(config.vector, "data.vector")
         values, identity = file.open(), file.identity()
