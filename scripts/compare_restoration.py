@@ -1,13 +1,13 @@
-"""What a network trained for a task makes of it, beside interpolation and beside a model that was not: PSNR, SSIM, time.
+"""What a network trained for a task makes of it, beside interpolation and RePaint: PSNR, SSIM, time.
 
     python scripts/compare_restoration.py runs/superres --num 256 --out superres.png
     python scripts/compare_restoration.py runs/inpaint --num 256 --repaint mnist-small --out inpaint.png
 
-For the first images of ``data.validation``: what the network draws once, the mean of several draws (which has the
-higher PSNR and shows the blur that it pays for that), what is there already (bicubic interpolation of a smaller picture;
-of a picture with a part missing, the rest and a grey part), and RePaint on an unconditional model. With ``--recognise``
-a classifier trained on the data set counts those that it takes for the class of the truth. The picture has a row for each
-of the first images: given, drawn, mean, baseline, truth.
+For the first images of ``data.validation``: what the network draws once; the mean of several draws, which has the
+higher PSNR and shows the blur that it pays for that; what is there already (bicubic interpolation of a smaller picture;
+of a picture with a part missing, the rest and a grey part); and RePaint by an unconditional model. With ``--recognise``
+a classifier trained on the data set counts those that it takes for the class of the truth. The picture has a row for
+each of these.
 """
 
 import argparse
@@ -35,7 +35,7 @@ _SHOWN = 10
 
 def main() -> None:
     """Prints the table and writes the picture."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Compares restorations with interpolation and RePaint.")
     parser.add_argument("workdir", help="of a network with data.condition")
     parser.add_argument("--num", type=int, default=256, help="images")
     parser.add_argument("--steps", type=int, default=20, help="DDIM steps")

@@ -248,7 +248,7 @@ class _FoundImages:
         height, width, channels = images.load(np.zeros(1, np.int64)).image.shape[1:]
         self.shape = (height, width, channels)
         self.known = Known()
-        self.drawn_from = None
+        self.drawn_from: dict[str, Any] | None = None
         self._images = images
         self._chosen = spread_indices(len(images), self.num)
 
