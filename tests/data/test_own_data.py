@@ -20,7 +20,7 @@ from ddim_jax.data.prepared import open_images
 from ddim_jax.data.reading import load_images
 from ddim_jax.data.sources import open_source
 from ddim_jax.data.statistics import pixel_statistics, value_range
-from ddim_jax.data.transforms import ImageError, decode_image, prepare_image, resize_image
+from ddim_jax.data.transforms import ImageError, crop_image, decode_image, prepare_image, resize_image
 from ddim_jax.errors import UserError
 
 NUM, HEIGHT, WIDTH = 12, 6, 4
@@ -352,6 +352,32 @@ def test_resizing_is_per_channel_and_keeps_the_range(dtype):
         if dtype == "uint16":
             expected = np.floor(expected + 0.5)
         np.testing.assert_array_equal(small[..., channel], expected.astype(dtype))
+
+
+def test_alpha_is_resized_as_colours_are():
+    """A red of no opacity beside an opaque blue: Pillow's own RGBA would forget the red."""
+    image = np.array([[[255, 0, 0, 0], [0, 0, 255, 255]]], np.uint8)
+    small = resize_image(image, (1, 1), Image.Resampling.BOX)
+    assert small[0, 0].tolist() == [128, 0, 128, 128]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "rows", "columns"),
+    [
+        (10, 9, (4, 2), slice(0, 10), slice(2, 7)),  # 10x5
+        (9, 10, (4, 2), slice(0, 9), slice(2, 7)),  # 4.5 is rounded up
+        (10, 3, (4, 2), slice(2, 8), slice(0, 3)),
+        (7, 4, (2, 4), slice(2, 4), slice(0, 4)),  # an odd pixel is lost at the bottom
+        (4, 2, (4, 2), slice(0, 4), slice(0, 2)),
+        (7, 4, (3, 3), slice(1, 5), slice(0, 4)),
+    ],
+)
+def test_the_centre_crop_has_the_shape_that_is_wanted(height, width, size, rows, columns):
+    image = values_of("uint8", (height, width, 3))
+    np.testing.assert_array_equal(crop_image(image, "center", size), image[rows, columns])
+    config = DataConfig(image_size=size, crop="center", resize="box", channels=3)
+    wanted = resize_image(image[rows, columns], size, Image.Resampling.BOX)
+    np.testing.assert_array_equal(prepare_image(image, config), wanted)
 
 
 # --- statistics ---------------------------------------------------------------------------------
