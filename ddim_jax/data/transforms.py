@@ -547,7 +547,7 @@ def celeba_crop(image: np.ndarray, _shape: tuple[int, int]) -> np.ndarray:
     return image[57:185, 25:153]
 
 
-# By ``names.Crop``: from an image [h, w, c], and height and width of the shape that is wanted, to the part that is kept.
+# By ``names.Crop``: from an image [h, w, c], and the height and width that are wanted, to the part that is kept.
 CROPS: dict[str, Callable[[np.ndarray, tuple[int, int]], np.ndarray]] = {
     "none": no_crop,
     "center": center_crop,
