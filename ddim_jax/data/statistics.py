@@ -144,16 +144,16 @@ def value_range(source: Source, config: DataConfig, progress: bool = True) -> tu
 
     def extremes(chunk: Chunk) -> tuple[np.ndarray, np.ndarray]:
         """Of images and of pictures, the lowest and the highest value of each channel: [2, c]."""
-        both = tuple(
+        of_images, of_pictures = (
             np.array([np.full(channels, np.inf), np.full(channels, -np.inf)])
             for channels in (config.channels, config.paired_shape[2])
         )
         for _, example in chunk:
-            for found, values in zip(both, (example.image, example.paired), strict=True):
+            for found, values in ((of_images, example.image), (of_pictures, example.paired)):
                 if values is not None:
                     np.minimum(found[0], values.min((0, 1)), out=found[0])
                     np.maximum(found[1], values.max((0, 1)), out=found[1])
-        return both
+        return of_images, of_pictures
 
     parts, _ = _over_all(source, config, progress, extremes)
     low, high = _widest([images for images, _ in parts])

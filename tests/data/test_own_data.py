@@ -135,6 +135,24 @@ def test_bad_arrays_are_one_line(tmp_path, values, changes, message):
     assert "\n" not in str(error.value)
 
 
+def test_channels_first_is_told(tmp_path):
+    values = values_of("float32", (NUM, 2, 6, 4))
+    np.save(tmp_path / "x.npy", values)
+    with pytest.raises(
+        UserError, match=r"has the shape \(12, 2, 6, 4\), channels first; .* np\.moveaxis\(array, 1, -1\)"
+    ):
+        open_source(config_for(tmp_path / "x.npy", "float32"))
+    (tmp_path / "folder").mkdir()
+    np.save(tmp_path / "folder" / "0.npy", values[0])
+    with pytest.raises(
+        UserError, match=r"0\.npy: .* the shape \(2, 6, 4\), channels first; .* np\.moveaxis\(array, 0, -1\)"
+    ):
+        all_of(config_for(tmp_path / "folder", "float32", source="folder"))
+    np.savez(tmp_path / "x.npz", images=np.moveaxis(values, 1, -1), paired=values)
+    with pytest.raises(UserError, match=r"image 0: the picture of .*=paired: .* \(2, 6, 4\), channels first"):
+        all_of(config_for(tmp_path / "x.npz", "float32", condition="paired"))
+
+
 def test_not_finite_values_are_counted(tmp_path):
     values = values_of("float32")
     values[7, 2, 1, 0] = np.nan
@@ -166,6 +184,7 @@ def test_values_outside_the_range_are_left_out_however_images_are_kept(tmp_path)
     )  # fmt: skip
     order = BatchOrder(0, 6)
     used = [1, 2, 3, 6, 7, 8, 10]
+    instead = [next((each for each in used if each >= i), used[0]) for i in range(NUM)]
     for cache in ("none", "host", "disk", "disk"):
         keys = dataclasses.replace(config, cache=cache)
         source = open_images(keys)
