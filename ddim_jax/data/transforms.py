@@ -468,7 +468,7 @@ def check_channels_last(shape: tuple[int, ...], channels: int) -> None:
     Raises:
         ImageError: it does.
     """
-    if shape[-3] == channels != shape[-1] and {channels, shape[-1]} != {1, 3}:
+    if shape[-3] == channels < shape[-1] and (channels, shape[-1]) != (1, 3):
         raise ImageError(
             f"the array has the shape {shape}, channels first; store it channels last, by "
             f"np.moveaxis(array, {len(shape) - 3}, -1)"

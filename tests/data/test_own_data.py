@@ -138,15 +138,11 @@ def test_bad_arrays_are_one_line(tmp_path, values, changes, message):
 def test_channels_first_is_told(tmp_path):
     values = values_of("float32", (NUM, 2, 6, 4))
     np.save(tmp_path / "x.npy", values)
-    with pytest.raises(
-        UserError, match=r"has the shape \(12, 2, 6, 4\), channels first; .* np\.moveaxis\(array, 1, -1\)"
-    ):
+    with pytest.raises(UserError, match=r"shape \(12, 2, 6, 4\), channels first; .* np\.moveaxis\(array, 1, -1\)"):
         open_source(config_for(tmp_path / "x.npy", "float32"))
     (tmp_path / "folder").mkdir()
     np.save(tmp_path / "folder" / "0.npy", values[0])
-    with pytest.raises(
-        UserError, match=r"0\.npy: .* the shape \(2, 6, 4\), channels first; .* np\.moveaxis\(array, 0, -1\)"
-    ):
+    with pytest.raises(UserError, match=r"0\.npy: .* shape \(2, 6, 4\), channels first; .*moveaxis\(array, 0, -1\)"):
         all_of(config_for(tmp_path / "folder", "float32", source="folder"))
     np.savez(tmp_path / "x.npz", images=np.moveaxis(values, 1, -1), paired=values)
     with pytest.raises(UserError, match=r"image 0: the picture of .*=paired: .* \(2, 6, 4\), channels first"):
@@ -190,9 +186,7 @@ def test_values_outside_the_range_are_left_out_however_images_are_kept(tmp_path)
         source = open_images(keys)
         batches = itertools.islice(train_batches(source, keys, order), 4)
         for step, batch in enumerate(batches):
-            taken = [
-                next(each for each in [*used, used[0] + NUM] if each >= i) % NUM for i in order.examples(step, NUM)
-            ]
+            taken = [instead[i] for i in order.examples(step, NUM)]
             np.testing.assert_array_equal(batch.image, values[taken], cache)
             np.testing.assert_array_equal(batch.paired, paired[taken], cache)
         mean, std = pixel_statistics(source, keys, progress=False)
