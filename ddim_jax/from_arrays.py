@@ -6,8 +6,10 @@
 """
 
 import contextlib
+import difflib
 import hashlib
 import importlib.util
+import math
 import os
 import pathlib
 import shutil
@@ -20,7 +22,7 @@ import numpy as np
 from absl import flags
 
 from ddim_jax import pipeline, process, writers
-from ddim_jax.config import Config, from_config_dict, shipped_configs, with_values
+from ddim_jax.config import Config, flatten, from_config_dict, shipped_configs, with_values
 from ddim_jax.config.schema import height_and_width
 from ddim_jax.data.sources.array import IN_MEMORY, InMemory
 from ddim_jax.data.sources.array_files import image_array
@@ -29,13 +31,32 @@ from ddim_jax.jobs.train import train as train_job
 from ddim_jax.pipeline import Pipeline
 from ddim_jax.workdir import config_of_file, config_path, read_config
 
-# Levels of the U-Net for arrays without a config: each but the last halves the image, down to some pixels.
+# For arrays without a config. Levels of the U-Net, each but the last of which halves the image, down to some pixels.
 _MOST_LEVELS = 4
 _LEAST_SIDE = 8
 # Of a larger image attention would take most of the time.
 _MOST_ATTENDED = 256
 
+# A batch has about so many pixels, and images between these.
+_PIXELS_OF_BATCH = 2**18
+_LEAST_BATCH, _LARGEST_BATCH = 8, 64
+
 _DIGITS_OF_NAME = 16
+
+# Grey, two fields, RGB, RGBA: as an image's height they would be odd.
+_USUAL_CHANNELS = (1, 2, 3, 4)
+
+# What a keyword means that names no group.
+_SHORT = {name: f"train.{name}" for name in ("steps", "epochs", "batch_size")}
+
+# The others of ``train``.
+_ARGUMENTS = ("config", "images", "labels", "vectors", "paired", "workdir", "progress")
+
+_NO_PICTURES: dict[str, Any] = {
+    "train.sample_every": 0,
+    "train.sample_every_epochs": 0.0,
+    "train.final_sample_steps": (),
+}
 
 
 def train(
@@ -65,26 +86,27 @@ def train(
         paired: [n, h', w', c'], a picture for each image, that the model is given.
         workdir: where the run is kept; None for a folder that goes when the pipeline does.
         progress: show how far it is; left out, it is shown in a terminal or a notebook.
-        **changes: keys of the config with ``__`` for the dot, e.g. ``train__steps=500``; ``**{"train.steps": 500}`` and
-            ``changes={"train.steps": 500}`` do the same.
+        **changes: keys of the config with ``__`` for the dot, e.g. ``train__learning_rate=1e-3``;
+            ``**{"train.learning_rate": 1e-3}`` and ``changes={"train.learning_rate": 1e-3}`` do the same. ``steps``,
+            ``epochs`` and ``batch_size`` are those of ``train``.
 
     Raises:
         UserError: arrays, config or workdir cannot be used, or the workdir holds a run on other arrays.
     """
-    given = {**changes.pop("changes", {}), **changes}
-    given = {key.replace("__", ".", 1): value for key, value in given.items()}
+    given = _keys_of({**changes.pop("changes", {}), **changes})
     base = config if isinstance(config, Config) else None if config is None else _read_config(os.fspath(config))
+    # Nobody would see them.
+    pictures = _NO_PICTURES if workdir is None else {}
     memory = None
     if images is not None:
         memory = InMemory(*(None if each is None else _array(each) for each in (images, labels, vectors, paired)))  # pyright: ignore[reportArgumentType]
-        values = _values_of(memory, base, given)
-        base = with_values(base or Config(), {**values, **given})
+        base = with_values(base or Config(), {**_values_of(memory, base, given), **pictures, **given})
     elif base is None:
         raise UserError("train() needs images, or a config that names them")
     elif any(each is not None for each in (labels, vectors, paired)):
         raise UserError("labels, vectors and paired pictures need images=")
     else:
-        base = with_values(base, given)
+        base = with_values(base, {**pictures, **given})
     folder = os.fspath(workdir) if workdir is not None else tempfile.mkdtemp(prefix="ddim_jax-")
     try:
         if memory is not None:
@@ -100,6 +122,30 @@ def train(
     if workdir is None:
         weakref.finalize(pipe, shutil.rmtree, folder, ignore_errors=True)
     return pipe
+
+
+def _keys_of(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the config that keywords mean, with their values.
+
+    Raises:
+        UserError: one means none.
+    """
+    known = flatten(Config())
+    given: dict[str, Any] = {}
+    for name, value in changes.items():
+        key = _SHORT.get(name, name.replace("__", ".", 1))
+        if key not in known:
+            written = [each.replace(".", "__") for each in known]
+            meant = {**{each.rpartition("__")[2]: each for each in written}, **{each: each for each in written}}
+            meant |= {each: each for each in (*_ARGUMENTS, *_SHORT)}
+            close = dict.fromkeys(meant[each] for each in difflib.get_close_matches(name, meant, n=3))
+            hint = f"did you mean {' or '.join(close)}?" if close else "name a key of the config, such as train__steps"
+            raise UserError(f"train() has no argument {name!r}; {hint}")
+        given[key] = value
+    if given.get("train.steps") and given.get("train.epochs"):
+        raise UserError("steps and epochs both say how long to train; give one of them")
+    # Epochs, of the config too, would count instead.
+    return {"train.epochs": 0.0, **given} if given.get("train.steps") else given
 
 
 def _run(config: Config, folder: str, progress: bool, is_kept: bool) -> Pipeline:
@@ -152,6 +198,7 @@ def _array(values: Any) -> np.ndarray:
 def _values_of(memory: InMemory, base: Config | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """What the arrays say of the config: by dotted key."""
     images = image_array(memory.images, "images")
+    _check_channels_last(images.shape, given.get("data.channels"))
     num, *size, channels = images.shape
     dtype = str(images.dtype) if images.dtype in (np.uint8, np.uint16) else "float32"
     values: dict[str, Any] = {
@@ -164,6 +211,9 @@ def _values_of(memory: InMemory, base: Config | None, given: Mapping[str, Any]) 
     }
     if base is None:
         values |= _small_network(tuple(size), given.get("model.multipliers"))
+        if dtype != "uint8" and "data.range" not in given:
+            # Such values may lie in a small part of their range: measured, they have variance 1.
+            values |= {"data.mean": (), "data.std": ()}
     elif base.data.resize == "none" or height_and_width(base.data.image_size) == tuple(size):
         values |= {"data.image_size": tuple(size)} if height_and_width(base.data.image_size) != tuple(size) else {}
         values |= _fitting(base, tuple(size))
@@ -190,6 +240,21 @@ def _values_of(memory: InMemory, base: Config | None, given: Mapping[str, Any]) 
         kinds.append("image")
     values["model.condition"] = tuple(kinds) if kinds != ["class"] else ()
     return values if "model.condition" not in given else {**values, "model.condition": given["model.condition"]}
+
+
+def _check_channels_last(shape: tuple[int, ...], channels: Any) -> None:
+    """Refuses what looks like images with channels before height and width, as other libraries have them.
+
+    Args:
+        shape: of the images, [n, h, w, c].
+        channels: what the caller says that they are, who need not be asked then.
+    """
+    _, first, *others = shape
+    if first in _USUAL_CHANNELS and min(others) > max(_USUAL_CHANNELS) and channels != shape[-1]:
+        raise UserError(
+            f"images have the shape {tuple(shape)}, which looks like channels first; give them channels last, by "
+            f"np.moveaxis(images, 1, -1), or say data__channels={shape[-1]} if they are"
+        )
 
 
 def _fitting(base: Config, size: tuple[int, ...]) -> dict[str, Any]:
@@ -229,7 +294,7 @@ def _small_network(size: tuple[int, ...], multipliers: Any) -> dict[str, Any]:
         "model.dropout": 0.0,
         "diffusion.schedule": "cosine",
         "diffusion.objective": "v",
-        "train.batch_size": 32,
+        "train.batch_size": max(_LEAST_BATCH, min(_LARGEST_BATCH, _PIXELS_OF_BATCH // math.prod(size))),
         "train.steps": 1000,
         "train.learning_rate": 1e-3,
         "train.warmup_steps": 50,
@@ -238,8 +303,9 @@ def _small_network(size: tuple[int, ...], multipliers: Any) -> dict[str, Any]:
         "train.ema_warmup": True,
         "train.checkpoint_every": 200,
         "train.log_every": 20,
-        "train.sample_every": 0,
-        "train.final_sample_steps": (),
+        "train.sample_every": 200,
+        "train.sample_num": 16,
+        "train.final_sample_steps": (20,),
         "train.tensorboard": False,
         "sample.steps": 20,
     }

@@ -2,7 +2,11 @@
 
 import gc
 import pathlib
+import signal
+import subprocess
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from runs import digest, final_state
 from small import SMALL
 
 import ddim_jax
+from ddim_jax import from_arrays
 from ddim_jax.data.sources.array import IN_MEMORY
 from ddim_jax.errors import UserError
 from ddim_jax.training import loop
@@ -21,6 +26,7 @@ TINY = {
     "model__channels": 16,
     "train__batch_size": 8,
     "train__checkpoint_every": 2,
+    "train__final_sample_steps": (),
 }
 NUM, SHAPE = 24, (16, 8, 2)
 
@@ -85,6 +91,114 @@ def test_it_trains_in_another_thread():
     assert found[0].step == 2
 
 
+INTERRUPTED = """
+import sys, numpy as np, ddim_jax
+images = np.random.default_rng(0).normal(3, 5, (24, 16, 8, 2)).astype(np.float32)
+pipe = ddim_jax.train(None, images, np.arange(24) % 3, workdir=sys.argv[1], steps=int(sys.argv[2]), batch_size=8,
+    **{"model.multipliers": (1,), "model.channels": 16, "model.attention_resolutions": (), "train.log_every": 1,
+       "train.checkpoint_every": 1000, "train.sample_every": 0, "train.final_sample_steps": ()}, progress=True)
+print("drawn by the model of step", pipe.step)
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_script_saves_the_step_and_the_next_call_goes_on(tmp_path):
+    """The script itself goes on with what ``train`` returns; called again it ends as one that nobody stopped."""
+    (tmp_path / "script.py").write_text(INTERRUPTED)
+    steps = 2000
+    command = [sys.executable, str(tmp_path / "script.py")]
+    with subprocess.Popen(
+        [*command, str(tmp_path / "part"), str(steps)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as script:
+        metrics = tmp_path / "part" / "metrics.jsonl"
+        end = time.monotonic() + 200
+        while not (metrics.exists() and metrics.read_text().count("\n") > 2) and script.poll() is None:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        script.send_signal(signal.SIGINT)
+        out, err = script.communicate(timeout=200)
+    assert script.returncode == 0, err
+    stopped_at = int(out.removeprefix("drawn by the model of step"))
+    assert 2 < stopped_at < steps
+    assert f"the model is that of step {stopped_at:,}; to go on, call it again with workdir=" in err
+    assert "Traceback" not in err
+    assert [int(path.name) for path in (tmp_path / "part" / "checkpoints").glob("[0-9]*")] == [stopped_at]
+    for name in ("part", "whole"):
+        subprocess.run(
+            [*command, str(tmp_path / name), str(stopped_at + 5)], check=True, timeout=200, capture_output=True
+        )
+    assert digest(final_state(tmp_path / "part")) == digest(final_state(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"step": 5}, r"train\(\) has no argument 'step'; did you mean steps"),
+        ({"learning_rate": 5}, "did you mean train__learning_rate"),
+        ({"train__step": 5}, "did you mean train__steps"),
+        ({"vector": 5}, "did you mean .*vectors"),
+        ({"changes": {"train.step": 5}}, r"did you mean train__steps"),
+        ({"quux": 5}, "name a key of the config, such as train__steps"),
+        ({"steps": 5, "epochs": 1}, "steps and epochs both say how long to train"),
+    ],
+)
+def test_unknown_keywords_name_close_ones(keywords, message):
+    with pytest.raises(UserError, match=message) as error:
+        ddim_jax.train("digits", **keywords)
+    assert "\n" not in str(error.value)
+
+
+def configs_of_calls(monkeypatch):
+    """The configs that ``train`` would run."""
+    found = []
+
+    class Fake:
+        pass
+
+    monkeypatch.setattr(from_arrays, "_run", lambda config, *_: found.append(config) or Fake())
+    return found
+
+
+def test_short_names_are_those_of_training(monkeypatch):
+    found = configs_of_calls(monkeypatch)
+    ddim_jax.train("digits", steps=7, batch_size=3)
+    ddim_jax.train("digits", epochs=2)
+    ddim_jax.train("flowers", steps=7)
+    assert [(each.train.steps, each.train.epochs) for each in found[:2]] == [(7, 0), (600, 2)]
+    assert found[0].train.batch_size == 3
+    assert (found[2].train.steps, found[2].train.epochs) == (7, 0)
+
+
+def test_pictures_are_written_where_they_are_kept(monkeypatch, tmp_path):
+    found = configs_of_calls(monkeypatch)
+    ddim_jax.train("digits")
+    ddim_jax.train("digits", workdir=tmp_path / "a")
+    ddim_jax.train(None, fields())
+    ddim_jax.train(None, fields(), workdir=tmp_path / "b")
+    ddim_jax.train(None, fields(), train__sample_every=9)
+    assert [each.train.sample_every for each in found] == [0, 200, 0, 200, 9]
+    assert [bool(each.train.final_sample_steps) for each in found] == [False, True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "levels", "attention", "batch", "mean"),
+    [
+        ((28, 28, 1), "uint8", 3, (7,), 64, (0.5,)),
+        ((32, 32, 3), "uint8", 4, (4,), 64, (0.5,)),
+        ((128, 64, 2), "float32", 4, (16,), 32, ()),
+        ((256, 256, 3), "uint8", 4, (), 8, (0.5,)),
+        ((10, 13), "uint16", 2, (5,), 64, ()),
+    ],
+)
+def test_the_network_for_an_array_suits_its_size(monkeypatch, shape, dtype, levels, attention, batch, mean):
+    found = configs_of_calls(monkeypatch)
+    ddim_jax.train(None, np.zeros((2, *shape), dtype))
+    (config,) = found
+    assert (len(config.model.multipliers), config.model.attention_resolutions) == (levels, attention)
+    assert (config.train.batch_size, config.data.mean, config.data.dtype) == (batch, mean, dtype)
+    assert (config.diffusion.schedule, config.diffusion.objective) == ("cosine", "v")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -92,6 +206,7 @@ def test_it_trains_in_another_thread():
         (("digit", None), "config='digit' is not a file; name a config file, or one of"),
         ((None, np.zeros((4, 3))), r"the shape \(4, 3\)"),
         ((None, np.array(["a", "b"])), "give numbers"),
+        ((None, fields(shape=(3, 32, 32))), r"looks like channels first; .*np\.moveaxis\(images, 1, -1\), or say"),
         ((None, fields(), np.arange(5)), "labels has 5 rows for 24 images"),
         ((None, fields(), np.ones(NUM)), "labels are float64"),
         ((None, np.where(fields() > 10, np.nan, fields())), "NaN"),

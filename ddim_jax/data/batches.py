@@ -132,16 +132,20 @@ def _array_fetcher(images: Images, row_of: np.ndarray) -> _Fetcher:
 
 
 def _prepared_fetcher(source: PreparedSource, config: DataConfig, row_of: np.ndarray) -> _Fetcher:
-    """Returns a function from indices [b] to the examples ``row_of[indices]``, compared with their checksums."""
+    """Returns a function from indices [b] to the examples ``row_of[indices]``, compared with their checksums.
+
+    The range was not known when they were prepared: what lies beyond it is left out here.
+    """
+    read = _reader(source, config)
 
     def fetch(indices: np.ndarray) -> Images:
         images = source.rows(row_of[indices])
-        if config.range:
-            for image, index in zip(images.image, images.index, strict=True):
-                try:
-                    check_range(image, config)
-                except ImageError as error:
-                    raise ImageError(error.reason, source.where(int(index))) from error
+        for row, index in enumerate(images.index):
+            paired = None if images.paired is None else images.paired[row]
+            try:
+                check_range(images.image[row], paired, config)
+            except ImageError:
+                put_example(images, row, read(int(index)))
         return images
 
     return fetch
@@ -149,20 +153,7 @@ def _prepared_fetcher(source: PreparedSource, config: DataConfig, row_of: np.nda
 
 def _reading_fetcher(source: Source, config: DataConfig) -> _Fetcher:
     """Returns a function that reads the examples with indices [b] anew each time."""
-    unreadable: set[int] = set()
-
-    def read(index: int) -> Example:
-        for candidate in itertools.chain(range(index, len(source)), range(index)):
-            if candidate in unreadable:
-                continue
-            try:
-                return read_in_range(source, candidate, config)
-            except ImageError as error:
-                if config.on_error == "fail":
-                    raise
-                unreadable.add(candidate)
-                _log.warning("left out an image, %d so far: %s", len(unreadable), error)
-        raise ImageError(f"none of the {len(source)} images of {source.name} can be used; see the log for reasons")
+    read = _reader(source, config)
 
     def fetch(indices: np.ndarray) -> Images:
         images = empty_images(source, config, indices)
@@ -171,3 +162,23 @@ def _reading_fetcher(source: Source, config: DataConfig) -> _Fetcher:
         return images
 
     return fetch
+
+
+def _reader(source: Source, config: DataConfig) -> Callable[[int], Example]:
+    """Returns a function that reads an example, or under ``data.on_error=skip`` the next that can be used."""
+    unusable: set[int] = set()
+
+    def read(index: int) -> Example:
+        for candidate in itertools.chain(range(index, len(source)), range(index)):
+            if candidate in unusable:
+                continue
+            try:
+                return read_in_range(source, candidate, config)
+            except ImageError as error:
+                if config.on_error == "fail":
+                    raise
+                unusable.add(candidate)
+                _log.warning("left out an image, %d so far: %s", len(unusable), error)
+        raise ImageError(f"none of the {len(source)} images of {source.name} can be used; see the log for reasons")
+
+    return read

@@ -27,6 +27,9 @@ _log = logging.getLogger(__name__)
 # Images that a thread reads at a time: enough to hide the cost of handing out work.
 _CHUNK = 32
 
+# What a line begins with that is about a picture beside an image.
+_OF_PAIRED = "the picture of data.condition=paired"
+
 Result = TypeVar("Result")
 
 
@@ -142,7 +145,7 @@ def read_example(source: Source, index: int, config: DataConfig) -> Example:
             except ImageError as error:
                 reason = error.reason.replace("data.image_size", "data.condition_size")
                 reason = reason.replace("data.channels", "data.condition_channels")
-                raise ImageError(f"the picture of data.condition=paired: {reason}") from error
+                raise ImageError(f"{_OF_PAIRED}: {reason}") from error
         return Example(prepare_image(example.image, config), example.label, vector, paired)
     except ImageError as error:
         raise ImageError(error.reason, source.where(index)) from error
@@ -152,20 +155,29 @@ def read_in_range(source: Source, index: int, config: DataConfig) -> Example:
     """Reads one example for training, whose values must lie in ``data.range``; same errors as :func:`read_example`."""
     example = read_example(source, index, config)
     try:
-        check_range(example.image, config)
+        check_range(example.image, example.paired, config)
     except ImageError as error:
         raise ImageError(error.reason, source.where(index)) from error
     return example
 
 
-def check_range(image: np.ndarray, config: DataConfig) -> None:
-    """Checks that the values of images [..., c] lie in ``data.range``, where that is given.
+def check_range(image: np.ndarray, paired: np.ndarray | None, config: DataConfig) -> None:
+    """Checks that the values of an image, and of the picture paired with it, lie in ``data.range``, if that is given.
 
     Raises:
         ImageError: one does not.
     """
     if not config.range:
         return
+    _check_limits(image, config)
+    if paired is not None:
+        try:
+            _check_limits(paired, config)
+        except ImageError as error:
+            raise ImageError(f"{_OF_PAIRED}: {error.reason}") from error
+
+
+def _check_limits(image: np.ndarray, config: DataConfig) -> None:
     axes = tuple(range(image.ndim - 1))
     lows, highs = np.broadcast_arrays(*(np.array(config.range[start::2]) for start in (0, 1)))
     for found, limits, sign in ((image.min(axes), lows, 1), (image.max(axes), highs, -1)):

@@ -416,6 +416,7 @@ def _tiff_kind(image: Image.Image) -> tuple[str, Any, Any]:
 def prepare_image(image: np.ndarray, config: DataConfig) -> np.ndarray:
     """Crops an image, resizes it (Pillow's antialiased filters) and sets its channels, in this order.
 
+    ``crop=center`` keeps the largest centred part of the shape of ``image_size``, of a square the largest square.
     LSUN and others are published as "shorter side resized to s, then the centre cropped". With
     ``crop=center`` that is the same square of the original, cut out first and resized then: the
     same pixels up to rounding, but for a border as wide as the filter, which here sees nothing
@@ -432,19 +433,21 @@ def prepare_image(image: np.ndarray, config: DataConfig) -> np.ndarray:
         ImageError: the crop does not fit the image, the result has another size than
             ``data.image_size`` and ``data.resize`` is none, the image has other channels, or a value is not finite.
     """
-    image = as_values(crop_image(image, config.crop), config.dtype)
+    wanted_height, wanted_width, _ = config.image_shape
+    check_channels_last(image.shape, config.channels)
+    image = as_values(crop_image(image, config.crop, (wanted_height, wanted_width)), config.dtype)
     if config.dtype == "float32":
         _check_finite(image)
     height, width = image.shape[:2]
-    wanted_height, wanted_width, _ = config.image_shape
-    if height * wanted_width != width * wanted_height:
+    # The centre crop is as near to the shape as whole pixels are.
+    if config.crop != "center" and height * wanted_width != width * wanted_height:
         raise ImageError(
             f"the image is {width}x{height} pixels, not "
             + ("square" if wanted_height == wanted_width else f"of the shape {wanted_width}x{wanted_height}")
             + "; set data.crop=center"
             + ("" if wanted_height == wanted_width else ", or data.image_size to (height, width)")
         )
-    if width != wanted_width:
+    if (height, width) != (wanted_height, wanted_width):
         if config.resize == "none":
             raise ImageError(
                 f"the image is {width}x{height} pixels after data.crop={config.crop}, data.image_size is "
@@ -455,11 +458,31 @@ def prepare_image(image: np.ndarray, config: DataConfig) -> np.ndarray:
     return set_channels(image, config.channels)
 
 
+def check_channels_last(shape: tuple[int, ...], channels: int) -> None:
+    """Checks that an array does not hold channels before height and width, where it has too many as the last axis.
+
+    Args:
+        shape: [..., h, w, c].
+        channels: how many are wanted.
+
+    Raises:
+        ImageError: it does.
+    """
+    if shape[-3] == channels < shape[-1] and (channels, shape[-1]) != (1, 3):
+        raise ImageError(
+            f"the array has the shape {shape}, channels first; store it channels last, by "
+            f"np.moveaxis(array, {len(shape) - 3}, -1)"
+        )
+
+
 def resize_image(image: np.ndarray, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
     """Resizes an image [h, w, c] of any type and number of channels by one of Pillow's antialiased filters.
 
     Those that overshoot are clipped to what the type holds for uint8, as Pillow does, and to each channel's own range
     for others, whose own limits may be none.
+
+    Each channel is resized by itself, whatever it means. So is alpha: colours of transparent pixels count as those of
+    opaque ones do, where Pillow's RGBA weighs colours by alpha and forgets those that nobody sees.
 
     Args:
         image: the image.
@@ -467,7 +490,7 @@ def resize_image(image: np.ndarray, size: tuple[int, int], resampling: Image.Res
         resampling: the filter.
     """
     height, width = size
-    if image.dtype == np.uint8 and image.shape[2] in (1, 3, 4):
+    if image.dtype == np.uint8 and image.shape[2] in (1, 3):
         return from_pillow(to_pillow(image).resize((width, height), resampling))
     resized = []
     for channel in np.moveaxis(image, 2, 0):
@@ -496,29 +519,36 @@ def _check_finite(image: np.ndarray) -> None:
     )
 
 
-def crop_image(image: np.ndarray, crop: str) -> np.ndarray:
+def crop_image(image: np.ndarray, crop: str, shape: tuple[int, int] = (1, 1)) -> np.ndarray:
     """Cuts out the part of an image [h, w, c] that ``data.crop`` names, one of :data:`CROPS`.
+
+    Args:
+        image: the whole.
+        crop: which part.
+        shape: height and width that the part will be resized to, of which only the ratio counts.
 
     Raises:
         ImageError: the crop does not fit the image.
     """
-    return lookup(CROPS, crop, "crop")(image)
+    return lookup(CROPS, crop, "crop")(image, shape)
 
 
-def no_crop(image: np.ndarray) -> np.ndarray:
+def no_crop(image: np.ndarray, _shape: tuple[int, int]) -> np.ndarray:
     """Keeps the whole image."""
     return image
 
 
-def center_crop(image: np.ndarray) -> np.ndarray:
-    """Cuts out the largest centred square; an odd pixel is lost at the bottom or right."""
+def center_crop(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Cuts out the largest centred part of a shape, such as a square; an odd pixel is lost at the bottom or right."""
     height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return image[top : top + side, left : left + side]
+    # As high as the whole width allows and as wide as the whole height does, rounded half up.
+    tall = min(height, max(1, (2 * width * shape[0] + shape[1]) // (2 * shape[1])))
+    wide = min(width, max(1, (2 * height * shape[1] + shape[0]) // (2 * shape[0])))
+    top, left = (height - tall) // 2, (width - wide) // 2
+    return image[top : top + tall, left : left + wide]
 
 
-def celeba_crop(image: np.ndarray) -> np.ndarray:
+def celeba_crop(image: np.ndarray, _shape: tuple[int, int]) -> np.ndarray:
     """Cuts rows 57:185, columns 25:153 out of the aligned 178x218 images, 128 pixels square.
 
     That is the crop of DDIM's code; other papers' crops give other FIDs.
@@ -535,8 +565,8 @@ def celeba_crop(image: np.ndarray) -> np.ndarray:
     return image[57:185, 25:153]
 
 
-# By ``names.Crop``: from an image [h, w, c] to the part of it that is kept.
-CROPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+# By ``names.Crop``: from an image [h, w, c], and the height and width that are wanted, to the part that is kept.
+CROPS: dict[str, Callable[[np.ndarray, tuple[int, int]], np.ndarray]] = {
     "none": no_crop,
     "center": center_crop,
     "celeba": celeba_crop,

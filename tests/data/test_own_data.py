@@ -17,10 +17,10 @@ from ddim_jax.data.batch_order import BatchOrder
 from ddim_jax.data.batches import train_batches
 from ddim_jax.data.on_device import gather, read_device_images, train_selections
 from ddim_jax.data.prepared import open_images
-from ddim_jax.data.reading import load_images
+from ddim_jax.data.reading import load_images, read_in_range
 from ddim_jax.data.sources import open_source
 from ddim_jax.data.statistics import pixel_statistics, value_range
-from ddim_jax.data.transforms import ImageError, decode_image, prepare_image, resize_image
+from ddim_jax.data.transforms import ImageError, crop_image, decode_image, prepare_image, resize_image
 from ddim_jax.errors import UserError
 
 NUM, HEIGHT, WIDTH = 12, 6, 4
@@ -135,6 +135,20 @@ def test_bad_arrays_are_one_line(tmp_path, values, changes, message):
     assert "\n" not in str(error.value)
 
 
+def test_channels_first_is_told(tmp_path):
+    values = values_of("float32", (NUM, 2, 6, 4))
+    np.save(tmp_path / "x.npy", values)
+    with pytest.raises(UserError, match=r"shape \(12, 2, 6, 4\), channels first; .* np\.moveaxis\(array, 1, -1\)"):
+        open_source(config_for(tmp_path / "x.npy", "float32"))
+    (tmp_path / "folder").mkdir()
+    np.save(tmp_path / "folder" / "0.npy", values[0])
+    with pytest.raises(UserError, match=r"0\.npy: .* shape \(2, 6, 4\), channels first; .*moveaxis\(array, 0, -1\)"):
+        all_of(config_for(tmp_path / "folder", "float32", source="folder"))
+    np.savez(tmp_path / "x.npz", images=np.moveaxis(values, 1, -1), paired=values)
+    with pytest.raises(UserError, match=r"image 0: the picture of .*=paired: .* \(2, 6, 4\), channels first"):
+        all_of(config_for(tmp_path / "x.npz", "float32", condition="paired"))
+
+
 def test_not_finite_values_are_counted(tmp_path):
     values = values_of("float32")
     values[7, 2, 1, 0] = np.nan
@@ -153,6 +167,62 @@ def test_values_outside_the_range_are_named(tmp_path):
     config = config_for(tmp_path / "x.npy", "float32", range=(-20.0, 20.0))
     with pytest.raises(ImageError, match=r"image 4: channel 1 holds the value 77, outside of data\.range=\(-20, 20\)"):
         read_device_images(open_images(config), config)
+
+
+def test_values_outside_the_range_are_left_out_however_images_are_kept(tmp_path):
+    values, paired = (np.clip(values_of("float32", seed=seed), -20, 20) for seed in (0, 1))
+    values[4, 0, 0, 1], values[5, 1, 1, 0], values[9, 0, 0, 0] = 77, np.nan, -20.5
+    paired[11, 2, 2, 1], paired[0, 0, 0, 0] = 20.5, np.inf
+    np.savez(tmp_path / "x.npz", images=values, paired=paired)
+    config = config_for(
+        tmp_path / "x.npz", "float32", range=(-20.0, 20.0), condition="paired", on_error="skip",
+        cache_dir=str(tmp_path / "cache"), mean=(), std=(),
+    )  # fmt: skip
+    order = BatchOrder(0, 6)
+    used = [1, 2, 3, 6, 7, 8, 10]
+    instead = [next((each for each in used if each >= i), used[0]) for i in range(NUM)]
+    for cache in ("none", "host", "disk", "disk"):
+        keys = dataclasses.replace(config, cache=cache)
+        source = open_images(keys)
+        batches = itertools.islice(train_batches(source, keys, order), 4)
+        for step, batch in enumerate(batches):
+            taken = [instead[i] for i in order.examples(step, NUM)]
+            np.testing.assert_array_equal(batch.image, values[taken], cache)
+            np.testing.assert_array_equal(batch.paired, paired[taken], cache)
+        mean, std = pixel_statistics(source, keys, progress=False)
+        scaled = (values[used].reshape(-1, 2).astype(np.float64) + 20) / 40
+        np.testing.assert_allclose([mean, std], [scaled.mean(0), scaled.std(0)], rtol=1e-12)
+    keys = dataclasses.replace(config, cache="device")
+    images, row_of = read_device_images(open_images(keys), keys)
+    np.testing.assert_array_equal(np.asarray(images.image)[row_of][[0, 4, 9, 11]], values[[1, 6, 10, 1]])
+
+
+def test_paired_pictures_are_checked_as_images_are(tmp_path):
+    values, paired = (np.clip(values_of("float32", seed=seed), -20, 20) for seed in (0, 1))
+    paired[3, 0, 0, 1] = 30
+    np.savez(tmp_path / "x.npz", images=values, paired=paired)
+    config = config_for(tmp_path / "x.npz", "float32", range=(-20.0, 20.0), condition="paired")
+    with pytest.raises(ImageError, match=r"image 3: the picture of .*=paired: channel 1 holds the value 30, outside"):
+        load_images(open_images(config), config, range(NUM), read=read_in_range)
+    paired[3, 0, 0, 1] = np.nan
+    np.savez(tmp_path / "x.npz", images=values, paired=paired)
+    with pytest.raises(ImageError, match=r"image 3: the picture of .*=paired: it holds 1 NaN of 48 values"):
+        all_of(config)
+
+
+def test_the_measured_range_holds_paired_pictures_too(tmp_path):
+    values, wide, single = values_of("float32"), values_of("float32", seed=1) * 3, values_of("float32", (NUM, 6, 4, 1))
+    for paired, expected in (
+        (wide, np.stack([np.minimum(values, wide).min((0, 1, 2)), np.maximum(values, wide).max((0, 1, 2))], 1)),
+        (single - 50, [values.min(initial=(single - 50).min()), values.max()]),
+    ):
+        np.savez(tmp_path / "x.npz", images=values, paired=paired)
+        config = config_for(
+            tmp_path / "x.npz", "float32", condition="paired", condition_channels=paired.shape[3], range=()
+        )
+        found = value_range(open_source(config), config, progress=False)
+        np.testing.assert_array_equal(found, np.reshape(expected, -1))
+        load_images(open_source(config), dataclasses.replace(config, range=found), range(NUM), read=read_in_range)
 
 
 # --- vectors and pairs --------------------------------------------------------------------------
@@ -354,6 +424,32 @@ def test_resizing_is_per_channel_and_keeps_the_range(dtype):
         np.testing.assert_array_equal(small[..., channel], expected.astype(dtype))
 
 
+def test_alpha_is_resized_as_colours_are():
+    """A red of no opacity beside an opaque blue: Pillow's own RGBA would forget the red."""
+    image = np.array([[[255, 0, 0, 0], [0, 0, 255, 255]]], np.uint8)
+    small = resize_image(image, (1, 1), Image.Resampling.BOX)
+    assert small[0, 0].tolist() == [128, 0, 128, 128]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "rows", "columns"),
+    [
+        (10, 9, (4, 2), slice(0, 10), slice(2, 7)),  # 10x5
+        (9, 10, (4, 2), slice(0, 9), slice(2, 7)),  # 4.5 is rounded up
+        (10, 3, (4, 2), slice(2, 8), slice(0, 3)),
+        (7, 4, (2, 4), slice(2, 4), slice(0, 4)),  # an odd pixel is lost at the bottom
+        (4, 2, (4, 2), slice(0, 4), slice(0, 2)),
+        (7, 4, (3, 3), slice(1, 5), slice(0, 4)),
+    ],
+)
+def test_the_centre_crop_has_the_shape_that_is_wanted(height, width, size, rows, columns):
+    image = values_of("uint8", (height, width, 3))
+    np.testing.assert_array_equal(crop_image(image, "center", size), image[rows, columns])
+    config = DataConfig(image_size=size, crop="center", resize="box", channels=3)
+    wanted = resize_image(image[rows, columns], size, Image.Resampling.BOX)
+    np.testing.assert_array_equal(prepare_image(image, config), wanted)
+
+
 # --- statistics ---------------------------------------------------------------------------------
 
 
@@ -380,3 +476,28 @@ def test_a_constant_channel_is_named(tmp_path):
     config = config_for(tmp_path / "x.npy", "float32")
     with pytest.raises(UserError, match=r"channel 1 of x\.npy is 2\.5 in all pixels"):
         value_range(open_source(config), config, progress=False)
+
+
+def test_a_constant_channel_of_a_stated_range_is_named(tmp_path):
+    """Squares of 0.1, which no sum holds exactly, would make it vary by rounding."""
+    values = values_of("float32", (600, 6, 4, 2))
+    values[..., 1] = 1000.1
+    np.save(tmp_path / "x.npy", values)
+    config = config_for(tmp_path / "x.npy", "float32", range=(-1e4, 1.1e4))
+    with pytest.raises(UserError, match=r"channel 1 of x\.npy is the same in all pixels"):
+        pixel_statistics(open_source(config), config, progress=False)
+
+
+def test_a_channel_far_from_0_keeps_its_deviation(tmp_path):
+    values = values_of("float32", (600, 6, 4, 2))
+    values[..., 1] = 1e6 + np.round(values[..., 1])
+    np.save(tmp_path / "x.npy", values)
+    config = config_for(tmp_path / "x.npy", "float32", range=(-1e7, 1e7))
+    found = {
+        pixel_statistics(open_source(config), dataclasses.replace(config, threads=threads), progress=False)
+        for threads in (1, 2, 7)
+    }
+    ((mean, std),) = found
+    flat = (values.reshape(-1, 2).astype(np.float64) + 1e7) / 2e7
+    np.testing.assert_allclose(mean, flat.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(std, values.reshape(-1, 2).astype(np.float64).std(0) / 2e7, rtol=1e-12)
