@@ -84,7 +84,12 @@ def inception_extractor(
         return Features(found.pool3, found.logits_unbiased, _spatial_features(inside) if spatial else None)
 
     name = f"inception-{protocol}"
-    provenance = {"name": name, "protocol": protocol, "weights_sha256": weights.sha256, "logits": "without bias"}
+    provenance: dict[str, Any] = {
+        "name": name,
+        "protocol": protocol,
+        "weights_sha256": weights.sha256,
+        "logits": "without bias",
+    }
     program = FeatureProgram(function, weights.params, batch_size)
     if channels is None:
         return Extractor("inception", provenance, program, NUM_FEATURES, NUM_LOGITS, spatial)

@@ -94,7 +94,7 @@ class _ModelImages:
         if self._conditions is not None:
             _check_num(config, self._conditions)
         self.known = Known(self._known_fields() & fields_needed(config.eval), build_normalization(config))
-        self.drawn_from = None
+        self.drawn_from: dict[str, Any] | None = None
         if self._conditions is not None:
             self.drawn_from = {**self._conditions.identity(), "per_condition": config.sample.per_condition}
         self._model = build_model(config)
@@ -248,7 +248,7 @@ class _FoundImages:
         height, width, channels = images.load(np.zeros(1, np.int64)).image.shape[1:]
         self.shape = (height, width, channels)
         self.known = Known()
-        self.drawn_from = None
+        self.drawn_from: dict[str, Any] | None = None
         self._images = images
         self._chosen = spread_indices(len(images), self.num)
 
