@@ -67,7 +67,7 @@ class Figure:
         >>> METRICS["fid"].figures[0].heading_with("pixels_pca")
         'pixels pca Fréchet distance'
         """
-        if prefix == _STANDARD:
+        if prefix == _STANDARD or not self.of_features:
             return self.heading
         return f"{prefix} {self.general_heading or self.general}".replace("_", " ")
 
