@@ -11,6 +11,7 @@ from ddim_jax.measuring.accumulators import ImageValues
 from ddim_jax.measuring.extractors import pixels_extractor
 from ddim_jax.measuring.figures import METRICS, check_known, fields_needed
 from ddim_jax.measuring.measurement import Measurement
+from ddim_jax.measuring.perceptual import PerceptualDistance
 from ddim_jax.measuring.reference_file import Reference
 from ddim_jax.measuring.wanted import COMPARISONS, Known, Wanted
 from ddim_jax.metrics import psnr, ssim
@@ -94,3 +95,31 @@ def test_what_is_not_known_is_refused():
     with pytest.raises(UserError, match="no psnr, since what these images should be is not known; leave it out"):
         check_known(SETTINGS, pixels_extractor(SHAPE, 4), Known())
     check_known(SETTINGS, pixels_extractor(SHAPE, 4), KNOWN)
+
+
+def squared(images, others):
+    """Stands for LPIPS."""
+    return ((images - others) ** 2).mean(axis=(1, 2, 3))
+
+
+def test_a_network_may_compare_images():
+    both = Known(frozenset({"truth", "baseline"}), perceptual=squared)
+    measurement = measured(known=both, metrics=("lpips",))
+    measurement.update(np.arange(NUM), images(), Wanted(truth=images(1), baseline=images(2)))
+    distances = [((images(seed) / 255 - images(1) / 255) ** 2).mean() for seed in (0, 2)]
+    assert measurement.figures(NOWHERE) == pytest.approx({"lpips": distances[0], "bicubic_lpips": distances[1]})
+
+
+def test_without_weights_a_network_is_left_out():
+    settings = dataclasses.replace(SETTINGS, metrics=("psnr", "lpips"))
+    check_known(settings, pixels_extractor(SHAPE, 4), KNOWN)
+    assert set(measured(np.arange(NUM), metrics=settings.metrics).figures(NOWHERE)) == {"psnr"}
+    with pytest.raises(UserError, match="no lpips, since what these images should be is not known"):
+        check_known(dataclasses.replace(SETTINGS, metrics=("lpips",)), pixels_extractor(SHAPE, 4), Known())
+
+
+def test_images_that_the_network_does_not_take():
+    with pytest.raises(UserError, match="no lpips of images of 8x8 with 1 channels: its network takes"):
+        PerceptualDistance("absent.pth", SHAPE, 4)
+    with pytest.raises(UserError, match=r"eval\.lpips_path='absent\.pth' does not exist"):
+        PerceptualDistance("absent.pth", (16, 16, 3), 4)
