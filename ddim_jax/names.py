@@ -79,7 +79,7 @@ EditTask = Literal["recover", "inpaint"]
 
 # --- measuring ----------------------------------------------------------------------------------
 
-MetricName = Literal["fid", "is", "kid", "precision_recall", "psnr", "ssim", "accuracy"]
+MetricName = Literal["fid", "is", "kid", "precision_recall", "psnr", "ssim", "lpips", "accuracy"]
 ExtractorName = Literal["inception", "pixels", "pixels_pca", "classifier"]
 ResizeProtocol = Literal["tf1", "pytorch", "clean"]
 TableName = Literal[

@@ -683,8 +683,9 @@ class EvalConfig:
         resize: how images become 299x299 for ``inception``: ``tf1`` (torch-fidelity, TTUR), ``pytorch`` (pytorch-fid)
             or ``clean`` (clean-fid).
         metrics: which of ``fid``, ``is``, ``kid``, ``precision_recall`` are computed; and, of images drawn from
-            conditions, ``psnr`` and ``ssim`` to the truth, where that is known, and ``accuracy``, the share that
-            ``classifier`` takes for the class asked for.
+            conditions, ``psnr``, ``ssim`` and ``lpips`` to the truth, where that is known, and ``accuracy``, the share
+            that ``classifier`` takes for the class asked for.
+        lpips_path: weights of ``lpips``, the state dict of ``lpips.LPIPS(net="vgg")`` as ``torch.save`` writes it.
         is_splits: splits of the inception score; 10 as usual, 1 as in DDPM's paper.
         kid_subsets: random subsets of KID.
         kid_subset_size: images in each.
@@ -714,6 +715,7 @@ class EvalConfig:
     inception_path: str = key("", Role.RESULT, is_path=True)
     resize: ResizeProtocol = key("tf1", Role.RESULT)
     metrics: tuple[MetricName, ...] = key(("fid", "is", "kid", "precision_recall"), Role.RESULT, is_filled=True)
+    lpips_path: str = key("", Role.RESULT, is_path=True, is_later=True)
     is_splits: int = key(10, Role.RESULT, at_least=1, at_most=1_000_000)
     kid_subsets: int = key(100, Role.RESULT, at_least=1, at_most=100_000)
     kid_subset_size: int = key(1000, Role.RESULT, at_least=2, at_most=LARGEST_INDEX)

@@ -28,6 +28,7 @@ from ddim_jax.measuring.figures import Counts, check_known, chosen_metrics, comp
 from ddim_jax.measuring.measurement import Measurement
 from ddim_jax.measuring.reference import reference_for
 from ddim_jax.measuring.reference_file import Reference
+from ddim_jax.measuring.wanted import NO_WEIGHTS
 from ddim_jax.memory import check_room
 from ddim_jax.tables.folder import TableFolder
 from ddim_jax.tables.lines import Comparison, comparison, format_figure
@@ -80,12 +81,16 @@ def evaluate(config: Config, workdir: epath.PathLike) -> epath.Path:
     shared = _shared_settings(settings, extractor, reference, source.num)
     if source.drawn_from is not None:
         shared["drawn_from"] = source.drawn_from
+    if source.known.perceptual is not None:
+        shared["lpips"] = {"weights_sha256": source.known.perceptual.sha256}
     # Packages' versions are told, but decide nothing.
     decides = {**shared, "reference": {k: v for k, v in shared["reference"].items() if k != "ddim_jax"}}
     folder = job_dir(workdir, "evaluate", f"{extractor.name}-n{source.num}", decides)
     title = f"{source.name}: {source.num:,} images, by {extractor.name}"
     table = TableFolder(folder, title, {**shared, "data": dataclasses.asdict(config.data)}, compared)
     notes = _notes(config, extractor, reference, compared, counts)
+    if "lpips" in settings.metrics and source.known.perceptual is None:
+        notes.append(f"LPIPS is left out: {NO_WEIGHTS}.")
     if parallel.is_main_process():
         for note in notes:
             say(note)

@@ -16,7 +16,7 @@ from ddim_jax.measuring.accumulators import input_obstacle
 from ddim_jax.measuring.extractor import Extractor
 from ddim_jax.measuring.feature_sums import FeatureSums
 from ddim_jax.measuring.reference_file import Reference
-from ddim_jax.measuring.wanted import COMPARISONS, Known
+from ddim_jax.measuring.wanted import COMPARISONS, NO_WEIGHTS, Known
 from ddim_jax.metrics.frechet import frechet_distance
 from ddim_jax.metrics.kernel_distance import kernel_distance
 from ddim_jax.metrics.precision_recall import precision_recall
@@ -67,7 +67,7 @@ class Figure:
         >>> METRICS["fid"].figures[0].heading_with("pixels_pca")
         'pixels pca Fréchet distance'
         """
-        if prefix == _STANDARD:
+        if prefix == _STANDARD or not self.of_features:
             return self.heading
         return f"{prefix} {self.general_heading or self.general}".replace("_", " ")
 
@@ -268,6 +268,16 @@ METRICS: dict[str, Metric] = {
         accumulators=("ssim",),
         further_accumulators=("bicubic_ssim",),
     ),
+    "lpips": Metric(
+        figures=(
+            Figure("lpips", "lpips", "LPIPS", higher_is_better=False, of_features=False),
+            Figure("bicubic_lpips", "bicubic_lpips", "LPIPS of bicubic", higher_is_better=False, of_features=False),
+        ),
+        compute=_means_of("lpips", "bicubic_lpips"),
+        words=("LPIPS",),
+        accumulators=("lpips",),
+        further_accumulators=("bicubic_lpips",),
+    ),
     "accuracy": Metric(
         figures=(Figure("accuracy", "accuracy", "accuracy", higher_is_better=True, of_features=False),),
         compute=_means_of("is_recognised"),
@@ -295,7 +305,7 @@ def fields_needed(settings: EvalConfig) -> frozenset[str]:
 
 
 def check_known(settings: EvalConfig, extractor: Extractor, known: Known) -> None:
-    """Refuses metrics that need more than is known of the images.
+    """Refuses metrics that need more than is known of the images; what lacks weights alone is left out.
 
     Raises:
         UserError: one of ``eval.metrics`` does.
@@ -303,7 +313,7 @@ def check_known(settings: EvalConfig, extractor: Extractor, known: Known) -> Non
     for name in settings.metrics:
         for sums in names.lookup(METRICS, name, "metric").accumulators:
             reason = input_obstacle(sums, extractor, known) if sums in COMPARISONS else ""
-            if reason:
+            if reason not in ("", NO_WEIGHTS):
                 raise UserError(f"eval.metrics: no {name}, since {reason}; leave it out")
 
 

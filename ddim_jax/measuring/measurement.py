@@ -72,7 +72,7 @@ class Measurement:
             UserError: images of a shape that the extractor does not take, or features that are not finite.
         """
         features = self._extractor(images)
-        found = compared(self._sums.comparisons, images, features, wanted, self._known.normalization)
+        found = compared(self._sums.comparisons, images, features, wanted, self._known)
         self._sums.add(indices, features, found)
 
     def merge(self, other: "Measurement") -> None:

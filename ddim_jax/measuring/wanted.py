@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddim_jax.measuring.extractor import Extractor, Features
+from ddim_jax.measuring.perceptual import PerceptualDistance
 from ddim_jax.metrics.image_distance import psnr, ssim
 from ddim_jax.pixels import Normalization, scaled
 
@@ -40,10 +41,12 @@ class Known(NamedTuple):
     Attributes:
         fields: those of :class:`Wanted` that come with each batch.
         normalization: says which values of the data are pixels 0 and 1.
+        perceptual: computes LPIPS; None where there are no weights for it.
     """
 
     fields: frozenset[str] = frozenset()
     normalization: Normalization = Normalization()
+    perceptual: PerceptualDistance | None = None
 
 
 class Drawn(NamedTuple):
@@ -53,11 +56,13 @@ class Drawn(NamedTuple):
         image: float64 [n, h, w, c], pixels in [0, 1].
         features: of them.
         wanted: what they should be, as pixels in [0, 1] too.
+        perceptual: computes LPIPS, where there are weights for it.
     """
 
     image: np.ndarray
     features: Features
     wanted: Wanted
+    perceptual: PerceptualDistance | None
 
 
 class Comparison(NamedTuple):
@@ -68,14 +73,22 @@ class Comparison(NamedTuple):
         needs: fields of :class:`Wanted`.
         without: why it cannot be had where these are not known.
         by_classifier: whether it needs the classifier's logits.
+        is_perceptual: whether it needs the weights of LPIPS.
     """
 
     compute: Callable[[Drawn], np.ndarray]
     needs: tuple[str, ...]
     without: str
     by_classifier: bool = False
+    is_perceptual: bool = False
 
 
+def _lpips(drawn: Drawn, images: np.ndarray) -> np.ndarray:
+    assert drawn.perceptual is not None, "LPIPS needs weights"
+    return drawn.perceptual(images, drawn.wanted.truth)
+
+
+NO_WEIGHTS = "there are no weights for it (eval.lpips_path)"
 _NO_TRUTH = "what these images should be is not known"
 
 # Names of arrays in files, ``psnr.values`` for example: they must stay.
@@ -91,6 +104,10 @@ COMPARISONS: dict[str, Comparison] = {
     "ssim": Comparison(lambda drawn: ssim(drawn.image, drawn.wanted.truth, 1), ("truth",), _NO_TRUTH),
     "bicubic_ssim": Comparison(
         lambda drawn: ssim(drawn.wanted.baseline, drawn.wanted.truth, 1), ("truth", "baseline"), _NO_TRUTH
+    ),
+    "lpips": Comparison(lambda drawn: _lpips(drawn, drawn.image), ("truth",), _NO_TRUTH, is_perceptual=True),
+    "bicubic_lpips": Comparison(
+        lambda drawn: _lpips(drawn, drawn.wanted.baseline), ("truth", "baseline"), _NO_TRUTH, is_perceptual=True
     ),
     "is_recognised": Comparison(
         lambda drawn: (np.argmax(drawn.features.logits, axis=1) == drawn.wanted.label).astype(np.float64),
@@ -108,11 +125,11 @@ def obstacle(name: str, extractor: Extractor, known: Known) -> str:
         return comparison.without
     if comparison.by_classifier and extractor.prefix != _CLASSIFIER:
         return f"eval.extractor={extractor.prefix} does not tell the classes of the data apart, as {_CLASSIFIER} does"
-    return ""
+    return NO_WEIGHTS if comparison.is_perceptual and known.perceptual is None else ""
 
 
 def compared(
-    names: Collection[str], images: np.ndarray, features: Features, wanted: Wanted, normalization: Normalization
+    names: Collection[str], images: np.ndarray, features: Features, wanted: Wanted, known: Known
 ) -> dict[str, np.ndarray]:
     """Computes comparisons.
 
@@ -121,7 +138,7 @@ def compared(
         images: [n, h, w, c] of the data's type.
         features: of them.
         wanted: what they should be.
-        normalization: of the images.
+        known: of the images.
 
     Returns:
         By name, float64 [n, 1].
@@ -130,8 +147,8 @@ def compared(
         return {}
 
     def pixels(values: Any) -> Any:
-        return None if values is None else scaled(np.asarray(values, np.float64), normalization)
+        return None if values is None else scaled(np.asarray(values, np.float64), known.normalization)
 
     wanted = wanted._replace(truth=pixels(wanted.truth), baseline=pixels(wanted.baseline))
-    drawn = Drawn(pixels(images), features, wanted)
+    drawn = Drawn(pixels(images), features, wanted, known.perceptual)
     return {name: COMPARISONS[name].compute(drawn)[:, None] for name in names}

@@ -15,6 +15,7 @@ from ddim_jax.configured import build_normalization, build_sampler
 from ddim_jax.errors import UserError
 from ddim_jax.measuring.figures import fields_needed
 from ddim_jax.measuring.image_sets import ImageSet, open_image_set, spread_indices
+from ddim_jax.measuring.perceptual import PerceptualDistance
 from ddim_jax.measuring.wanted import Known, Wanted
 from ddim_jax.models import build_model
 from ddim_jax.sampling.condition_sets import ConditionSet
@@ -93,8 +94,9 @@ class _ModelImages:
         self._conditions = ConditionSet.of(config)
         if self._conditions is not None:
             _check_num(config, self._conditions)
-        self.known = Known(self._known_fields() & fields_needed(config.eval), build_normalization(config))
-        self.drawn_from = None
+        fields = self._known_fields() & fields_needed(config.eval)
+        self.known = Known(fields, build_normalization(config), _perceptual(config) if "truth" in fields else None)
+        self.drawn_from: dict[str, Any] | None = None
         if self._conditions is not None:
             self.drawn_from = {**self._conditions.identity(), "per_condition": config.sample.per_condition}
         self._model = build_model(config)
@@ -185,6 +187,13 @@ class _ModelImages:
     def _keep(self, checkpoint: int, state: TrainState) -> None:
         variables = select_weights(state, self._config.sample.ema)
         self._loaded = (checkpoint, parallel.replicate(variables, parallel.local_devices()))
+
+
+def _perceptual(config: Config) -> PerceptualDistance | None:
+    settings = config.eval
+    if "lpips" not in settings.metrics or not settings.lpips_path:
+        return None
+    return PerceptualDistance(settings.lpips_path, config.data.image_shape, settings.batch_size)
 
 
 def _check_num(config: Config, conditions: ConditionSet) -> None:

@@ -177,6 +177,32 @@ def test_accuracy_is_the_share_that_the_classifier_recognises(tmp_path, cache):
         evaluate(changed(config, eval__metrics=("ssim",)), tmp_path / "run")
 
 
+class Squared:
+    """Stands for LPIPS."""
+
+    sha256 = "0" * 64
+
+    def __init__(self, path, shape, batch_size):
+        assert (path, shape) == ("lpips.pth", (8, 8, 1))
+
+    def __call__(self, images, others):
+        return ((images - others) ** 2).mean(axis=(1, 2, 3))
+
+
+def test_a_network_compares_where_there_are_weights_for_it(workdir, monkeypatch, capsys):
+    asked = changed(CONFIG, eval__metrics=("psnr", "lpips"))
+    without = evaluate(asked, workdir)
+    assert list(figures(without)) == ["psnr", "bicubic_psnr"]
+    told = "LPIPS is left out: there are no weights for it (eval.lpips_path)."
+    assert told in capsys.readouterr().err and told in (without / "table.md").read_text()
+    monkeypatch.setattr("ddim_jax.tables.row_images.PerceptualDistance", Squared)
+    folder = evaluate(changed(asked, eval__lpips_path="lpips.pth"), workdir)
+    assert folder != without and "LPIPS of bicubic" in (folder / "table.md").read_text()
+    found = figures(folder)
+    assert list(found) == ["psnr", "bicubic_psnr", "lpips", "bicubic_lpips"]
+    assert 0 < found["bicubic_lpips"] < found["lpips"]
+
+
 def test_without_classes_there_is_no_accuracy(workdir):
     with pytest.raises(UserError, match="no accuracy, since no classes were asked for; leave it out"):
         evaluate(changed(CONFIG, eval__metrics=("fid", "accuracy")), workdir)
