@@ -37,10 +37,10 @@ def fields(seed=0, num=NUM, shape=SHAPE):
 
 @pytest.mark.slow
 def test_three_lines_on_an_own_array():
-    images = fields(num=8, shape=(128, 64, 2))
+    images = fields(num=8, shape=(32, 16, 2))
     pipe = ddim_jax.train(None, images, **TINY)
     assert pipe.step == 2
-    assert pipe.config.data.image_shape == (128, 64, 2)
+    assert pipe.config.data.image_shape == (32, 16, 2)
     flat = images.reshape(-1, 2)
     assert pipe.config.data.range == tuple(np.stack([flat.min(0), flat.max(0)], 1).reshape(-1).tolist())
     assert not IN_MEMORY
