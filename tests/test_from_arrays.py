@@ -169,6 +169,17 @@ def test_short_names_are_those_of_training(monkeypatch):
     assert (found[2].train.steps, found[2].train.epochs) == (7, 0)
 
 
+def test_parts_of_a_memory_map_are_told_apart(monkeypatch, tmp_path):
+    found = configs_of_calls(monkeypatch)
+    np.save(tmp_path / "x.npy", fields())
+    whole = np.load(tmp_path / "x.npy", mmap_mode="r")
+    for part in (whole[:6], whole[6:12], whole[:12:2], whole[:6], whole[:6].copy()):
+        ddim_jax.train(None, part)
+    names = [each.data.name for each in found]
+    assert len(set(names[:3])) == 3
+    assert names[3] == names[0]
+
+
 def test_pictures_are_written_where_they_are_kept(monkeypatch, tmp_path):
     found = configs_of_calls(monkeypatch)
     ddim_jax.train("digits")
