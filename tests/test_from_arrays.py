@@ -1,6 +1,7 @@
 """Training from Python on arrays in memory."""
 
 import gc
+import os
 import pathlib
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import time
 import numpy as np
 import pytest
 from runs import digest, final_state
-from small import SMALL
+from small import ROOT, SMALL
 
 import ddim_jax
 from ddim_jax import from_arrays
@@ -96,7 +97,7 @@ import sys, numpy as np, ddim_jax
 images = np.random.default_rng(0).normal(3, 5, (24, 16, 8, 2)).astype(np.float32)
 pipe = ddim_jax.train(None, images, np.arange(24) % 3, workdir=sys.argv[1], steps=int(sys.argv[2]), batch_size=8,
     **{"model.multipliers": (1,), "model.channels": 16, "model.attention_resolutions": (), "train.log_every": 1,
-       "train.checkpoint_every": 1000, "train.sample_every": 0, "train.final_sample_steps": ()}, progress=True)
+       "train.checkpoint_every": 1000, "train.sample_every": 0, "train.final_sample_steps": (), "train.lr_schedule": "constant"}, progress=True)
 print("drawn by the model of step", pipe.step)
 """
 
@@ -107,8 +108,10 @@ def test_ctrl_c_in_a_script_saves_the_step_and_the_next_call_goes_on(tmp_path):
     (tmp_path / "script.py").write_text(INTERRUPTED)
     steps = 2000
     command = [sys.executable, str(tmp_path / "script.py")]
+    # This package, where another is installed.
+    settings = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True}
     with subprocess.Popen(
-        [*command, str(tmp_path / "part"), str(steps)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, str(tmp_path / "part"), str(steps)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings
     ) as script:
         metrics = tmp_path / "part" / "metrics.jsonl"
         end = time.monotonic() + 200
@@ -124,9 +127,8 @@ def test_ctrl_c_in_a_script_saves_the_step_and_the_next_call_goes_on(tmp_path):
     assert "Traceback" not in err
     assert [int(path.name) for path in (tmp_path / "part" / "checkpoints").glob("[0-9]*")] == [stopped_at]
     for name in ("part", "whole"):
-        subprocess.run(
-            [*command, str(tmp_path / name), str(stopped_at + 5)], check=True, timeout=200, capture_output=True
-        )
+        steps_of_it = [str(tmp_path / name), str(stopped_at + 5)]
+        subprocess.run([*command, *steps_of_it], check=True, timeout=200, capture_output=True, **settings)
     assert digest(final_state(tmp_path / "part")) == digest(final_state(tmp_path / "whole"))
 
 
