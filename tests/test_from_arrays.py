@@ -97,7 +97,8 @@ import sys, numpy as np, ddim_jax
 images = np.random.default_rng(0).normal(3, 5, (24, 16, 8, 2)).astype(np.float32)
 pipe = ddim_jax.train(None, images, np.arange(24) % 3, workdir=sys.argv[1], steps=int(sys.argv[2]), batch_size=8,
     **{"model.multipliers": (1,), "model.channels": 16, "model.attention_resolutions": (), "train.log_every": 1,
-       "train.checkpoint_every": 1000, "train.sample_every": 0, "train.final_sample_steps": (), "train.lr_schedule": "constant"}, progress=True)
+       "train.checkpoint_every": 1000, "train.sample_every": 0, "train.final_sample_steps": (),
+       "train.lr_schedule": "constant"}, progress=True)
 print("drawn by the model of step", pipe.step)
 """
 
