@@ -121,7 +121,7 @@ def test_arrays_without_channels_and_of_other_types(tmp_path):
     [
         (values_of("float32"), {"dtype": "uint8"}, r"float32, data\.dtype is uint8; set data\.dtype=float32"),
         (values_of("uint8"), {"dtype": "uint16"}, r"uint8, data\.dtype is uint16; set data\.dtype=uint8"),
-        (values_of("float32"), {"channels": 3}, r"2 channels .*data\.channels is 3; set it to 2"),
+        (values_of("float32"), {"channels": 3}, r"2 channels, data\.channels is 3; set it to 2"),
         (values_of("float32"), {"labels": "classes.npy"}, "does not exist"),
         (np.zeros(4, np.float32), {}, r"the shape \(4,\)"),
         (values_of("float32"), {"condition": "paired"}, "needs the folder or array"),
@@ -131,7 +131,7 @@ def test_arrays_without_channels_and_of_other_types(tmp_path):
 def test_bad_arrays_are_one_line(tmp_path, values, changes, message):
     np.save(tmp_path / "x.npy", values)
     with pytest.raises(UserError, match=message) as error:
-        open_source(config_for(tmp_path / "x.npy", **{"dtype": "float32", **changes}))
+        all_of(config_for(tmp_path / "x.npy", **{"dtype": "float32", **changes}))
     assert "\n" not in str(error.value)
 
 
@@ -212,11 +212,11 @@ def test_only_what_is_asked_for_is_read(tmp_path):
 def test_channels_first_is_told(tmp_path):
     values = values_of("float32", (NUM, 2, 6, 4))
     np.save(tmp_path / "x.npy", values)
-    with pytest.raises(UserError, match=r"shape \(12, 2, 6, 4\), channels first; .* np\.moveaxis\(array, 1, -1\)"):
-        open_source(config_for(tmp_path / "x.npy", "float32"))
+    with pytest.raises(UserError, match=r"image 0: .* shape \(2, 6, 4\), channels first; .*moveaxis\(images, 1, -1\)"):
+        all_of(config_for(tmp_path / "x.npy", "float32"))
     (tmp_path / "folder").mkdir()
     np.save(tmp_path / "folder" / "0.npy", values[0])
-    with pytest.raises(UserError, match=r"0\.npy: .* shape \(2, 6, 4\), channels first; .*moveaxis\(array, 0, -1\)"):
+    with pytest.raises(UserError, match=r"0\.npy: .* shape \(2, 6, 4\), channels first; .*moveaxis\(image, 0, -1\)"):
         all_of(config_for(tmp_path / "folder", "float32", source="folder"))
     np.savez(tmp_path / "x.npz", images=np.moveaxis(values, 1, -1), paired=values)
     with pytest.raises(UserError, match=r"image 0: the picture of .*=paired: .* \(2, 6, 4\), channels first"):
