@@ -1,6 +1,7 @@
 """Training from Python on arrays in memory."""
 
 import gc
+import os
 import pathlib
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import time
 import numpy as np
 import pytest
 from runs import digest, final_state
-from small import SMALL
+from small import ROOT, SMALL
 
 import ddim_jax
 from ddim_jax import from_arrays
@@ -37,10 +38,10 @@ def fields(seed=0, num=NUM, shape=SHAPE):
 
 @pytest.mark.slow
 def test_three_lines_on_an_own_array():
-    images = fields(num=8, shape=(128, 64, 2))
+    images = fields(num=8, shape=(32, 16, 2))
     pipe = ddim_jax.train(None, images, **TINY)
     assert pipe.step == 2
-    assert pipe.config.data.image_shape == (128, 64, 2)
+    assert pipe.config.data.image_shape == (32, 16, 2)
     flat = images.reshape(-1, 2)
     assert pipe.config.data.range == tuple(np.stack([flat.min(0), flat.max(0)], 1).reshape(-1).tolist())
     assert not IN_MEMORY
@@ -96,7 +97,8 @@ import sys, numpy as np, ddim_jax
 images = np.random.default_rng(0).normal(3, 5, (24, 16, 8, 2)).astype(np.float32)
 pipe = ddim_jax.train(None, images, np.arange(24) % 3, workdir=sys.argv[1], steps=int(sys.argv[2]), batch_size=8,
     **{"model.multipliers": (1,), "model.channels": 16, "model.attention_resolutions": (), "train.log_every": 1,
-       "train.checkpoint_every": 1000, "train.sample_every": 0, "train.final_sample_steps": ()}, progress=True)
+       "train.checkpoint_every": 1000, "train.sample_every": 0, "train.final_sample_steps": (),
+       "train.lr_schedule": "constant"}, progress=True)
 print("drawn by the model of step", pipe.step)
 """
 
@@ -107,8 +109,10 @@ def test_ctrl_c_in_a_script_saves_the_step_and_the_next_call_goes_on(tmp_path):
     (tmp_path / "script.py").write_text(INTERRUPTED)
     steps = 2000
     command = [sys.executable, str(tmp_path / "script.py")]
+    # This package, where another is installed.
+    settings = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True}
     with subprocess.Popen(
-        [*command, str(tmp_path / "part"), str(steps)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, str(tmp_path / "part"), str(steps)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings
     ) as script:
         metrics = tmp_path / "part" / "metrics.jsonl"
         end = time.monotonic() + 200
@@ -124,9 +128,8 @@ def test_ctrl_c_in_a_script_saves_the_step_and_the_next_call_goes_on(tmp_path):
     assert "Traceback" not in err
     assert [int(path.name) for path in (tmp_path / "part" / "checkpoints").glob("[0-9]*")] == [stopped_at]
     for name in ("part", "whole"):
-        subprocess.run(
-            [*command, str(tmp_path / name), str(stopped_at + 5)], check=True, timeout=200, capture_output=True
-        )
+        steps_of_it = [str(tmp_path / name), str(stopped_at + 5)]
+        subprocess.run([*command, *steps_of_it], check=True, timeout=200, capture_output=True, **settings)
     assert digest(final_state(tmp_path / "part")) == digest(final_state(tmp_path / "whole"))
 
 
@@ -167,6 +170,17 @@ def test_short_names_are_those_of_training(monkeypatch):
     assert [(each.train.steps, each.train.epochs) for each in found[:2]] == [(7, 0), (600, 2)]
     assert found[0].train.batch_size == 3
     assert (found[2].train.steps, found[2].train.epochs) == (7, 0)
+
+
+def test_parts_of_a_memory_map_are_told_apart(monkeypatch, tmp_path):
+    found = configs_of_calls(monkeypatch)
+    np.save(tmp_path / "x.npy", fields())
+    whole = np.load(tmp_path / "x.npy", mmap_mode="r")
+    for part in (whole[:6], whole[6:12], whole[:12:2], whole[:6], whole[:6].copy()):
+        ddim_jax.train(None, part)
+    names = [each.data.name for each in found]
+    assert len(set(names[:3])) == 3
+    assert names[3] == names[0]
 
 
 def test_pictures_are_written_where_they_are_kept(monkeypatch, tmp_path):

@@ -20,7 +20,8 @@ def read_first_images(data: DataConfig, split: str, path: str, num: int, key: st
     Args:
         data: what the model was trained on.
         split: split instead of the trained one; empty for that.
-        path: folder or image file instead; images of another size are cut to a centred square and resized.
+        path: folder or image file instead; images of another size are cut to the centred part
+            of the shape of ``data.image_size`` and resized.
         num: number of images; fewer if there are no more. 0 for all.
         key: the config's key that ``path`` is the value of, such as ``edit.path``, for messages.
 
@@ -42,11 +43,7 @@ def read_first_images(data: DataConfig, split: str, path: str, num: int, key: st
 
 def _read_path(data: DataConfig, path: str, num: int, key: str) -> Images:
     found = epath.Path(path).expanduser()
-    height, width, _ = data.image_shape
-    # A rectangle has no crop of its own: images of other proportions are refused.
-    data = dataclasses.replace(
-        data, crop="center" if height == width else "none", resize="lanczos", condition="", vector=""
-    )
+    data = dataclasses.replace(data, crop="center", resize="lanczos", condition="", vector="")
     try:
         check_kind(found)
     except UserError as error:

@@ -434,7 +434,7 @@ def prepare_image(image: np.ndarray, config: DataConfig) -> np.ndarray:
             ``data.image_size`` and ``data.resize`` is none, the image has other channels, or a value is not finite.
     """
     wanted_height, wanted_width, _ = config.image_shape
-    check_channels_last(image.shape, config.channels)
+    _check_channels_last(image.shape, config.channels)
     image = as_values(crop_image(image, config.crop, (wanted_height, wanted_width)), config.dtype)
     if config.dtype == "float32":
         _check_finite(image)
@@ -458,20 +458,16 @@ def prepare_image(image: np.ndarray, config: DataConfig) -> np.ndarray:
     return set_channels(image, config.channels)
 
 
-def check_channels_last(shape: tuple[int, ...], channels: int) -> None:
-    """Checks that an array does not hold channels before height and width, where it has too many as the last axis.
-
-    Args:
-        shape: [..., h, w, c].
-        channels: how many are wanted.
+def _check_channels_last(shape: tuple[int, ...], channels: int) -> None:
+    """Checks that an image does not hold channels before height and width, where it has too many as the last axis.
 
     Raises:
         ImageError: it does.
     """
-    if shape[-3] == channels < shape[-1] and (channels, shape[-1]) != (1, 3):
+    if shape[0] == channels < shape[2] and (channels, shape[2]) != (1, 3):
         raise ImageError(
-            f"the array has the shape {shape}, channels first; store it channels last, by "
-            f"np.moveaxis(array, {len(shape) - 3}, -1)"
+            f"the image has the shape {shape}, channels first; store channels last: np.moveaxis(image, 0, -1), or "
+            "np.moveaxis(images, 1, -1) for an array of all"
         )
 
 

@@ -155,7 +155,11 @@ class ConditionSet:
         if not found.exists():
             raise UserError(f"{_KEY}={path!r} does not exist; name a folder, a .npy, .npz or .csv file")
         kind = "folder" if found.is_dir() else "array"
-        data = dataclasses.replace(data, source=kind, path=path, split="train", cache="none", condition_path="")
+        # Paired pictures stand for themselves here: there are no others beside them.
+        condition = "" if data.condition == "paired" else data.condition
+        data = dataclasses.replace(
+            data, source=kind, path=path, split="train", cache="none", condition=condition, condition_path=""
+        )
         try:
             source = open_source(data)
             self.has_truth = self._task is None or self._is_truth(source, data)

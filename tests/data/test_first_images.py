@@ -33,6 +33,15 @@ def test_a_file_and_a_folder_of_any_sizes(tmp_path: Path, monkeypatch: pytest.Mo
         assert images.image[:, 0, 0, 0].tolist() == images.index.tolist() == expected
 
 
+def test_a_rectangle_is_cut_from_the_centre(tmp_path: Path) -> None:
+    """Of an image of other proportions the largest part is kept that has those of the model."""
+    columns = np.repeat(np.arange(16, dtype=np.uint8)[None], 8, axis=0)
+    Image.fromarray(columns).save(tmp_path / "wide.png")
+    data = DataConfig(source="folder", path="gone", image_size=(8, 4), channels=1)
+    images = read_first_images(data, "", str(tmp_path / "wide.png"), 1, "edit.path").image
+    np.testing.assert_array_equal(images[0, :, :, 0], columns[:, 6:10])
+
+
 @pytest.mark.parametrize("key", ["edit.path", "likelihood.path"])
 def test_messages_name_the_key_that_was_given(tmp_path: Path, key: str) -> None:
     (tmp_path / "empty").mkdir()

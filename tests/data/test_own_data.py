@@ -121,7 +121,7 @@ def test_arrays_without_channels_and_of_other_types(tmp_path):
     [
         (values_of("float32"), {"dtype": "uint8"}, r"float32, data\.dtype is uint8; set data\.dtype=float32"),
         (values_of("uint8"), {"dtype": "uint16"}, r"uint8, data\.dtype is uint16; set data\.dtype=uint8"),
-        (values_of("float32"), {"channels": 3}, r"2 channels .*data\.channels is 3; set it to 2"),
+        (values_of("float32"), {"channels": 3}, r"2 channels, data\.channels is 3; set it to 2"),
         (values_of("float32"), {"labels": "classes.npy"}, "does not exist"),
         (np.zeros(4, np.float32), {}, r"the shape \(4,\)"),
         (values_of("float32"), {"condition": "paired"}, "needs the folder or array"),
@@ -131,18 +131,92 @@ def test_arrays_without_channels_and_of_other_types(tmp_path):
 def test_bad_arrays_are_one_line(tmp_path, values, changes, message):
     np.save(tmp_path / "x.npy", values)
     with pytest.raises(UserError, match=message) as error:
-        open_source(config_for(tmp_path / "x.npy", **{"dtype": "float32", **changes}))
+        all_of(config_for(tmp_path / "x.npy", **{"dtype": "float32", **changes}))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "int32", "uint8", "bool"])
+def test_other_numbers_become_float32(tmp_path, dtype):
+    values = values_of("float32").clip(0, 200).astype(dtype)
+    np.save(tmp_path / "x.npy", values)
+    found = all_of(config_for(tmp_path / "x.npy", "float32")).image
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, values.astype(np.float32))
+
+
+@pytest.mark.parametrize("form", ["npy", "npz", "packed"])
+def test_arrays_stored_column_by_column(tmp_path, form):
+    values = np.asfortranarray(values_of("uint16"))
+    path = tmp_path / f"x.{'npy' if form == 'npy' else 'npz'}"
+    save = {"npy": np.save, "npz": np.savez, "packed": np.savez_compressed}[form]
+    save(path, values)
+    np.testing.assert_array_equal(all_of(config_for(path, "uint16")).image, values)
+
+
+def test_values_that_float32_cannot_hold_are_counted(tmp_path):
+    np.save(tmp_path / "x.npy", np.full(SHAPE, 1e300))
+    with pytest.raises(ImageError, match="it holds 48 infinite of 48 values"):
+        all_of(config_for(tmp_path / "x.npy", "float32"))
+
+
+@pytest.mark.parametrize("left", [0, 8, -1])
+def test_a_damaged_file_is_one_line(tmp_path, left):
+    np.save(tmp_path / "x.npy", values_of("float32"))
+    data = (tmp_path / "x.npy").read_bytes()
+    (tmp_path / "x.npy").write_bytes(data[:left])
+    with pytest.raises(UserError, match=r"data\.path=.* cannot be read: .") as error:
+        open_source(config_for(tmp_path / "x.npy", "float32"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("", r"data\.path='': name the"), ("no.npy", "does not exist; name a file"), ("no.mat", "name a file of arrays")],
+)
+def test_paths_that_cannot_be_opened(path, message):
+    with pytest.raises(UserError, match=message):
+        open_source(config_for(path, "float32"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.arange(5), "there are 5 labels for 12 images"),
+        (np.arange(NUM) - 1, "label -1 of image 0 is negative"),
+        (np.arange(NUM) / 2, "labels are one whole number for each image"),
+        (np.array(["cat"] * NUM), "labels are one whole number for each image"),
+        (np.zeros((NUM, 2), int), "labels are one whole number for each image"),
+    ],
+)
+def test_bad_labels_are_one_line(tmp_path, labels, message):
+    np.savez(tmp_path / "x.npz", images=values_of("float32"), labels=labels)
+    with pytest.raises(UserError, match=rf"data\.labels='labels': {message}"):
+        open_source(config_for(tmp_path / "x.npz", "float32"))
+
+
+def test_only_what_is_asked_for_is_read(tmp_path):
+    """A file of 20 GiB, all of it a hole but for the last image."""
+    num = 20 * 2**30 // (64 * 64 * 4)
+    values = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (num, 64, 64, 1))
+    values[-1] = 1
+    del values
+    config = config_for(tmp_path / "x.npy", "float32", image_size=64, channels=1, range=(0.0, 1.0), cache="auto")
+    source = open_images(config)
+    assert len(source) == num
+    assert source[num - 1].image.min() == 1
+    batches = train_batches(source, config, BatchOrder(0, 4))
+    assert next(batches).image.max() == 0
+    batches.close()
 
 
 def test_channels_first_is_told(tmp_path):
     values = values_of("float32", (NUM, 2, 6, 4))
     np.save(tmp_path / "x.npy", values)
-    with pytest.raises(UserError, match=r"shape \(12, 2, 6, 4\), channels first; .* np\.moveaxis\(array, 1, -1\)"):
-        open_source(config_for(tmp_path / "x.npy", "float32"))
+    with pytest.raises(UserError, match=r"image 0: .* shape \(2, 6, 4\), channels first; .*moveaxis\(images, 1, -1\)"):
+        all_of(config_for(tmp_path / "x.npy", "float32"))
     (tmp_path / "folder").mkdir()
     np.save(tmp_path / "folder" / "0.npy", values[0])
-    with pytest.raises(UserError, match=r"0\.npy: .* shape \(2, 6, 4\), channels first; .*moveaxis\(array, 0, -1\)"):
+    with pytest.raises(UserError, match=r"0\.npy: .* shape \(2, 6, 4\), channels first; .*moveaxis\(image, 0, -1\)"):
         all_of(config_for(tmp_path / "folder", "float32", source="folder"))
     np.savez(tmp_path / "x.npz", images=np.moveaxis(values, 1, -1), paired=values)
     with pytest.raises(UserError, match=r"image 0: the picture of .*=paired: .* \(2, 6, 4\), channels first"):
@@ -223,6 +297,15 @@ def test_the_measured_range_holds_paired_pictures_too(tmp_path):
         found = value_range(open_source(config), config, progress=False)
         np.testing.assert_array_equal(found, np.reshape(expected, -1))
         load_images(open_source(config), dataclasses.replace(config, range=found), range(NUM), read=read_in_range)
+
+
+def test_a_value_on_the_bound_is_within_it(tmp_path):
+    """0.1 and 0.9 are other numbers in float32, in which they are compared."""
+    values = np.full((2, 6, 4, 2), np.float32(0.9))
+    values[..., 0] = 0.1
+    np.save(tmp_path / "x.npy", values)
+    config = config_for(tmp_path / "x.npy", "float32", range=(0.1, 0.9))
+    load_images(open_images(config), config, range(2), read=read_in_range)
 
 
 # --- vectors and pairs --------------------------------------------------------------------------
@@ -367,7 +450,7 @@ def test_16_bits_of_files_are_kept():
 
 
 def test_16_bit_colours_of_files_are_kept():
-    opencv = pytest.importorskip("cv2")
+    opencv = pytest.importorskip("cv2", reason="16-bit colours need OpenCV, of the extra 'deep'")
     for channels in (3, 4):
         pixels = values_of("uint16", (5, 7, channels))
         np.testing.assert_array_equal(decode_image(png_16(pixels), "uint16", channels), pixels)
@@ -380,6 +463,37 @@ def test_without_opencv_16_bit_colours_are_one_line(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cv2", None)
     with pytest.raises(UserError, match=r"need OpenCV: pip install 'ddim_jax\[deep\]'"):
         decode_image(png_16(values_of("uint16", (5, 7, 3))), "uint16")
+
+
+def test_a_folder_of_16_bit_files(tmp_path):
+    """PNG and TIFF, one of them lying on its side, as its EXIF data say."""
+    values = values_of("uint16", (3, 6, 4, 1))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    (tmp_path / "0.png").write_bytes(encoded(values[0, ..., 0], "PNG"))
+    (tmp_path / "1.tif").write_bytes(encoded(values[1, ..., 0], "TIFF"))
+    (tmp_path / "2.png").write_bytes(encoded(np.rot90(values[2, ..., 0]).copy(), "PNG", exif=exif))
+    config = config_for(tmp_path, "uint16", source="folder", channels=1)
+    np.testing.assert_array_equal(all_of(config).image, values)
+    bytes_of_them = all_of(dataclasses.replace(config, dtype="uint8")).image
+    np.testing.assert_array_equal(bytes_of_them, (values.astype(int) + 128) // 257)
+
+
+def test_a_folder_of_float_tiff_files(tmp_path):
+    values = values_of("float32", (2, 6, 4, 1))
+    for i, image in enumerate(values):
+        (tmp_path / f"{i}.tiff").write_bytes(encoded(image[..., 0], "TIFF"))
+    np.testing.assert_array_equal(all_of(config_for(tmp_path, "float32", source="folder", channels=1)).image, values)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_folder_of_files_with_alpha(tmp_path, dtype):
+    if dtype == "uint16":
+        pytest.importorskip("cv2", reason="16-bit colours need OpenCV, of the extra 'deep'")
+    values = values_of(dtype, (2, 6, 4, 4))
+    for i, image in enumerate(values):
+        (tmp_path / f"{i}.png").write_bytes(png_16(image) if dtype == "uint16" else encoded(image, "PNG"))
+    np.testing.assert_array_equal(all_of(config_for(tmp_path, dtype, source="folder", channels=4)).image, values)
 
 
 def test_8_bits_are_no_16_bits():

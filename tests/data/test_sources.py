@@ -1,6 +1,7 @@
 """The three sources, the lines that users see when something is wrong, and life without TensorFlow."""
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -403,6 +404,61 @@ def test_tfds_without_images(tmp_path: Path) -> None:
     DdimTinyTexts(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
     with pytest.raises(UserError, match="has no single image per example; its features are text"):
         TfdsSource("ddim_tiny_texts", "train", str(tmp_path))
+
+
+def test_tfds_float_images_and_attributes(tmp_path: Path) -> None:
+    """A float feature is the image, and attributes are -1 and +1, in the order of their names."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    fields = np.random.default_rng(0).normal(size=(5, 6, 4, 2)).astype(np.float32)
+    attributes = [{"Young": i % 2 == 0, "Bald": i == 1, "Smiling": i > 2} for i in range(5)]
+
+    class DdimTinyFields(tfds.core.GeneratorBasedBuilder):
+        """Fields with attributes and vectors, which TFDS stores without TensorFlow."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> Any:
+            features = {
+                "field": tfds.features.Tensor(shape=(6, 4, 2), dtype=np.float32),
+                "attributes": dict.fromkeys(attributes[0], np.bool_),
+                "place": tfds.features.Tensor(shape=(3,), dtype=np.float64),
+                "age": np.int64,
+                "name": tfds.features.Text(),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+            for i in range(5):
+                values = {"field": fields[i], "attributes": attributes[i], "age": i, "place": [i, i / 2, -i]}
+                yield i, {**values, "name": str(i)}
+
+    DdimTinyFields(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    config = DataConfig(
+        source="tfds", name="ddim_tiny_fields", dir=str(tmp_path), dtype="float32", channels=2, image_size=(6, 4)
+    )
+    of_attributes, of_ages, of_places = (
+        open_source(dataclasses.replace(config, vector=name)) for name in ("attributes", "age", "place")
+    )
+    assert (of_attributes.vector_size, of_ages.vector_size, of_places.vector_size) == (3, 1, 3)
+    seen = []
+    for i in range(5):
+        (number,) = (vector := of_ages[i].vector) is not None and vector.astype(int)
+        seen.append(number)
+        example = of_attributes[i]
+        np.testing.assert_array_equal(example.image, fields[number])
+        assert example.vector is not None and example.vector.dtype == np.float32
+        assert example.vector.tolist() == [2 * attributes[number][key] - 1 for key in ("Bald", "Smiling", "Young")]
+        assert (place := of_places[i].vector) is not None and place.tolist() == [number, number / 2, -number]
+    assert sorted(seen) == list(range(5))
+    assert len({str(source.identity()) for source in (of_attributes, of_ages, of_places)}) == 3
+    for vector, message in (("nose", "has no such feature; its features are age, attr"), ("name", "is no vector of a")):
+        with pytest.raises(UserError, match=message):
+            open_source(dataclasses.replace(config, vector=vector))
+    with pytest.raises(UserError, match="has no single image per example"):
+        open_source(dataclasses.replace(config, dtype="uint8", channels=3))
 
 
 def test_tfds_format_without_random_access(builder_class: Any, tmp_path: Path) -> None:

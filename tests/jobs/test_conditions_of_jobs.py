@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from small import CONFIGS, SMALL, changed, config_module
 
 from ddim_jax import load
-from ddim_jax.config import Config, from_config_dict
+from ddim_jax.config import Config, from_config_dict, with_values
 from ddim_jax.errors import UserError
 from ddim_jax.images import load_png
 from ddim_jax.jobs.sample import sample
@@ -88,6 +88,23 @@ def test_pictures_of_a_folder_and_of_an_array_are_those_of_the_data(workdir, tmp
     assert np.abs(drawn["large.npy"].astype(int) - drawn["small"]).max() <= 3
     assert ConditionSet(config_of(sample__condition_path=str(tmp_path / "large.npy"))).has_truth
     assert not ConditionSet(config_of(sample__condition_path=str(tmp_path / "small"))).has_truth
+
+
+def test_paired_pictures_may_have_other_channels_than_the_images(tmp_path):
+    images, paired = (np.random.default_rng(0).random((5, 8, 8, channels), np.float32) for channels in (2, 1))
+    np.save(tmp_path / "x.npy", images)
+    np.save(tmp_path / "p.npy", paired)
+    values = {
+        "data.source": "array", "data.path": str(tmp_path / "x.npy"), "data.dtype": "float32", "data.channels": 2,
+        "data.image_size": 8, "data.range": (0.0, 1.0), "data.condition": "paired", "data.condition_channels": 1,
+        "data.condition_path": str(tmp_path / "p.npy"), "model.condition": ("image",), "model.multipliers": (1,),
+        "model.attention_resolutions": (),
+    }  # fmt: skip
+    config = with_values(Config(), values)
+    for path, truth in (("", True), (str(tmp_path / "p.npy"), False)):
+        conditions = ConditionSet(with_values(config, {"sample.condition_path": path}))
+        np.testing.assert_array_equal(conditions.load(np.arange(1, 4)).picture, paired[1:4])
+        assert conditions.has_truth == truth
 
 
 def test_other_pictures_of_the_same_name_are_another_job(workdir, tmp_path):

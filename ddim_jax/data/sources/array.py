@@ -8,7 +8,7 @@ from ddim_jax.config import DataConfig
 from ddim_jax.data.sources.array_files import ArrayFile, image_array
 from ddim_jax.data.sources.protocol import Example, Source
 from ddim_jax.data.splits import split_indices
-from ddim_jax.data.transforms import ImageError, as_values, check_channels_last, check_type
+from ddim_jax.data.transforms import ImageError, as_values, check_type
 from ddim_jax.errors import UserError, shown
 from ddim_jax.names import PixelType
 
@@ -47,7 +47,8 @@ class ArraySource(Source):
         """Opens the array that ``data.path`` names, or one in memory.
 
         Raises:
-            UserError: there is none, it holds no images of ``data.dtype``, or the labels do not fit.
+            UserError: there is none, it holds no images of ``data.dtype``, or the labels do not fit. (Sizes and numbers
+                of channels are looked at where images are prepared, as of every source.)
         """
         memory = None if config.path else IN_MEMORY.get(config.name)
         if memory is not None:
@@ -72,15 +73,9 @@ class ArraySource(Source):
         self._dtype: PixelType = config.dtype
         try:
             check_type(self._images.dtype, config.dtype)
-            check_channels_last(self._images.shape, config.channels)
         except ImageError as error:
             raise UserError(f"{what}: {error.reason}") from error
-        num, channels = len(self._images), self._images.shape[3]
-        if channels != config.channels and {channels, config.channels} != {1, 3}:
-            raise UserError(
-                f"{what} has images of {channels} channels (its shape is {tuple(images.shape)}), data.channels is "
-                f"{config.channels}; set it to {channels}"
-            )
+        num = len(self._images)
         self.num_whole = num
         self.name = config.name or (self._where.rsplit("/", 1)[-1] if config.path else "array")
         self._identity["shape"] = str(tuple(images.shape))

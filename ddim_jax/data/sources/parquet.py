@@ -50,7 +50,6 @@ class ParquetSource(Source):
         if not self._paths:
             raise UserError(f"{key} has no .parquet files; name the folder of them")
         self._root = root
-        self._local = threading.local()
         self._parquet = parquet
         self._groups: collections.OrderedDict[int, Any] = collections.OrderedDict()
         self._reading = threading.Lock()
