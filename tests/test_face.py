@@ -11,7 +11,7 @@ import ddim_jax
 from ddim_jax import version
 
 ROOT = pathlib.Path(__file__).parent.parent
-OFFERED = ["Pipeline", "__version__", "diffusion", "load", "load_weights", "metrics", "show"]
+OFFERED = ["Pipeline", "__version__", "diffusion", "load", "load_weights", "metrics", "show", "train"]
 
 
 def printed(program):
