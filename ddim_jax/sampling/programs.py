@@ -251,4 +251,15 @@ def _run(
     """Denoises x as the table says, with the clipping and the precision of the config."""
     with jax.default_matmul_precision(config.sample.precision):
         predict = _predict(config, model, guide, given, items, config.sample.clip)
-        return sample_padded(predict, x, given.table, keys)
+        final, kept = sample_padded(predict, x, given.table, keys)
+    return _with_known(config, items, final), kept
+
+
+def _with_known(config: Config, items: Items, x: jax.Array) -> jax.Array:
+    """Floats with what was known of the images put back: a network that inpaints draws that too, but for a little."""
+    picture = items.condition.picture
+    if config.data.condition != "mask" or picture is None:
+        return x
+    normalization = build_normalization(config)
+    mean, std = (jnp.asarray(each, x.dtype) for each in (normalization.mean, normalization.std))
+    return jnp.where(picture[..., -1:] > 0.5, (picture[..., :-1] - mean) / std, x)

@@ -185,3 +185,18 @@ def test_tables_that_cannot_be_used(of_vectors, tmp_path, text, line):
     with pytest.raises(UserError, match=r"sample\.condition_path=") as caught:
         ConditionSet(changed(config, sample__condition_path=str(tmp_path / "t.csv")))
     assert line in str(caught.value)
+
+
+def test_known_pixels_come_out_as_they_were_given(tmp_path):
+    workdir = tmp_path / "inpaint"
+    train(small("inpaint", "digits,tiny"), workdir)
+    pipe = load(workdir)
+    digits = np.floor(load_digits().images[:3, ..., None] * (255 / 16) + 0.5).astype(np.uint8)
+    mask = np.arange(8)[None, :] < np.array([3, 4, 6])[:, None, None] + np.zeros((1, 8, 1), int)
+    restored = pipe.restore(digits, mask=mask, steps=2)
+    np.testing.assert_array_equal(restored[mask], digits[mask])
+    assert (restored[~mask] != digits[~mask]).any()
+    folder = sample(small("inpaint", "digits,tiny", sample__num=4), workdir)
+    conditions = ConditionSet(pipe.config)
+    known = conditions.load(np.arange(4)).picture[..., -1:] > 0.5
+    np.testing.assert_array_equal(images_in(folder)[known], conditions.truth(np.arange(4))[known])
