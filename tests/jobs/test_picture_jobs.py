@@ -191,7 +191,7 @@ def test_chosen_indices_and_counts_per_class(workdir, pipe):
 
 def test_more_classes_than_a_grid_has_room_for_are_shown_in_part():
     config = changed("sample", per_class=9)
-    assert _grid_images(config) == 60
+    assert _grid_images(config, None) == 60
     assert _grid_images(changed("sample", per_class=2)) == 20
     assert _grid_images(changed("sample", num=100)) == 64
     many = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=1000))
