@@ -192,10 +192,12 @@ def test_chosen_indices_and_counts_per_class(workdir, pipe):
 def test_more_classes_than_a_grid_has_room_for_are_shown_in_part():
     config = changed("sample", per_class=9)
     assert _grid_images(config, None) == 60
-    assert _grid_images(changed("sample", per_class=2)) == 20
-    assert _grid_images(changed("sample", num=100)) == 64
+    assert _grid_images(changed("sample", per_class=2), None) == 20
+    assert _grid_images(changed("sample", num=100), None) == 64
     many = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=1000))
-    assert _picture(many, np.arange(64), np.zeros((_grid_images(many), 8, 8, 1), np.uint8)).shape[0] == 64 * 68
+    assert (
+        _picture(many, np.arange(64), np.zeros((_grid_images(many, None), 8, 8, 1), np.uint8), None).shape[0] == 64 * 68
+    )
 
 
 def test_a_bar_says_that_it_compiles(monkeypatch, capsys):
