@@ -18,6 +18,8 @@ from ddim_jax.training.state import init_state, make_optimizer
 from ddim_jax.weights.diffusers_config import unet_config
 from ddim_jax.weights.forms import read_weights
 
+pytestmark = pytest.mark.slow
+
 
 def changed(config, **changes) -> Config:
     for dotted, value in changes.items():
@@ -59,7 +61,6 @@ def test_a_run_draws_its_pictures_validates_and_upscales(workdir):
     assert not np.array_equal(images, pipe.upscale(small_images()[::-1], steps=3))
 
 
-@pytest.mark.slow
 def test_a_stopped_run_ends_as_an_uninterrupted_one(tmp_path, workdir):
     config = ddim_jax.load(workdir).config
     train(changed(config, train__steps=1), tmp_path / "run")

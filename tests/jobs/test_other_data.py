@@ -100,6 +100,7 @@ def test_png_is_refused_where_it_cannot_hold_the_values(workdir):
     assert not list((workdir / "sample").glob("*n7*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "mode"), [(GREY_16, "I;16"), (RGBA, "RGBA")])
 def test_png_files_of_16_bits_and_with_alpha(tmp_path, config, mode):
     workdir = make_workdir(tmp_path / "run", config)

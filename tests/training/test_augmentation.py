@@ -212,6 +212,7 @@ def test_a_step_augments_and_tells_the_network():
     np.testing.assert_array_equal(told(plain), fresh)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_is_augmented_as_the_whole():
     _, whole = one_step()
     _, parts = one_step(accumulate=2)
