@@ -150,15 +150,17 @@ def test_pictures_of_ones_own_have_no_truth(workdir, pictures, finished):
 
 
 def test_more_images_than_conditions_are_refused(workdir, pictures):
-    with pytest.raises(UserError, match=r"^eval\.num=1800: digits, train holds 1,797 conditions to draw images from;"):
-        evaluate(changed(CONFIG, eval__num=1800), workdir)
+    with pytest.raises(
+        UserError, match=r"^eval\.num=300: digits, train\[1500:\] holds 297 conditions to draw images from;"
+    ):
+        evaluate(changed(CONFIG, eval__num=300), workdir)
     asked = changed(CONFIG, sample__condition_path=str(pictures), eval__metrics=("fid",), eval__num=4)
     with pytest.raises(UserError, match=r"holds 3 conditions to draw images from; set eval\.num to 3 or less"):
         evaluate(asked, workdir)
 
 
 def test_parts_that_are_missing_have_no_bicubic_figures(tmp_path, cache):
-    config = small("inpaint.py", data__source="digits", data__name="", data__image_size=8)
+    config = small("inpaint.py", data__source="digits", data__name="", data__image_size=8, data__validation="train")
     train(config, tmp_path / "run")
     assert list(figures(evaluate(config, tmp_path / "run"))) == ["pixels_frechet", "psnr", "ssim"]
 
