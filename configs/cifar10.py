@@ -38,33 +38,8 @@ from ddim_jax.config import ConfigTree, apply_variants, default_config, recipes
 def get_config(variant: str | None = None) -> ConfigTree:
     """The config; ``variant`` is what follows the colon in ``configs/cifar10.py:VARIANT``."""
     config = default_config()
-
-    config.data.source = "tfds"
-    config.data.name = "cifar10"
-    config.data.split = "train"
-    config.data.image_size = 32
-    config.data.channels = 3
-    config.data.flip = True
-
-    config.model.channels = 128
-    config.model.multipliers = (1, 2, 2, 2)
-    config.model.num_blocks = 2
-    config.model.attention_resolutions = (16,)
-    config.model.dropout = 0.1
-
-    config.diffusion.schedule = "linear"
-    config.diffusion.num_levels = 1000
-
-    config.train.batch_size = 128
-    config.train.steps = 800_000
-    config.train.learning_rate = 2e-4
-    config.train.warmup_steps = 5000
-    config.train.grad_clip = 1.0
-    config.train.ema_decay = 0.9999
-    config.train.checkpoint_every = 5000
+    recipes.cifar10(config)
     config.train.keep_every = 100_000
-    config.train.log_every = 100
-    config.train.sample_every = 5000
 
     config.sample.steps = 50
     config.sample.spacing = "quad"

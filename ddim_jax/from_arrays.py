@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import dataclasses
 import difflib
 import hashlib
 import importlib.util
@@ -22,7 +23,7 @@ import numpy as np
 from absl import flags
 
 from ddim_jax import pipeline, process, writers
-from ddim_jax.config import Config, flatten, from_config_dict, shipped_configs, with_values
+from ddim_jax.config import Config, default_config, flatten, from_config_dict, recipes, shipped_configs, with_values
 from ddim_jax.config.schema import height_and_width
 from ddim_jax.data.sources.array import IN_MEMORY, InMemory
 from ddim_jax.data.sources.array_files import image_array
@@ -100,7 +101,7 @@ def train(
     memory = None
     if images is not None:
         memory = InMemory(*(None if each is None else _array(each) for each in (images, labels, vectors, paired)))  # pyright: ignore[reportArgumentType]
-        base = with_values(base or Config(), {**_values_of(memory, base, given), **pictures, **given})
+        base = with_values(base or _digits(), {**_values_of(memory, base, given), **pictures, **given})
     elif base is None:
         raise UserError("train() needs images, or a config that names them")
     elif any(each is not None for each in (labels, vectors, paired)):
@@ -122,6 +123,13 @@ def train(
     if workdir is None:
         weakref.finalize(pipe, shutil.rmtree, folder, ignore_errors=True)
     return pipe
+
+
+def _digits() -> Config:
+    """The config of scikit-learn's digits, a network that a CPU trains in minutes where images are small."""
+    tree = default_config()
+    recipes.digits(tree)
+    return from_config_dict(tree)
 
 
 def _keys_of(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,17 +269,17 @@ def _fitting(base: Config, size: tuple[int, ...]) -> dict[str, Any]:
     """What else changes of a network where the images have another size than its config's."""
     if height_and_width(base.data.image_size) == size:
         return {}
-    factor = 2 ** (len(base.model.multipliers) - 1)
-    padded = -(-size[0] // factor) * factor
-    there = [padded // 2**level for level in range(len(base.model.multipliers))]
+    there = dataclasses.replace(base, data=dataclasses.replace(base.data, image_size=size))
     return {
-        "data.pad": base.data.pad or any(side % factor for side in size),
-        "model.attention_resolutions": tuple(each for each in base.model.attention_resolutions if each in there),
+        "data.pad": base.data.pad or there.network_sides != size,
+        "model.attention_resolutions": tuple(
+            each for each in base.model.attention_resolutions if each in there.resolutions
+        ),
     }
 
 
 def _small_network(size: tuple[int, ...], multipliers: Any) -> dict[str, Any]:
-    """A config for images of a size: a network that a CPU trains in minutes where they are small.
+    """What differs from ``configs/digits.py`` for images of a size: levels, and how much is drawn and kept.
 
     Args:
         size: height and width.
@@ -286,28 +294,14 @@ def _small_network(size: tuple[int, ...], multipliers: Any) -> dict[str, Any]:
     return {
         "data.image_size": size[0] if size[0] == size[1] else size,
         "data.pad": any(side % factor for side in size),
-        "model.channels": 32,
-        "model.num_groups": 8,
         "model.multipliers": (1, 2, 2, 2)[:levels],
-        "model.num_blocks": 1,
         "model.attention_resolutions": (lowest[0],) if attends else (),
-        "model.dropout": 0.0,
-        "diffusion.schedule": "cosine",
-        "diffusion.objective": "v",
         "train.batch_size": max(_LEAST_BATCH, min(_LARGEST_BATCH, _PIXELS_OF_BATCH // math.prod(size))),
         "train.steps": 1000,
         "train.learning_rate": 1e-3,
-        "train.warmup_steps": 50,
-        "train.lr_schedule": "cosine",
-        "train.ema_decay": 0.995,
-        "train.ema_warmup": True,
-        "train.checkpoint_every": 200,
-        "train.log_every": 20,
-        "train.sample_every": 200,
         "train.sample_num": 16,
         "train.final_sample_steps": (20,),
         "train.tensorboard": False,
-        "sample.steps": 20,
     }
 
 

@@ -26,7 +26,7 @@ def check(config: Config) -> None:
     """
     check_values(config)
     _check_data(config.data)
-    _check_model(config.model, config.data)
+    _check_model(config)
     _check_condition(config)
     _check_diffusion(config.diffusion)
     _check_train(config)
@@ -95,7 +95,8 @@ def _check_data(data: DataConfig) -> None:
     _require(data.source != "tfds" or bool(data.name), "data.name", repr(data.name), "name the TFDS data set")
 
 
-def _check_model(model: ModelConfig, data: DataConfig) -> None:
+def _check_model(config: Config) -> None:
+    model, data = config.model, config.data
     if model.name == "unet":
         _require(
             model.channels % model.num_groups == 0,
@@ -111,7 +112,7 @@ def _check_model(model: ModelConfig, data: DataConfig) -> None:
         _check_untouched(model, ("embedding", "encoder", "resample_filter", "augmentation_inputs"))
     factor = 2 ** (len(model.multipliers) - 1)
     sides = data.image_shape[:2]
-    padded = tuple(-(-side // factor) * factor for side in sides)
+    padded = config.network_sides
     _require(
         data.pad or padded == sides,
         "data.image_size",
@@ -120,7 +121,7 @@ def _check_model(model: ModelConfig, data: DataConfig) -> None:
         f"halve the image {len(model.multipliers) - 1} times; the next that is: "
         f"{padded[0] if padded[0] == padded[1] else padded}; or set data.pad=true",
     )
-    resolutions = [padded[0] // 2**level for level in range(len(model.multipliers))]
+    resolutions = list(config.resolutions)
     for resolution in model.attention_resolutions:
         _require(
             resolution in resolutions,

@@ -785,6 +785,27 @@ class Config:
     seed: int = key(0, Role.TRAINING, at_least=0, at_most=LARGEST_INDEX)
 
     @property
+    def network_sides(self) -> tuple[int, int]:
+        """Height and width that the network computes with: the images', enlarged by ``data.pad`` to what it can halve.
+
+        >>> Config(data=DataConfig(image_size=(28, 20)), model=ModelConfig(multipliers=(1, 2, 2, 2))).network_sides
+        (32, 24)
+        """
+        factor = 2 ** (len(self.model.multipliers) - 1)
+        height, width = (-(-side // factor) * factor for side in self.data.image_shape[:2])
+        return height, width
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """The heights, in pixels, of the network's levels."""
+        return tuple(self.network_sides[0] // 2**level for level in range(len(self.model.multipliers)))
+
+    @property
+    def attends(self) -> list[bool]:
+        """Whether the blocks of each level are followed by attention."""
+        return [resolution in self.model.attention_resolutions for resolution in self.resolutions]
+
+    @property
     def condition_dropout(self) -> dict[ConditionKind, float]:
         """The share of each kind of condition that training replaces by "none"."""
         rates = dict(zip(self.model.condition, self.train.condition_dropout, strict=False))

@@ -195,6 +195,21 @@ def _means_of(*names: str) -> Callable[[FeatureSums, Reference, EvalConfig], Seq
     return compute
 
 
+def _beside_bicubic(name: str, word: str, *, unit: str = "", higher_is_better: bool) -> Metric:
+    """The mean of a number of each image, and of the same of bicubic interpolation, where there is such."""
+    plain = f"bicubic_{name}"
+    return Metric(
+        figures=(
+            Figure(name, name, f"{word}{unit}", higher_is_better=higher_is_better, of_features=False),
+            Figure(plain, plain, f"{word} of bicubic{unit}", higher_is_better=higher_is_better, of_features=False),
+        ),
+        compute=_means_of(name, plain),
+        words=(word,),
+        accumulators=(name,),
+        further_accumulators=(plain,),
+    )
+
+
 # --- the metrics --------------------------------------------------------------------------------
 
 # In the order of a table's columns.
@@ -248,36 +263,9 @@ METRICS: dict[str, Metric] = {
         settings=("neighbours",),
         too_few=_too_few_neighbours,
     ),
-    "psnr": Metric(
-        figures=(
-            Figure("psnr", "psnr", "PSNR, dB", higher_is_better=True, of_features=False),
-            Figure("bicubic_psnr", "bicubic_psnr", "PSNR of bicubic, dB", higher_is_better=True, of_features=False),
-        ),
-        compute=_means_of("psnr", "bicubic_psnr"),
-        words=("PSNR",),
-        accumulators=("psnr",),
-        further_accumulators=("bicubic_psnr",),
-    ),
-    "ssim": Metric(
-        figures=(
-            Figure("ssim", "ssim", "SSIM", higher_is_better=True, of_features=False),
-            Figure("bicubic_ssim", "bicubic_ssim", "SSIM of bicubic", higher_is_better=True, of_features=False),
-        ),
-        compute=_means_of("ssim", "bicubic_ssim"),
-        words=("SSIM",),
-        accumulators=("ssim",),
-        further_accumulators=("bicubic_ssim",),
-    ),
-    "lpips": Metric(
-        figures=(
-            Figure("lpips", "lpips", "LPIPS", higher_is_better=False, of_features=False),
-            Figure("bicubic_lpips", "bicubic_lpips", "LPIPS of bicubic", higher_is_better=False, of_features=False),
-        ),
-        compute=_means_of("lpips", "bicubic_lpips"),
-        words=("LPIPS",),
-        accumulators=("lpips",),
-        further_accumulators=("bicubic_lpips",),
-    ),
+    "psnr": _beside_bicubic("psnr", "PSNR", unit=", dB", higher_is_better=True),
+    "ssim": _beside_bicubic("ssim", "SSIM", higher_is_better=True),
+    "lpips": _beside_bicubic("lpips", "LPIPS", higher_is_better=False),
     "accuracy": Metric(
         figures=(Figure("accuracy", "accuracy", "accuracy", higher_is_better=True, of_features=False),),
         compute=_means_of("is_recognised"),

@@ -10,7 +10,6 @@ from typing import Any
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
 from ddim_jax.names import Objective, ScheduleName
-from ddim_jax.weights.shapes import network_sides
 
 # Written into what is exported; the oldest version that reads it.
 _DIFFUSERS_VERSION = "0.35.0"
@@ -296,7 +295,7 @@ def unet_config(config: Config) -> dict[str, Any]:
             f"data.dtype={data.dtype}, data.range={data.range}: diffusers' pipelines know images of 8 bits, 0 ... 255, "
             "only; choose weights.format=npz or safetensors"
         )
-    if data.pad and network_sides(config) != data.image_shape[:2]:
+    if data.pad and config.network_sides != data.image_shape[:2]:
         raise UserError(
             f"data.pad=True: diffusers' network does not enlarge images of {data.image_size} to what it can halve; "
             "choose weights.format=npz or safetensors"
@@ -326,7 +325,6 @@ def unet_config(config: Config) -> dict[str, Any]:
                 f"model.{key}={value}: what is exported is a pipeline of diffusers that draws by DDIM, which has only "
                 f"{off}; choose weights.format=npz or safetensors"
             )
-    attends = [data.image_shape[0] // 2**i in model.attention_resolutions for i in range(len(model.multipliers))]
     down, up = ((_LEVELS[side][model.resample_blocks], _LEVELS[side][-1]) for side in ("down", "up"))
     sample_type = "resnet" if model.resample_blocks else "conv"
     return {
@@ -339,8 +337,8 @@ def unet_config(config: Config) -> dict[str, Any]:
         "out_channels": data.channels,
         "block_out_channels": [model.channels * multiplier for multiplier in model.multipliers],
         "layers_per_block": model.num_blocks,
-        "down_block_types": [down[attention] for attention in attends],
-        "up_block_types": [up[attention] for attention in reversed(attends)],
+        "down_block_types": [down[attention] for attention in config.attends],
+        "up_block_types": [up[attention] for attention in reversed(config.attends)],
         "downsample_type": sample_type,
         "upsample_type": sample_type,
         "resnet_time_scale_shift": "scale_shift" if model.scale_shift_norm else "default",

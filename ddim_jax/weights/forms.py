@@ -39,7 +39,7 @@ from ddim_jax.weights.openai_networks import OpenAINetwork, recognise_openai
 from ddim_jax.weights.origins import HUB, fetched
 from ddim_jax.weights.published_networks import published_networks, recognise
 from ddim_jax.weights.score_sde import recognise_score_sde, score_sde_variables
-from ddim_jax.weights.shapes import array_shapes, check_finite, check_shapes, network_sides, variable_shapes
+from ddim_jax.weights.shapes import array_shapes, check_finite, check_shapes, variable_shapes
 from ddim_jax.weights.song_names import is_edm, is_score_sde
 from ddim_jax.weights.torch_file import ZIP_START, is_pickle, read_torch_file
 from ddim_jax.weights.unet_names import from_torch, naming_of, unet_state_shapes, with_plain_names
@@ -279,7 +279,7 @@ def _from_openai(state: Mapping[Any, Any], path: pathlib.Path, config: Config | 
     else:
         rows = array_shapes(state).get("label_emb.weight", (0,))[0]
         null_label = config.model.null_label and config.model.num_classes != rows
-        stated = stated_by_state(state, str(path), network_sides(config)[0], null_label, config.data.channels)
+        stated = stated_by_state(state, str(path), config.network_sides[0], null_label, config.data.channels)
         agreed = agreed_config(config, stated, str(path), any_classes=any_classes)
         if published is not None:
             _say_what_differs(published, agreed, path)

@@ -33,7 +33,6 @@ from ddim_jax.weights.shapes import (
     check_finite,
     check_shapes,
     check_told,
-    network_sides,
     variable_shapes,
 )
 
@@ -156,9 +155,7 @@ class _Place:
 
 def _places(config: Config) -> dict[str, tuple[_Place, Shape]]:
     """Where each of our arrays is, and its shape with us, by our name."""
-    model = config.model
-    attends = [network_sides(config)[0] // 2**i in model.attention_resolutions for i in range(len(model.multipliers))]
-    modules = module_names(model, attends)
+    modules = module_names(config.model, config.attends)
     shapes = {name.removeprefix("params/"): shape for name, shape in variable_shapes(config).items()}
     return {name: (_Place(name, modules), shape) for name, shape in shapes.items()}
 

@@ -29,13 +29,6 @@ def variable_shapes(config: Config) -> dict[str, Shape]:
     return {name: leaf.shape for name, leaf in flat.items()}
 
 
-def network_sides(config: Config) -> tuple[int, int]:
-    """Height and width that the network computes with: the images', enlarged by ``data.pad`` to what it can halve."""
-    factor = 2 ** (len(config.model.multipliers) - 1)
-    height, width = (-(-side // factor) * factor for side in config.data.image_shape[:2])
-    return height, width
-
-
 def array_shapes(state: Mapping[Any, Any]) -> dict[Any, Shape | str]:
     """Shapes of the arrays in a state dict, by name; words where there is none."""
     return {name: getattr(value, "shape", "no array") for name, value in state.items()}

@@ -27,7 +27,6 @@ from ddim_jax.weights.shapes import (
     check_finite,
     check_shapes,
     check_told,
-    network_sides,
     variable_shapes,
 )
 
@@ -220,10 +219,9 @@ def _unchanged(value: np.ndarray) -> np.ndarray:
 
 def _edm_modules(config: Config) -> dict[str, str]:
     """EDM's names of our modules."""
-    levels, num_blocks = len(config.model.multipliers), config.model.num_blocks
+    num_blocks = config.model.num_blocks
     # EDM names a module by the resolution, of images that are square: of others by the height.
-    height = network_sides(config)[0]
-    sizes = [f"{height >> level}x{height >> level}" for level in range(levels)]
+    sizes = [f"{height}x{height}" for height in config.resolutions]
     modules = {
         "time_dense_0": "map_layer0",
         "time_dense_1": "map_layer1",
@@ -253,7 +251,7 @@ def _in_order(config: Config) -> list[str]:
     """Our modules from ``conv_in`` on, in the order in which they run."""
     model = config.model
     levels = range(len(model.multipliers))
-    attends = [network_sides(config)[0] >> level in model.attention_resolutions for level in levels]
+    attends = config.attends
     order = ["conv_in"]
     for level in levels:
         for i in range(model.num_blocks):
