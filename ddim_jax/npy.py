@@ -1,7 +1,7 @@
 """One array a file, as ``.npy``: for images of types and channels that no picture file holds."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -40,6 +40,18 @@ def load_array(path: epath.PathLike) -> np.ndarray:
         return np.load(file, allow_pickle=False)
 
 
+def read_header(file: Any) -> tuple[ArrayForm, bool]:
+    """What the header of an open file says, which is left where the values begin; and whether columns come first.
+
+    Raises:
+        Exception: of any kind: it is no header of NumPy's.
+    """
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, is_fortran, dtype = readers[version](file)
+    return ArrayForm(shape, dtype), is_fortran
+
+
 def array_form(path: epath.PathLike) -> ArrayForm | None:
     """What a file's header says, if the file is a whole ``.npy`` of numbers; else None.
 
@@ -47,9 +59,7 @@ def array_form(path: epath.PathLike) -> ArrayForm | None:
     """
     try:
         with epath.Path(path).open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape, _, dtype = readers[version](file)
+            (shape, dtype), _ = read_header(file)
             begins, ends = file.tell(), file.seek(0, 2)
     except Exception:
         # What wrong bytes lead NumPy's readers to: no list of exceptions is complete.

@@ -18,6 +18,7 @@ from etils import epath
 
 from ddim_jax.errors import UserError
 from ddim_jax.files import check_kind, make_folder, whole_file
+from ddim_jax.npy import read_header
 
 # Of a packed byte deflate makes no more than this, and a little at the start.
 _MOST_UNPACKED = 1032
@@ -108,9 +109,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     """
     with archive.open(info) as file:
         start = io.BytesIO(file.read(_HEADER_BYTES))
-    version = np.lib.format.read_magic(start)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    shape, _, dtype = readers[version](start)
+    (shape, dtype), _ = read_header(start)
     if (
         dtype.hasobject
         or dtype.names
@@ -270,6 +269,4 @@ def _read_shapes(path: epath.Path) -> tuple[np.ndarray, dict[str, tuple[int, ...
 
 def _read_shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
     with archive.open(name) as member:
-        version = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return read(member)[0]
+        return read_header(member)[0].shape

@@ -100,32 +100,22 @@ def interrupt_asks(stop: Callable[[], None]) -> Iterator[None]:
         stop: asks the job; called as a handler of signals is.
     """
     before = signal.getsignal(signal.SIGINT)
-    if _library_asks.is_set() and threading.current_thread() is threading.main_thread():
-
-        def ask_once(*_: Any) -> None:
-            signal.signal(signal.SIGINT, before)
-            stop()
-
-        signal.signal(signal.SIGINT, ask_once)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-        return
-    if before is not _raise:
+    by_library = _library_asks.is_set() and threading.current_thread() is threading.main_thread()
+    if not by_library and before is not _raise:
         yield
         return
 
     def ask(*_: Any) -> None:
-        _asked.set()
-        signal.signal(signal.SIGINT, _end)
+        if not by_library:
+            _asked.set()
+        signal.signal(signal.SIGINT, before if by_library else _end)
         stop()
 
     signal.signal(signal.SIGINT, ask)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, _raise)
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

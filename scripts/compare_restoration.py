@@ -13,12 +13,10 @@ each of these.
 import argparse
 import time
 
-import jax.numpy as jnp
 import numpy as np
 
 import ddim_jax
 from ddim_jax.conditions import DataCondition
-from ddim_jax.conditions.tasks import to_network
 from ddim_jax.config import with_values
 from ddim_jax.configured import build_normalization, build_task
 from ddim_jax.data.prepared import open_images
@@ -29,6 +27,7 @@ from ddim_jax.metrics import psnr, ssim
 from ddim_jax.pipeline import Pipeline
 from ddim_jax.sampling.condition_pictures import given_pictures
 from ddim_jax.sampling.condition_sets import ConditionSet
+from ddim_jax.sampling.conditions import enlarged
 
 _SHOWN = 10
 
@@ -49,7 +48,8 @@ def main() -> None:
     pipe = ddim_jax.load(arguments.workdir)
     conditions = ConditionSet(with_values(pipe.config, {"sample.per_condition": 1}))
     indices = np.arange(arguments.num)
-    told, truth = conditions.load(indices), conditions.truth(indices)
+    told, truth = conditions.read(indices)
+    assert truth is not None, "the data's own conditions"
     found: dict[str, tuple[np.ndarray, float]] = {}
 
     started = time.perf_counter()
@@ -63,7 +63,7 @@ def main() -> None:
     found[f"drawn, {arguments.steps} steps"] = draws[0], seconds / arguments.draws
     mean = np.mean(np.asarray(draws, np.float64), axis=0)
     found[f"mean of {arguments.draws} draws"] = _as_values(mean, pipe), seconds
-    found["what is given"] = _baseline(pipe, told), 0.0
+    found["what is given"] = enlarged(pipe.config, told.picture[..., : pipe.config.data.channels]), 0.0
     if arguments.repaint:
         other = ddim_jax.load(arguments.repaint)
         known = np.asarray(told.picture)[..., -1] > 0.5
@@ -80,17 +80,6 @@ def main() -> None:
 def _as_values(images: np.ndarray, pipe: Pipeline) -> np.ndarray:
     dtype = pipe.config.data.dtype
     return images.astype(np.float32) if dtype == "float32" else np.floor(images + 0.5).astype(dtype)
-
-
-def _baseline(pipe: Pipeline, told: DataCondition) -> np.ndarray:
-    """The given picture at the size of the images, in the data's values."""
-    picture = jnp.asarray(told.picture)
-    pixels = np.clip((np.asarray(to_network(picture, pipe.config.data.image_shape)) + 1) / 2, 0, 1)
-    pixels = pixels[..., : pipe.config.data.channels]
-    low, high = (
-        np.asarray(each) for each in (build_normalization(pipe.config).low, build_normalization(pipe.config).high)
-    )
-    return _as_values(low + pixels * (high - low), pipe)
 
 
 def _print_table(

@@ -422,9 +422,6 @@ def _fill(folder: Path, source: Source, config: DataConfig, states: np.ndarray) 
         if not _has_to_do(states, chunk.rows):
             return  # Another program was here meanwhile.
         images = empty_images(source, config, np.arange(start, start + size))
-        for array in images:
-            if array is not None:
-                array[:] = 0
         marks = np.full(size, _UNUSABLE, np.uint8)
         for row, example in chunk:
             put_example(images, row - start, example)

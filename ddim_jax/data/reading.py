@@ -104,16 +104,16 @@ def select_rows(images: Images, rows: np.ndarray) -> Images:
 
 
 def empty_images(source: Source, config: DataConfig, indices: np.ndarray) -> Images:
-    """Makes room for these examples, of which each has what the source's examples have."""
+    """Makes room for these examples, all zeros, of which each has what the source's examples have."""
     num = len(indices)
     # Classes that have the members of a source without being subclasses may lack the newer ones.
     size = getattr(source, "vector_size", 0)
     return Images(
-        np.empty((num, *config.image_shape), config.dtype),
-        np.empty(num, np.int32),
+        np.zeros((num, *config.image_shape), config.dtype),
+        np.zeros(num, np.int32),
         indices,
-        np.empty((num, size), np.float32) if size else None,
-        np.empty((num, *config.paired_shape), config.dtype) if getattr(source, "has_paired", False) else None,
+        np.zeros((num, size), np.float32) if size else None,
+        np.zeros((num, *config.paired_shape), config.dtype) if getattr(source, "has_paired", False) else None,
     )
 
 

@@ -208,8 +208,7 @@ def _picture(config: Config, indices: np.ndarray, images: np.ndarray, conditions
         count = min(int(counts.min()), _MOST_OF_A_CONDITION)
         places = np.stack([np.flatnonzero(numbers == number)[:count] for number in unique])
         first = indices[places[:, 0]]
-        truth = conditions.truth(first) if conditions.has_truth else None
-        return picture_of_conditions(config, conditions.load(first), images[places], truth, unique)
+        return picture_of_conditions(config, conditions.read(first), images[places], unique)
     images = pictures(config, images)
     if not _shows_classes(config):
         return grid(images)

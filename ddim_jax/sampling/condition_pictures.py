@@ -2,19 +2,22 @@
 
 import numpy as np
 
-from ddim_jax.conditions import DataCondition
 from ddim_jax.conditions.tasks import Task
 from ddim_jax.config import Config
-from ddim_jax.configured import build_normalization, build_task
+from ddim_jax.configured import build_task, pictures
 from ddim_jax.images import as_rgb, table
-from ddim_jax.pixels import to_pictures
+from ddim_jax.pixels import Normalization, to_pictures
+from ddim_jax.sampling.condition_sets import Conditions
 
 # Of an unknown pixel, in [0, 1]: neither black nor white, of which most pictures are full.
 _UNKNOWN = 0.6
 
+# What is given is in [0, 1], whatever the images' values are.
+_UNIT = Normalization(dtype="float32", high=(1.0,))
+
 
 def picture_of_conditions(
-    config: Config, conditions: DataCondition, images: np.ndarray, truth: np.ndarray | None, numbers: np.ndarray
+    config: Config, conditions: Conditions, images: np.ndarray, numbers: np.ndarray
 ) -> np.ndarray:
     """A row for each condition: what was given, what was drawn from it, and the truth where that is known.
 
@@ -22,25 +25,24 @@ def picture_of_conditions(
         config: the run.
         conditions: n of them.
         images: [n, k, h, w, c] of the data's type, k drawn from each.
-        truth: [n, h, w, c] likewise; None where not known.
         numbers: int [n], of the conditions.
 
     Returns:
         uint8 [height, width, 3].
     """
-    normalization, shown = build_normalization(config), config.data.shown_channels
-    drawn = to_pictures(images, normalization, shown)
+    told, truth = conditions
+    drawn = pictures(config, images)
     count = drawn.shape[1]
     columns = ["drawn"] + [""] * (count - 1)
     cells = [[drawn[row, k][None] for k in range(count)] for row in range(len(drawn))]
-    if conditions.picture is not None:
+    if told.picture is not None:
         task = build_task(config)
         assert task is not None, "something was given"
-        given = given_pictures(config, task, conditions.picture)
+        given = given_pictures(config, task, told.picture)
         columns = ["given", *columns]
         cells = [[given[row][None], *cells[row]] for row in range(len(drawn))]
         if truth is not None:
-            whole = to_pictures(truth, normalization, shown)
+            whole = pictures(config, truth)
             columns = [*columns, "truth"]
             cells = [[*cells[row], whole[row][None]] for row in range(len(drawn))]
     colours = any(cell.shape[-1] == 3 for row in cells for cell in row)
@@ -48,7 +50,7 @@ def picture_of_conditions(
         cells = [[as_rgb(cell) for cell in row] for row in cells]
     titles = [str(number) for number in numbers]
     if "class" in config.model.kinds:
-        titles = [f"{title}: class {label}" for title, label in zip(titles, conditions.label, strict=True)]
+        titles = [f"{title}: class {label}" for title, label in zip(titles, told.label, strict=True)]
     return table(cells, titles, columns)
 
 
@@ -65,10 +67,9 @@ def given_pictures(config: Config, task: Task, given: np.ndarray) -> np.ndarray:
         channels -= 1
         known = given[..., channels:]
         given = known * given[..., :channels] + (1 - known) * _UNKNOWN
-    shown = tuple(range(channels if channels in (1, 3) else 1 if channels < 3 else 3))
-    if channels == config.data.channels and config.data.shown_channels:
-        shown = config.data.shown_channels
-    pixels = np.floor(255 * np.clip(given[..., list(shown)], 0, 1) + 0.5).astype(np.uint8)
+    # Channels of another number are others than those of the images.
+    shown = config.data.shown_channels if channels == config.data.channels else ()
+    pixels = to_pictures(given, _UNIT, shown)
     # Each pixel stays a square: interpolated ones would look better than what was given.
     height, width, _ = config.data.image_shape
     rows = np.arange(height) * task.shape[0] // height

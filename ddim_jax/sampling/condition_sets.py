@@ -5,12 +5,11 @@ is given of an image (``conditions/tasks.py``) is found as it is, or made of a w
 drawn images can be compared with.
 """
 
-import csv
 import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -20,8 +19,9 @@ from ddim_jax.conditions.tasks import Task
 from ddim_jax.config import Config, DataConfig
 from ddim_jax.configured import build_task
 from ddim_jax.data.prepared import open_images
-from ddim_jax.data.reading import Images, load_images, read_example
+from ddim_jax.data.reading import load_images, read_example
 from ddim_jax.data.sources import Source, open_source
+from ddim_jax.data.tables_of_numbers import read_table
 from ddim_jax.errors import UserError
 from ddim_jax.sampling.conditions import as_unit, condition_of_images
 from ddim_jax.sampling.image_sampler import ImageSampler, image_labels
@@ -30,6 +30,19 @@ _KEY = "sample.condition_path"
 
 # Images whose conditions are held in memory at a time.
 _AT_ONCE = 1024
+
+
+class Conditions(NamedTuple):
+    """What n images are drawn from.
+
+    Attributes:
+        told: what their network is told.
+        truth: [n, h, w, c] of the data's type, the images that conditions were made of, or belong to; None where they
+            are not known.
+    """
+
+    told: DataCondition
+    truth: np.ndarray | None
 
 
 class ConditionSet:
@@ -82,8 +95,8 @@ class ConditionSet:
         assert self._source is not None, "a table or a source"
         return self._source.identity()
 
-    def load(self, indices: np.ndarray) -> DataCondition:
-        """What images are drawn from.
+    def read(self, indices: np.ndarray) -> Conditions:
+        """Reads what images are drawn from, and the truth where that is known.
 
         Args:
             indices: int [n], of the images.
@@ -91,35 +104,39 @@ class ConditionSet:
         Raises:
             UserError: there is no condition of such a number, or it cannot be used.
         """
-        labels = image_labels(self._config, indices)
+        numbers, labels = self.numbers(indices), image_labels(self._config, indices)
         if self._table is not None:
-            label, vector = self._table
-            numbers = self.numbers(indices)
-            return DataCondition(
-                labels if label is None else label[numbers], None if vector is None else vector[numbers]
-            )
-        images, places = self._images(indices)
-        if self.has_truth:
-            found = condition_of_images(self._config, images)
-        else:
-            found = DataCondition(images.label, images.vector, as_unit(images.image, self._config))
-        found = jax.tree.map(lambda x: np.asarray(x)[places], found)
+            label, vector = (None if column is None else column[numbers] for column in self._table)
+            return Conditions(DataCondition(labels if label is None else label, vector), None)
         assert self._source is not None, "a table or a source"
-        return found if self._source.num_classes else found._replace(label=labels)
+        # Of several images that are drawn from one condition, that is read once.
+        unique, places = np.unique(numbers, return_inverse=True)
+        images = load_images(self._source, self._data, unique)
+        if len(images.index) != len(unique):
+            missing = np.setdiff1d(unique, images.index)[0]
+            raise UserError(f"{self.name}: condition {missing} cannot be used, and no other may take its place")
+        if self.has_truth:
+            told = condition_of_images(self._config, images)
+        else:
+            told = DataCondition(images.label, images.vector, as_unit(images.image, self._config))
+        told = jax.tree.map(lambda x: np.asarray(x)[places], told)
+        told = told if self._source.num_classes else told._replace(label=labels)
+        return Conditions(told, images.image[places] if self.has_truth else None)
+
+    def load(self, indices: np.ndarray) -> DataCondition:
+        """What images are drawn from; see :meth:`read`."""
+        return self.read(indices).told
 
     def truth(self, indices: np.ndarray) -> np.ndarray:
-        """The images that conditions were made of, or belong to: [n, h, w, c] of the data's type.
-
-        Args:
-            indices: int [n], of the images drawn from them.
+        """The images that conditions were made of, or belong to: [n, h, w, c] of the data's type; see :meth:`read`.
 
         Raises:
             UserError: they are not known (see ``has_truth``), or cannot be read.
         """
-        if not self.has_truth:
+        truth = self.read(indices).truth
+        if truth is None:
             raise UserError(f"{self.name}: the images that these pictures were made of are not known")
-        images, places = self._images(indices)
-        return images.image[places]
+        return truth
 
     def numbers(self, indices: np.ndarray) -> np.ndarray:
         """The numbers of the conditions that images are drawn from.
@@ -135,16 +152,6 @@ class ConditionSet:
                 f"{numbers.max():,}; ask for {most:,} images by sample.num, or for more of each by sample.per_condition"
             )
         return numbers
-
-    def _images(self, indices: np.ndarray) -> tuple[Images, np.ndarray]:
-        """The pictures found for some images, each read once, and whose is whose."""
-        assert self._source is not None, "a table or a source"
-        numbers, places = np.unique(self.numbers(indices), return_inverse=True)
-        images = load_images(self._source, self._data, numbers)
-        if len(images.index) != len(numbers):
-            missing = np.setdiff1d(numbers, images.index)[0]
-            raise UserError(f"{self.name}: condition {missing} cannot be used, and no other may take its place")
-        return images, places
 
     def _open(self, path: str) -> Source:
         """Opens the data, or what a path names; sets how its images are prepared, and whether they are the truth."""
@@ -219,40 +226,25 @@ def _read_table(path: str, config: Config) -> tuple[np.ndarray | None, np.ndarra
     Raises:
         UserError: it is no such table, or names a class that the model has not.
     """
-    model = config.model
-    try:
-        with open(path, newline="") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{_KEY}={path!r} cannot be read: {reason}") from error
-    header = [name.strip() for name in rows[0]] if rows and not _is_numbers(rows[0]) else []
-    rows = rows[bool(header) :]
-    if not rows:
-        raise UserError(f"{_KEY}={path!r} holds no row of numbers")
-    has_vector = "vector" in model.condition
+    model, key = config.model, f"{_KEY}={path!r}"
+    table = read_table(Path(path), key)
+    has_vector = "vector" in model.kinds
     width = bool(model.num_classes) + model.vector_size * has_vector
-    for number, row in enumerate(rows, start=1 + bool(header)):
-        if len(row) != width or not _is_numbers(row):
-            wanted = " and ".join(["a class"] * bool(model.num_classes) + [f"{model.vector_size} numbers"] * has_vector)
-            raise UserError(f"{_KEY}={path!r}: line {number} has {len(row)} columns; this model is drawn from {wanted}")
-    values = np.array(rows, np.float32)
-    label = None
+    found = table.values.shape[1] + (table.names is not None)
+    wrong = np.flatnonzero(~np.isfinite(table.values).all(axis=1))
+    if found != width or table.names is not None or len(wrong):
+        wanted = " and ".join(["a class"] * bool(model.num_classes) + [f"{model.vector_size} numbers"] * has_vector)
+        line = table.lines[wrong[0] if len(wrong) else 0]
+        raise UserError(f"{key}: line {line} has {found} columns; this model is drawn from {wanted}")
+    label, values = None, table.values
     if model.num_classes:
-        place = header.index("label") if "label" in header else 0
+        place = table.titles.index("label") if "label" in table.titles else 0
         classes, values = values[:, place], np.delete(values, place, axis=1)
         wrong = np.flatnonzero((classes != np.round(classes)) | (classes < 0) | (classes >= model.num_classes))
         if len(wrong):
             raise UserError(
-                f"{_KEY}={path!r}: row {wrong[0]} is of class {classes[wrong[0]]:g}, but the model has classes 0 to "
+                f"{key}: row {wrong[0]} is of class {classes[wrong[0]]:g}, but the model has classes 0 to "
                 f"{model.num_classes - 1}"
             )
         label = classes.astype(np.int32)
     return label, values if has_vector else None
-
-
-def _is_numbers(row: list[str]) -> bool:
-    try:
-        return bool(np.isfinite([float(value) for value in row]).all())
-    except ValueError:
-        return False

@@ -260,6 +260,5 @@ def _with_known(config: Config, items: Items, x: jax.Array) -> jax.Array:
     picture = items.condition.picture
     if config.data.condition != "mask" or picture is None:
         return x
-    normalization = build_normalization(config)
-    mean, std = (jnp.asarray(each, x.dtype) for each in (normalization.mean, normalization.std))
-    return jnp.where(picture[..., -1:] > 0.5, (picture[..., :-1] - mean) / std, x)
+    of_unit = build_normalization(config)._replace(low=(0.0,), high=(1.0,))
+    return jnp.where(picture[..., -1:] > 0.5, to_float(picture[..., :-1], of_unit, x.dtype), x)

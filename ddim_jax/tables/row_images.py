@@ -18,7 +18,7 @@ from ddim_jax.measuring.image_sets import ImageSet, open_image_set, spread_indic
 from ddim_jax.measuring.perceptual import PerceptualDistance
 from ddim_jax.measuring.wanted import Known, Wanted
 from ddim_jax.models import build_model
-from ddim_jax.sampling.condition_sets import ConditionSet
+from ddim_jax.sampling.condition_sets import Conditions, ConditionSet
 from ddim_jax.sampling.conditions import enlarged
 from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for, image_labels
 from ddim_jax.tables.rows import Row, images_row, model_rows
@@ -133,10 +133,10 @@ class _ModelImages:
         per_call = sampler.batch_size * len(parallel.local_devices())
         for start in range(0, len(indices), per_call):
             chosen = indices[start : start + per_call]
-            condition = None if self._conditions is None else self._conditions.load(chosen)
+            conditions = None if self._conditions is None else self._conditions.read(chosen)
             started = time.perf_counter()
-            images = sampler.draw(variables, chosen, condition)
-            yield RowBatch(chosen, images, time.perf_counter() - started, self._wanted(chosen, condition))
+            images = sampler.draw(variables, chosen, None if conditions is None else conditions.told)
+            yield RowBatch(chosen, images, time.perf_counter() - started, self._wanted(chosen, conditions))
 
     def _known_fields(self) -> frozenset[str]:
         known = {"label"} if "class" in self._config.model.kinds else set()
@@ -146,17 +146,15 @@ class _ModelImages:
                 known.add("baseline")
         return frozenset(known)
 
-    def _wanted(self, indices: np.ndarray, condition: DataCondition | None) -> Wanted:
-        wanted, fields = Wanted(), self.known.fields
-        if "truth" in fields and self._conditions is not None:
-            wanted = wanted._replace(truth=self._conditions.truth(indices))
-        if "baseline" in fields and condition is not None:
-            wanted = wanted._replace(baseline=enlarged(self._config, condition.picture))
-        if "label" in fields:
-            wanted = wanted._replace(
-                label=image_labels(self._config, indices) if condition is None else condition.label
-            )
-        return wanted
+    def _wanted(self, indices: np.ndarray, conditions: Conditions | None) -> Wanted:
+        if conditions is None:
+            conditions = Conditions(DataCondition(image_labels(self._config, indices)), None)
+        known = {
+            "truth": lambda: conditions.truth,
+            "baseline": lambda: enlarged(self._config, conditions.told.picture),
+            "label": lambda: conditions.told.label,
+        }
+        return Wanted(**{field: known[field]() for field in self.known.fields})
 
     def evaluations(self, row: Row) -> int:
         return build_sampler(self._drawing(row)).evaluations

@@ -9,6 +9,7 @@ import numpy as np
 
 from ddim_jax.errors import UserError, shown
 from ddim_jax.memory import check_room
+from ddim_jax.npy import read_header
 
 SUFFIXES = (".npy", ".npz")
 
@@ -87,9 +88,7 @@ class ArrayFile:
             header = file.read(_LOCAL_HEADER)
             name, extra = np.frombuffer(header[_LENGTHS], "<u2").tolist()
             file.seek(info.header_offset + _LOCAL_HEADER + name + extra)
-            version = np.lib.format.read_magic(file)
-            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape, is_fortran, dtype = readers[version](file)
+            (shape, dtype), is_fortran = read_header(file)
             if dtype.hasobject:
                 raise ValueError("it holds Python objects")
             order = "F" if is_fortran else "C"

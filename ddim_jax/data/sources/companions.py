@@ -1,6 +1,5 @@
 """What travels with an image from elsewhere: a vector from a table, a paired picture from a folder or an array."""
 
-import csv
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from ddim_jax.data.sources.array import IN_MEMORY
 from ddim_jax.data.sources.array_files import ArrayFile, file_identity, image_array, is_array_file
 from ddim_jax.data.sources.folder import FolderSource
 from ddim_jax.data.sources.protocol import Example, Source
+from ddim_jax.data.tables_of_numbers import read_table
 from ddim_jax.data.transforms import ImageError, as_values
 from ddim_jax.digests import digest_of_facts
 from ddim_jax.errors import UserError, shown
@@ -110,7 +110,8 @@ def _vectors(source: Source, config: DataConfig) -> tuple[np.ndarray, str]:
             raise UserError(f"{key}: no vectors are in memory beside the images")
     elif config.vector.lower().endswith(".csv"):
         path = Path(config.vector).expanduser()
-        names, values = read_table(path, key)
+        table = read_table(path, key)
+        names, values = table.names, table.values
         identity = file_identity(path)
     elif is_array_file(config.vector):
         file = ArrayFile(config.vector, "data.vector")
@@ -135,47 +136,6 @@ def _vectors(source: Source, config: DataConfig) -> tuple[np.ndarray, str]:
             f"{key}: the row of {source.where(int(bad[0]))} has values that are not finite ({len(bad):,} rows)"
         )
     return found, identity
-
-
-def read_table(path: Path, key: str) -> tuple[list[str] | None, np.ndarray]:
-    """Reads a ``.csv`` of numbers, perhaps with a line of titles, and perhaps with names in the first column.
-
-    Args:
-        path: the file.
-        key: the config's key and value, for messages.
-
-    Returns:
-        The names, None where there are none; and float32 [n, d].
-
-    Raises:
-        UserError: it cannot be read, or is no such table.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = [(number, line) for number, line in enumerate(csv.reader(file), 1) if any(map(str.strip, line))]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(f"{key} cannot be read: {reason}") from error
-    if lines and not any(map(_is_number, lines[0][1][1:] or lines[0][1])):
-        lines = lines[1:]
-    if not lines:
-        raise UserError(f"{key} has no rows")
-    has_names = not all(_is_number(line[0]) for _, line in lines)
-    rows = []
-    for number, line in lines:
-        cells = line[has_names:]
-        if len(cells) != len(lines[0][1][has_names:]) or not cells or not all(map(_is_number, cells)):
-            raise UserError(f"{key}, line {number}: it needs as many numbers as the first row has")
-        rows.append([float(cell) for cell in cells])
-    return [line[0].strip() for _, line in lines] if has_names else None, np.array(rows, np.float32)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _rows_by_name(names: Sequence[str], files: Sequence[str], key: str) -> np.ndarray:

@@ -105,7 +105,8 @@ class ParquetSource(Source):
         if isinstance(stored, bytes):
             notes: list[str] = []
             image = decode_image(stored, self._dtype, self._channels, notes)
-            self._notes.add(self.where(index), notes)
+            if notes:
+                self._notes.add(self.where(index), notes)
         else:
             image = _as_image(stored, self._dtype)
         label = 0 if self._labels is None else int(self._labels[number])

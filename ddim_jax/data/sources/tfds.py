@@ -123,7 +123,8 @@ class TfdsSource(Source):
         if self._is_encoded:
             notes: list[str] = []
             image = decode_image(stored, self._dtype, self._channels, notes)
-            self._notes.add(self.where(index), notes)
+            if notes:
+                self._notes.add(self.where(index), notes)
         else:
             image = as_values(stored if stored.ndim == 3 else stored[..., None], self._dtype)
         label = int(values[self._label]) if self._label else 0
