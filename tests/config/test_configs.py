@@ -121,6 +121,8 @@ def prepare_tfds(name: str, directory: pathlib.Path) -> None:
     from tensorflow_datasets.core import registered
 
     version, size, channels, classes, splits = TFDS[name]
+    real = tfds.builder(name, data_dir=str(directory)).info.features
+    attributes = sorted(real["attributes"]) if "attributes" in real else []
     base, _, config_name = name.partition("/")
 
     with registered.skip_registration():
@@ -135,6 +137,8 @@ def prepare_tfds(name: str, directory: pathlib.Path) -> None:
                 features = {"image": tfds.features.Image(shape=(None, None, channels))}
                 if classes:
                     features["label"] = tfds.features.ClassLabel(num_classes=classes)
+                if attributes:
+                    features["attributes"] = dict.fromkeys(attributes, np.bool_)
                 return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
             def _split_generators(self, dl_manager):
@@ -144,7 +148,9 @@ def prepare_tfds(name: str, directory: pathlib.Path) -> None:
                 for i in range(num):
                     file = io.BytesIO()
                     noise_image(len(split) * 100 + i, size, channels).save(file, "PNG")
-                    yield i, {"image": file.getvalue()} | ({"label": i % classes} if classes else {})
+                    label = {"label": i % classes} if classes else {}
+                    held = {"attributes": {key: (i + k) % 3 == 0 for k, key in enumerate(attributes)}}
+                    yield i, {"image": file.getvalue()} | label | (held if attributes else {})
 
         Noise.name = base
         builder = Noise(data_dir=str(directory), file_format="array_record")
