@@ -207,7 +207,13 @@ class Guide(NamedTuple):
 
 
 def build_predict(
-    config: Config, model: Model, variables: Any, condition: Condition, clip: Clip, guide: Guide | None = None
+    config: Config,
+    model: Model,
+    variables: Any,
+    condition: Condition,
+    clip: Clip,
+    guide: Guide | None = None,
+    times_differ: bool = False,
 ) -> Predict:
     """The network as samplers call it, guided as ``config.sample`` says.
 
@@ -219,6 +225,7 @@ def build_predict(
         clip: see :func:`~ddim_jax.diffusion.prediction.clipped`.
         guide: the network of ``sample.guide_workdir``, which guidance leads away from in place of the network's own
             prediction without condition.
+        times_differ: whether images may have different noise levels; not for ``guide``.
     """
     sample, schedule = config.sample, build_schedule(config)
     levels = sample.guidance_levels
@@ -240,7 +247,7 @@ def build_predict(
         network = guided_by(plain, worse, sample.guidance_scale, interval)
     elif config.droppable:
         none = none_of(condition, config.droppable, config.model.num_classes)
-        network = guided(conditional, condition, none, sample.guidance_scale, interval)
+        network = guided(conditional, condition, none, sample.guidance_scale, interval, times_differ)
     return make_predict(
         network, config.diffusion.objective, clip, sample.threshold_percentile, sample.threshold_limit,
         schedule.network_input, build_normalization(config).limits, config.model.learn_variance,

@@ -57,6 +57,9 @@ _ON_A_RUN: tuple[Mode, ...] = (
     *("sample", "trajectory", "interpolate", "reconstruct", "edit", "sweep", "evaluate", "likelihood", "export"),
 )
 
+# They go on from where they were stopped, and say so.
+_TRAINING: tuple[Mode, ...] = ("train", "distill")
+
 _NO_CONFIG = "--config is missing: name a config, e.g. --config=digits, or a --workdir that holds a run"
 
 _CONFIG_HELP = (
@@ -79,7 +82,7 @@ def _run_job(mode: str, config: Config, workdir: str | None) -> bool:
     job = getattr(importlib.import_module(f"ddim_jax.jobs.{name}"), name)
     with process.interrupts_raised():
         result = job(config, workdir)
-    return mode != "train" or result is None
+    return mode not in _TRAINING or result is None
 
 
 def _define_flags(argv: Sequence[str], tree: ConfigTree | None = None) -> flags.FlagValues:
@@ -139,7 +142,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
             _check_path(f"--{flag}", path)
     path, tree = None, None
     if named is None:
-        tree = _tree_of_run(workdir)
+        tree = _tree_of_run(workdir) or _tree_of_teacher(argv)
     elif named.endswith(".json"):
         tree = _tree_of_json(named)
     elif ".json:" in named:
@@ -190,6 +193,10 @@ def parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
             _check_path(key, value)
         elif key == "train.init_from":
             raise UserError(f"{key}={value}: import it first, by --mode=import, and name that workdir")
+    if own.mode == "distill":
+        from ddim_jax.training.students import check_given
+
+        check_given(given)
     of_run = own.mode in _ON_A_RUN and not (own.mode == "evaluate" and values.eval.images)
     if of_run and _has_config(own.workdir):
         return _config_on_run(values, own, given), own
@@ -270,6 +277,20 @@ def _tree_of_run(workdir: str | None) -> ConfigTree | None:
     from ddim_jax.workdir import read_config
 
     return to_config_dict(read_config(workdir)) if workdir and _has_config(workdir) else None
+
+
+def _tree_of_teacher(argv: Sequence[str]) -> ConfigTree | None:
+    """The config of the network that a student is to learn from; None where none is named, or it is not there."""
+    mode, _ = _take_flag(argv, "mode")
+    teacher, _ = _take_flag(argv, "config.distill.teacher")
+    if mode != "distill" or not teacher:
+        return None
+    from ddim_jax.training.teacher import config_of_teacher
+
+    try:
+        return to_config_dict(config_of_teacher(teacher))
+    except UserError as error:
+        raise UserError(f"distill.teacher={teacher}: {error}") from error
 
 
 def _tree_of_json(path: str) -> ConfigTree:
@@ -469,7 +490,7 @@ def run(argv: Sequence[str] | None = None) -> int:
             own.process_id,
             automatic=own.distributed == "auto",
             deterministic=config.train.deterministic,
-            stop_together=own.mode == "train",
+            stop_together=own.mode in _TRAINING,
             wait_seconds=own.wait_seconds,
         )
         if parallel.is_main_process():

@@ -17,7 +17,7 @@ from ddim_jax.errors import UserError
 # --- jobs ---------------------------------------------------------------------------------------
 
 Mode = Literal[
-    "train", "sample", "trajectory", "interpolate", "reconstruct", "edit", "sweep",
+    "train", "distill", "sample", "trajectory", "interpolate", "reconstruct", "edit", "sweep",
     "evaluate", "stats", "likelihood", "import", "export", "describe",
 ]  # fmt: skip
 
@@ -57,7 +57,9 @@ Loss = Literal["mse", "mae"]
 Reduction = Literal["mean", "sum"]
 TimeSampling = Literal["antithetic", "uniform", "stratified", "continuous", "lognormal", "logitnormal"]
 Optimizer = Literal["adam", "adamw"]
-LearningRateSchedule = Literal["constant", "cosine"]
+LearningRateSchedule = Literal["constant", "cosine", "linear"]
+DistillMethod = Literal["progressive", "consistency", "easy_consistency"]
+DistillWeight = Literal["truncated_snr", "snr_plus_one"]
 
 # --- sampling -----------------------------------------------------------------------------------
 

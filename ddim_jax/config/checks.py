@@ -30,6 +30,7 @@ def check(config: Config) -> None:
     _check_condition(config)
     _check_diffusion(config.diffusion)
     _check_train(config)
+    _check_distill(config)
     _check_sample(config)
     _check_interpolate(config)
     _check_eval(config.eval)
@@ -387,6 +388,63 @@ def _check_train(config: Config) -> None:
         "eval.metrics",
         config.eval.metrics,
         f"train.measure_metric={train.measure_metric} has to be one of them",
+    )
+
+
+# What a student can predict progressively: of eps the image is had by dividing by almost nothing where steps begin.
+_PROGRESSIVE = ("v", "x0", "flow")
+# What is the image itself where there is no noise.
+_CONSISTENT = ("v", "flow", "eps")
+
+
+def _check_distill(config: Config) -> None:
+    distill = config.distill
+    if not distill.teacher:
+        return
+    halved = 2**distill.rounds
+    _require(
+        not distill.is_progressive or distill.first_steps % halved == 0,
+        "distill.first_steps",
+        distill.first_steps,
+        f"cannot be halved distill.rounds={distill.rounds} times; use a multiple of {halved}, or fewer rounds",
+    )
+    _require(
+        not distill.is_progressive or distill.first_steps <= config.diffusion.num_levels,
+        "distill.first_steps",
+        distill.first_steps,
+        f"the teacher has diffusion.num_levels={config.diffusion.num_levels}",
+    )
+    _require(
+        not distill.is_progressive or distill.first_steps * config.train.batch_size <= LARGEST_INDEX,
+        "distill.first_steps",
+        distill.first_steps,
+        f"times train.batch_size={config.train.batch_size} must stay below 2^31",
+    )
+    can_be = _PROGRESSIVE if distill.is_progressive else _CONSISTENT
+    _require(
+        distill.objective in ("", *can_be),
+        "distill.objective",
+        distill.objective,
+        f"distill.method={distill.method} needs a student that predicts one of {', '.join(can_be)}",
+    )
+    _require(
+        distill.method != "easy_consistency" or distill.guidance_scale in (None, 1),
+        "distill.guidance_scale",
+        distill.guidance_scale,
+        "distill.method=easy_consistency never asks the teacher, so that its guidance cannot be learned; use "
+        "consistency, or 1",
+    )
+    _require(
+        distill.guidance_scale in (None, 1) or bool(config.model.kinds),
+        "distill.guidance_scale",
+        distill.guidance_scale,
+        "guidance needs a teacher that draws from conditions; leave it out",
+    )
+    _require(
+        distill.guidance_scale in (None, 1) or config.sample.guidance_scale == 1,
+        "sample.guidance_scale",
+        config.sample.guidance_scale,
+        f"the student has learned a guidance of {distill.guidance_scale}, and cannot be guided beside that; use 1",
     )
 
 

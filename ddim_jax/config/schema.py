@@ -13,6 +13,8 @@ from ddim_jax.names import (
     ConditionTask,
     Crop,
     DataSource,
+    DistillMethod,
+    DistillWeight,
     Divergence,
     EditTask,
     Encoder,
@@ -343,7 +345,7 @@ class TrainConfig:
         optimizer: ``adam`` or ``adamw``.
         learning_rate: peak learning rate.
         warmup_steps: steps over which the learning rate rises linearly from 0.
-        lr_schedule: after the warm-up, ``constant`` or ``cosine`` decay to 0 at the last step.
+        lr_schedule: after the warm-up, ``constant``, or decay to 0 at the last step, ``cosine`` or ``linear``.
         adam_b1: Adam's first decay.
         adam_b2: Adam's second decay.
         adam_eps: Adam's epsilon.
@@ -427,6 +429,68 @@ class TrainConfig:
     cpu_devices: int = key(0, Role.MACHINE, at_least=0, at_most=256)
     compilation_cache: str = key("auto", Role.MACHINE, is_path=True)
     overwrite: bool = key(False, Role.PROGRESS)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """``--mode=distill``: a student that draws in few steps what its teacher draws in many.
+
+    The student's ``train`` group is the teacher's but for what is said here; see ``training/students.py``.
+
+    Attributes:
+        teacher: the workdir that is distilled, or its ``WORKDIR/best`` or ``WORKDIR/checkpoints/STEP``. It is read when
+            the student begins; from then on the student's workdir has what it needs.
+        teacher_step: step of the teacher's checkpoint. The job fills it in, as the next two.
+        teacher_sha256: hash of the teacher's weights.
+        teacher_objective: what the teacher predicts.
+        method: ``progressive`` (Salimans and Ho 2022): each round halves the steps; ``consistency`` (Song et al. 2023):
+            any two points of the teacher's path lead to the same image; ``easy_consistency`` (Geng et al. 2024): the
+            same without asking the teacher, whose weights the student begins with.
+        objective: what the student predicts: ``v``, ``x0`` or ``flow``; the teacher's when empty, but v for one that
+            predicts eps. Where it is another than the teacher's, a round more, before the others, teaches that.
+        guidance_scale: at which the teacher is guided, for good: the student knows no other; its own
+            ``sample.guidance_scale`` when unset.
+        guidance_levels: the lowest and highest level at which it is guided; all when empty. Where ``guidance_scale`` is
+            unset, its own ``sample.guidance_levels``.
+        first_steps: steps S of the teacher that the first round halves.
+        rounds: of ``progressive``: halvings, so that the student draws in ``first_steps`` / 2^``rounds`` steps; of the
+            others: stages, in each of which two points that are compared lie half as far apart.
+        updates: training steps in a round; 0 for half as many as the teacher was trained, 50,000 at most.
+        learning_rate: at the beginning of a round, from where it falls to 0 in a straight line (``consistency``: at the
+            end of the last round); 0 for the teacher's.
+        ema_decay: decay of the moving average of the student's weights, within a round.
+        weight: of ``progressive``: weight of the squared error of the image, ``truncated_snr``, max(SNR, 1), or
+            ``snr_plus_one``.
+        noise_mean: of the other methods: mean of the log of the noise that is compared at, in the units of ``sigmas``.
+        noise_std: its standard deviation.
+        huber: of those: the c in sqrt(|difference|² + c²) - c; 0 for the plain norm.
+        measure_num: images that are drawn of each round, in its number of steps, and measured as ``eval`` says, into
+            one table of ``--mode=evaluate``; 0 for none.
+    """
+
+    teacher: str = key("", Role.TRAINING, is_path=True)
+    teacher_step: int | None = key(None, Role.TRAINING, at_least=0, at_most=LARGEST_INDEX)
+    teacher_sha256: str = key("", Role.TRAINING)
+    teacher_objective: Literal[""] | Objective = key("", Role.TRAINING)
+    method: DistillMethod = key("progressive", Role.TRAINING)
+    objective: Literal[""] | Objective = key("", Role.TRAINING)
+    guidance_scale: float | None = key(None, Role.TRAINING, at_least=-10_000, at_most=10_000)
+    guidance_levels: tuple[int, ...] = key((), Role.TRAINING, at_least=1, at_most=LARGEST_LEVEL, longest=2)
+    first_steps: int = key(64, Role.TRAINING, at_least=1, at_most=LARGEST_LEVEL)
+    rounds: int = key(4, Role.PROGRESS, at_least=1, at_most=16)
+    updates: int = key(0, Role.TRAINING, at_least=0, at_most=LARGEST_INDEX)
+    learning_rate: float = key(0.0, Role.TRAINING, at_least=0, at_most=1e30)
+    ema_decay: float = key(0.99, Role.TRAINING, at_least=0, below=1)
+    weight: DistillWeight = key("truncated_snr", Role.TRAINING)
+    noise_mean: float = key(-1.1, Role.TRAINING, at_least=-100, at_most=100)
+    noise_std: float = key(2.0, Role.TRAINING, above=0, at_most=100)
+    huber: float = key(0.0, Role.TRAINING, at_least=0, at_most=1e9)
+    measure_num: int = key(5000, Role.PROGRESS, at_least=0, at_most=LARGEST_INDEX)
+
+    @property
+    def is_progressive(self) -> bool:
+        """Whether each round halves the steps of the one before."""
+        return self.method == "progressive"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -772,6 +836,7 @@ class Config:
     model: ModelConfig = ModelConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     train: TrainConfig = TrainConfig()
+    distill: DistillConfig = DistillConfig()
     sample: SampleConfig = SampleConfig()
     trajectory: TrajectoryConfig = TrajectoryConfig()
     interpolate: InterpolateConfig = InterpolateConfig()
@@ -828,7 +893,7 @@ class Config:
 
 
 # The groups of what a model is and how it was trained; all others say what a job is to do.
-TRAINED_GROUPS = ("data", "model", "diffusion", "train", "seed")
+TRAINED_GROUPS = ("data", "model", "diffusion", "train", "distill", "seed")
 
 
 def is_one_or_several(annotation: Any) -> bool:

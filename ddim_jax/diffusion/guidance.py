@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ddim_jax.diffusion.prediction import Network
+from ddim_jax.diffusion.prediction import Network, per_image
 from ddim_jax.errors import UserError
 
 # network(x [n, h, w, c], time [n], condition) -> output like x. A condition is any tree of arrays with n rows.
@@ -36,6 +36,7 @@ def guided(
     none: Any,
     scale: float,
     interval: tuple[float, float] | None = None,
+    times_differ: bool = False,
 ) -> Network:
     """Fixes the conditions of a network and guides it towards them.
 
@@ -56,9 +57,10 @@ def guided(
         interval: the lowest and highest time, both included, at which to guide; None for all. Guidance at high noise
             costs variety and at low noise does nothing, so that a middle interval is best (Kynkäänniemi et al. 2024).
             Times are numbers that the network is told, ``Schedule.time_input`` of levels.
+        times_differ: whether images may have different times; without an interval it makes no difference.
 
     Returns:
-        A network of x and time, the time being the same for all images.
+        A network of x and time.
 
     Raises:
         UserError: scale is not finite, or the interval is empty.
@@ -76,7 +78,7 @@ def guided(
         conditional, unconditional = jnp.split(output, 2)
         return conditional, unconditional
 
-    return _led_away(plain, both, scale, interval)
+    return _led_away(plain, both, scale, interval, times_differ)
 
 
 def guided_by(network: Network, guide: Network, scale: float, interval: tuple[float, float] | None = None) -> Network:
@@ -103,6 +105,7 @@ def _led_away(
     both: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
     scale: float,
     interval: tuple[float, float] | None,
+    times_differ: bool = False,
 ) -> Network:
     """A network that goes on from the second of two predictions to the first and beyond, inside the interval."""
     if not math.isfinite(scale):
@@ -127,6 +130,8 @@ def _led_away(
     low, high = interval
 
     def guide_inside(x: jax.Array, time: jax.Array) -> jax.Array:
+        if times_differ:
+            return jnp.where(per_image((time >= low) & (time <= high), x), guide(x, time), plain(x, time))
         return jax.lax.cond((time[0] >= low) & (time[0] <= high), guide, plain, x, time)
 
     return guide_inside

@@ -47,6 +47,11 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
         UserError: the workdir, data or config cannot be used, another job trains or imports there, the run is past its
             last step already, a batch does not fit into memory, or the loss stopped being finite.
     """
+    if config.distill.teacher:
+        raise UserError(
+            f"workdir {workdir} is a student's, which --mode=distill trains; to train its network further on images, "
+            f"name another --workdir and add --config.train.init_from={workdir}"
+        )
     # What can be refused without the data is refused before they are opened, which may mean to prepare them.
     check_no_other_writer(*run_in(workdir))
     if not config_path(workdir).exists():

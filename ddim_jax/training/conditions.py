@@ -32,6 +32,16 @@ def example_condition(config: Config, examples: Any, keys: jax.Array) -> Conditi
     return network_condition(config, given, level, _folded(keys, _NOISE))
 
 
+def batch_condition(config: Config, batch: Any, step: jax.Array) -> Condition:
+    """What a training batch is drawn from, some of it left out, see :func:`drop_conditions`."""
+    return drop_conditions(config, undropped_condition(config, batch, step), step, batch.index)
+
+
+def undropped_condition(config: Config, batch: Any, step: jax.Array) -> Condition:
+    """What a training batch is drawn from."""
+    return example_condition(config, batch, example_keys(config.seed, Stream.CONDITION, step, batch.index))
+
+
 def drop_conditions(config: Config, condition: Condition, step: jax.Array, index: jax.Array) -> Condition:
     """Replaces a share of each kind by "none", for classifier-free guidance (Ho and Salimans 2022).
 

@@ -122,7 +122,7 @@ def _begins_now(config: Config, workdir: epath.PathLike) -> bool:
 def _read(source: str, network: Config) -> InitialWeights:
     """Reads weights from wherever they are."""
     shipped = shipped_file(source)
-    of_workdir = None if shipped else _checkpoint_named(epath.Path(source).expanduser())
+    of_workdir = None if shipped else checkpoint_named(epath.Path(source).expanduser())
     if of_workdir is not None:
         trained = restore_trained(*of_workdir, together=True)
         agreed = agreed_config(network, deciding_values(trained.config), str(of_workdir[0]), any_classes=True)
@@ -134,7 +134,7 @@ def _read(source: str, network: Config) -> InitialWeights:
     return InitialWeights(source, weights.config, weights.raw or weights.variables, weights.variables, weights.step)
 
 
-def _checkpoint_named(path: epath.Path) -> tuple[epath.Path, Any] | None:
+def checkpoint_named(path: epath.Path) -> tuple[epath.Path, Any] | None:
     """The workdir and the step that a path means; None where it is no path of a workdir."""
     named: list[tuple[epath.Path, Any]] = [(path, None)]
     if path.name == "best":

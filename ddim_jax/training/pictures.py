@@ -1,8 +1,10 @@
 """The pictures that a training run draws on the way and at its end."""
 
+import copy
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -24,6 +26,9 @@ from ddim_jax.training.groups import is_due
 from ddim_jax.training.state import TrainState
 from ddim_jax.workdir import sample_grid_path
 from ddim_jax.writers import MetricWriter, say
+
+# Images in a row of a picture that compares checkpoints.
+_IN_A_ROW = 16
 
 
 class TrainingPictures:
@@ -87,6 +92,42 @@ class TrainingPictures:
         picture = grid(pictures(self._config, images))
         save_png(sample_grid_path(self._workdir, step, suffix), picture)
         writer.image(step, "samples", picture)
+
+    def of_other_steps(self, steps: int, total_steps: int) -> Self:
+        """The pictures of a part of the run: images in ``steps`` steps, until training step ``total_steps``."""
+        other = copy.copy(self)
+        other._total_steps = total_steps
+        other._sampler = self._sampler.with_settings(dataclasses.replace(self._config.sample, steps=steps))
+        return other
+
+    def draw_rows(
+        self,
+        name: str,
+        rows: Sequence[tuple[str, int, int]],
+        restore: Callable[[int], TrainState],
+        writer: MetricWriter,
+    ) -> None:
+        """Draws ``samples/NAME.png`` unless it is there: rows of images of the same noise, from several checkpoints.
+
+        Args:
+            name: of the picture.
+            rows: of each what is said of it, the step of its checkpoint, and its sampling steps.
+            restore: from step to state.
+            writer: where it is shown, too.
+        """
+        path = self._workdir / "samples" / f"{name}.png"
+        num = min(_IN_A_ROW, self._config.train.sample_num)
+        if png_shape(path) is None:
+            drawn = []
+            for label, step, steps in rows:
+                sampler = self.of_other_steps(steps, step)._sampler
+                condition = jax.tree.map(lambda x: x[:num], self._condition)
+                images = sampler.draw(self._weights(restore(step)), range(num), condition)
+                drawn.append((label, pictures(self._config, images)))
+            picture = labelled_rows(drawn, columns=num)
+            save_png(path, picture)
+            writer.image(rows[-1][1], name, as_rgb(picture))
+        say(f"wrote {path}")
 
     def draw_final(self, state: TrainState, writer: MetricWriter) -> None:
         """Draws one picture with a grid for each of ``train.final_sample_steps``, and says where it is."""

@@ -44,6 +44,7 @@ class TrainProgram:
         learning_rate: optax.Schedule,
         devices: parallel.Devices,
         images_on_device: bool = False,
+        constants: int = 0,
     ) -> None:
         """Compiles nothing yet.
 
@@ -52,31 +53,41 @@ class TrainProgram:
             learning_rate: the rate by the number of steps done; it is only reported.
             devices: from :func:`~ddim_jax.parallel.training_devices`.
             images_on_device: whether batches are selections of the images given to :meth:`place`.
+            constants: number of things given to :meth:`give`, which the step takes after its batch.
         """
         self.images_on_device = images_on_device
         self._devices = devices
         self._local_devices = len(devices) // parallel.process_count()
         self._images: tuple[DeviceImages, ...] = ()
+        self._constants: tuple[Any, ...] = ()
 
-        def one(state: TrainState, batch: Any, *images: DeviceImages) -> tuple[TrainState, StepResult]:
+        def one(state: TrainState, batch: Any, *given: Any) -> tuple[TrainState, StepResult]:
             rate = jnp.asarray(learning_rate(state.step), jnp.float32)
-            state, metrics = step(state, gather(images[0], batch) if images else batch)
+            if images_on_device:
+                batch, given = gather(given[0], batch), given[1:]
+            state, metrics = step(state, batch, *given)
             return state, StepResult(metrics, rate)
 
-        def group(state: TrainState, batches: Any, *images: DeviceImages) -> tuple[TrainState, StepResult]:
+        def group(state: TrainState, batches: Any, *given: Any) -> tuple[TrainState, StepResult]:
             if len(jax.tree.leaves(batches)[0]) == 1:
-                state, result = one(state, jax.tree.map(lambda x: x[0], batches), *images)
+                state, result = one(state, jax.tree.map(lambda x: x[0], batches), *given)
                 return state, jax.tree.map(lambda x: x[None], result)
-            return jax.lax.scan(lambda state, batch: one(state, batch, *images), state, batches)
+            return jax.lax.scan(lambda state, batch: one(state, batch, *given), state, batches)
 
-        self._run: Any = parallel.step_over_batch(group, devices, donate=True, constants=int(images_on_device))
+        given = int(images_on_device) + constants
+        self._run: Any = parallel.step_over_batch(group, devices, donate=True, constants=given)
         self._compiled: dict[int, Any] = {}
 
     def place(self, images: DeviceImages) -> None:
         """Puts all training images into the memory of each device."""
         self._images = (parallel.replicate(images, self._devices),)
 
-    def compile(self, state: Any, batches: Sequence[Batch | Selection], *images: DeviceImages) -> ProgramMemory | None:
+    def give(self, *constants: Any) -> None:
+        """Puts what the step takes after its batch, once, into the memory of each device."""
+        self._constants = ()  # what was there before makes room
+        self._constants = tuple(parallel.replicate(constant, self._devices) for constant in constants)
+
+    def compile(self, state: Any, batches: Sequence[Batch | Selection], *given: Any) -> ProgramMemory | None:
         """Compiles the program for groups of this size, without running it.
 
         With one process what was compiled is what runs; with several, the first call compiles anew.
@@ -84,12 +95,12 @@ class TrainProgram:
         Args:
             state: a state, or its shapes.
             batches: as many as the group has, of any content.
-            *images: the images to place, or their shapes.
+            *given: the images to place, and what to :meth:`give`, or their shapes.
 
         Returns:
             What it needs on each device; None where the backend does not tell.
         """
-        compiled = self._run.lower(state, self._split(batches), *images).compile()
+        compiled = self._run.lower(state, self._split(batches), *given).compile()
         self._compiled[len(batches)] = compiled
         return program_memory(compiled)
 
@@ -97,7 +108,7 @@ class TrainProgram:
         """Dispatches a group of steps; ``state``, replicated over the devices, must not be used again."""
         compiled = self._compiled.get(len(batches))
         run = self._run if compiled is None else parallel.runnable(self._run, compiled)
-        return run(state, self._split(batches), *self._images)
+        return run(state, self._split(batches), *self._images, *self._constants)
 
     def text(self) -> str:
         """What was compiled, in XLA's language."""
@@ -137,8 +148,18 @@ def compile_ahead(
     optimizer: optax.GradientTransformation,
     total_steps: int,
     num_examples: int,
+    *constants: Any,
 ) -> ProgramMemory | None:
     """Compiles the program for the run's groups of steps before there is a state or an image.
+
+    Args:
+        program: the run's.
+        config: the run.
+        model: the network.
+        optimizer: the run's.
+        total_steps: its length.
+        num_examples: number of training images.
+        *constants: what the program will be given, or its shapes.
 
     Returns:
         What it needs, as :meth:`TrainProgram.compile` says.
@@ -165,6 +186,6 @@ def compile_ahead(
                 *jax.tree.map(jnp.asarray, beside(num_examples)),
             )
         )
-        return program.compile(state, [Selection(index, np.zeros(size, bool), index)] * group, images)
+        return program.compile(state, [Selection(index, np.zeros(size, bool), index)] * group, images, *constants)
     batch = Batch(np.zeros((size, *shape), dtype), index, index, *beside(size))
-    return program.compile(state, [batch] * group)
+    return program.compile(state, [batch] * group, *constants)

@@ -55,10 +55,16 @@ def _cosine(train: TrainConfig, total_steps: int) -> optax.Schedule:
     return optax.cosine_decay_schedule(train.learning_rate, max(1, total_steps - train.warmup_steps))
 
 
+def _linear(train: TrainConfig, total_steps: int) -> optax.Schedule:
+    """A straight line to 0 at ``total_steps``."""
+    return optax.linear_schedule(train.learning_rate, 0.0, max(1, total_steps - train.warmup_steps))
+
+
 # What follows the warm-up, by names.LearningRateSchedule: its step 0 is the warm-up's last.
 LEARNING_RATE_SCHEDULES: Mapping[str, Callable[[TrainConfig, int], optax.Schedule]] = {
     "constant": _constant,
     "cosine": _cosine,
+    "linear": _linear,
 }
 
 

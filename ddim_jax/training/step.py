@@ -21,7 +21,7 @@ from ddim_jax.models import Model, call
 from ddim_jax.pixels import to_float
 from ddim_jax.random_streams import Stream, example_keys, normal_each, root_key
 from ddim_jax.training.augmentation import augment
-from ddim_jax.training.conditions import drop_conditions, example_condition
+from ddim_jax.training.conditions import batch_condition
 from ddim_jax.training.state import TrainState, ema_decay, update_ema
 
 
@@ -60,11 +60,15 @@ class StepMetrics(NamedTuple):
     grad_norm: Any
 
 
-TrainStep = Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]
+# (state, batch, *constants) -> (state, metrics)
+TrainStep = Callable[..., tuple[TrainState, StepMetrics]]
 
 # A network, for training or not: (x, time, condition) -> (output, whatever else it returns). Where images are
 # augmented, it takes what it is told of that, as ``augmentation``.
 Network = Callable[..., tuple[jax.Array, Any]]
+
+# What is learned: (network, batch, step, *constants) -> (Losses of each example, what else the network returned).
+BatchLosses = Callable[..., tuple[Losses, Any]]
 
 
 def make_example_losses(config: Config) -> Callable[..., tuple[Losses, Any]]:
@@ -134,16 +138,38 @@ def draw_training_levels(
     return losses.draw_levels(diffusion.time_sampling, schedule, key, index, batch_size, mean, diffusion.time_std)
 
 
+def make_batch_losses(config: Config) -> BatchLosses:
+    """Builds ``losses(network, batch, step) -> (Losses, what else the network returned)`` of ``--mode=train``.
+
+    A level and noise are drawn for each example of the batch, then see :func:`make_example_losses`: DDPM's algorithm 1,
+    for eps and the mean squared error.
+    """
+    train, seed = config.train, config.seed
+    example_losses, schedule = make_example_losses(config), build_schedule(config)
+
+    def batch_losses(network: Network, batch: Any, step: jax.Array) -> tuple[Losses, Any]:
+        time_key = jax.random.fold_in(root_key(seed, Stream.TIME), step)
+        level = draw_training_levels(config, schedule, time_key, batch.index, train.batch_size)
+        noise_keys = example_keys(seed, Stream.NOISE, step, batch.index)
+        condition = batch_condition(config, batch, step)
+        augmentation_keys = (
+            example_keys(seed, Stream.AUGMENTATION, step, batch.index) if train.augment_probability else None
+        )
+        return example_losses(network, batch.image, condition, level, noise_keys, augmentation_keys)
+
+    return batch_losses
+
+
 def make_train_step(
     config: Config,
     model: Model,
     optimizer: optax.GradientTransformation,
     mean_over_devices: Callable[[Any], Any] = lambda tree: tree,
+    batch_losses: BatchLosses | None = None,
 ) -> TrainStep:
-    """Builds ``step(state, batch) -> (state, metrics)``.
+    """Builds ``step(state, batch, *constants) -> (state, metrics)``.
 
-    Draw a level and noise for each example of the batch, and descend the gradient of the losses
-    (:func:`make_example_losses`), averaged: DDPM's algorithm 1, for eps and the mean squared error.
+    It descends the gradient of the losses, averaged over the examples of the batch.
 
     All random numbers are keyed by (seed, step, position in the global batch), so the split of the batch over devices
     or into micro-batches does not change them.
@@ -153,15 +179,19 @@ def make_train_step(
         model: the network, built with the same ``mean_over_devices``.
         optimizer: from :func:`~ddim_jax.training.state.make_optimizer`.
         mean_over_devices: averages a tree over the devices that share the batch; the identity on one device.
+        batch_losses: what is learned; None for :func:`make_batch_losses`.
 
     Returns:
         The step; it leaves the average alone under ``train.ema_on_host``. Its batch is a
-        :class:`~ddim_jax.data.batches.Batch`, the device's share.
+        :class:`~ddim_jax.data.batches.Batch`, the device's share; the constants, if any, are handed to
+        ``batch_losses``.
     """
     train, seed = config.train, config.seed
-    example_losses, schedule = make_example_losses(config), build_schedule(config)
+    losses_of = batch_losses or make_batch_losses(config)
 
-    def batch_loss(params: Any, batch_stats: Any, batch: Any, step: jax.Array) -> tuple[jax.Array, Any]:
+    def batch_loss(
+        params: Any, batch_stats: Any, batch: Any, step: jax.Array, constants: tuple[Any, ...]
+    ) -> tuple[jax.Array, Any]:
         dropout_keys = example_keys(seed, Stream.DROPOUT, step, batch.index) if config.model.dropout else None
 
         def network(x: jax.Array, time: jax.Array, condition: Condition, **told: Any) -> tuple[jax.Array, Any]:
@@ -170,28 +200,22 @@ def make_train_step(
                 model, variables, x, time, condition, dropout_keys=dropout_keys, mutable=["batch_stats"], **told
             )
 
-        time_key = jax.random.fold_in(root_key(seed, Stream.TIME), step)
-        level = draw_training_levels(config, schedule, time_key, batch.index, train.batch_size)
-        noise_keys = example_keys(seed, Stream.NOISE, step, batch.index)
-        condition_keys = example_keys(seed, Stream.CONDITION, step, batch.index)
-        condition = drop_conditions(config, example_condition(config, batch, condition_keys), step, batch.index)
-        augmentation_keys = (
-            example_keys(seed, Stream.AUGMENTATION, step, batch.index) if train.augment_probability else None
-        )
-        each, new_stats = example_losses(network, batch.image, condition, level, noise_keys, augmentation_keys)
+        each, new_stats = losses_of(network, batch, step, *constants)
         mean = Losses(jnp.mean(each.loss), jnp.mean(each.image_loss))
         return mean.loss, (mean, new_stats.get("batch_stats", {}))
 
-    def gradient(state: TrainState, batch: Any) -> tuple[Losses, Any, Any]:
+    def gradient(state: TrainState, batch: Any, constants: tuple[Any, ...]) -> tuple[Losses, Any, Any]:
         """Losses, batch statistics and gradient of this device's share, in ``accumulate`` parts."""
         value_and_grad = jax.value_and_grad(batch_loss, has_aux=True)
         if train.accumulate == 1:
-            (_, (mean, batch_stats)), grads = value_and_grad(state.params, state.batch_stats, batch, state.step)
+            (_, (mean, batch_stats)), grads = value_and_grad(
+                state.params, state.batch_stats, batch, state.step, constants
+            )
             return mean, batch_stats, grads
 
         def accumulate(carry: Any, part: Any) -> tuple[Any, None]:
             total, batch_stats, total_grads = carry
-            (_, (mean, batch_stats)), grads = value_and_grad(state.params, batch_stats, part, state.step)
+            (_, (mean, batch_stats)), grads = value_and_grad(state.params, batch_stats, part, state.step, constants)
             total, total_grads = jax.tree.map(jnp.add, (total, total_grads), (mean, grads))
             return (total, batch_stats, total_grads), None
 
@@ -201,8 +225,8 @@ def make_train_step(
         mean, grads = jax.tree.map(lambda sum_of_parts: sum_of_parts / train.accumulate, (total, total_grads))
         return mean, batch_stats, grads
 
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
-        mean, batch_stats, grads = mean_over_devices(gradient(state, batch))
+    def train_step(state: TrainState, batch: Any, *constants: Any) -> tuple[TrainState, StepMetrics]:
+        mean, batch_stats, grads = mean_over_devices(gradient(state, batch, constants))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new_state = dataclasses.replace(

@@ -1,0 +1,173 @@
+"""What a student learns in a training step, and what it begins a round with."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from ddim_jax.config import Config, with_values
+from ddim_jax.configured import build_normalization, build_predict, build_schedule
+from ddim_jax.diffusion import losses
+from ddim_jax.diffusion.distillation import (
+    TwoSteps,
+    distillation_loss,
+    draw_steps,
+    padded_to,
+    rows_of,
+    single_steps,
+    target_image,
+    two_steps,
+)
+from ddim_jax.diffusion.objectives import Prediction
+from ddim_jax.diffusion.prediction import per_image, to_prediction
+from ddim_jax.diffusion.schedule import Schedule
+from ddim_jax.diffusion.spacing import level_pairs, sampling_levels
+from ddim_jax.models import Model
+from ddim_jax.pixels import to_float
+from ddim_jax.random_streams import Stream, example_keys, normal_each, root_key
+from ddim_jax.training.conditions import batch_condition, undropped_condition
+from ddim_jax.training.state import TrainState, fresh_optimizer_state
+from ddim_jax.training.step import BatchLosses, Losses, Network
+from ddim_jax.training.students import SPACING, Round
+
+
+class Lesson(NamedTuple):
+    """What a round's training steps are given beside their batches: data of the program, the same for all of them.
+
+    Attributes:
+        teacher: the teacher's variables.
+        steps: which of its steps are learned as one; padded to the same rows in all rounds.
+        count: how many rows are no padding.
+    """
+
+    teacher: Any
+    steps: TwoSteps
+    count: Any
+
+
+def lesson_of(config: Config, round_: Round, teacher: Any) -> Lesson:
+    """The lesson of a round of progressive distillation.
+
+    Args:
+        config: the student's.
+        round_: the round.
+        teacher: variables of the network that it learns from.
+    """
+    schedule = build_schedule(config)
+    levels = sampling_levels(SPACING, schedule.num_levels, teacher_steps(config, round_), schedule)
+    steps = (
+        single_steps(schedule, level_pairs(levels)) if not round_.number else two_steps(schedule, level_pairs(levels))
+    )
+    rows = config.distill.first_steps
+    of_program = TwoSteps(*(column.astype(np.float32) for column in padded_to(steps, rows)))
+    return Lesson(teacher, of_program, np.int32(len(steps.time)))
+
+
+def teacher_steps(config: Config, round_: Round) -> int:
+    """Steps of the teacher of a round."""
+    return config.distill.first_steps >> max(0, round_.number - 1)
+
+
+def teacher_config(config: Config, round_: Round) -> Config:
+    """How the teacher of a round predicts: in the first one, that of ``distill.teacher``, guided; then the student."""
+    if round_.begins:
+        return config
+    distill = config.distill
+    told = {
+        "diffusion.objective": distill.teacher_objective,
+        "sample.guidance_scale": distill.guidance_scale,
+        "sample.guidance_levels": distill.guidance_levels,
+        "distill.guidance_scale": 1.0,  # which no config has beside that of sample
+    }
+    return with_values(config, told)
+
+
+def begin_round(state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state that a round of progressive distillation begins with: the averages of the one before, and nothing else.
+
+    Optimiser, learning rate and averages start anew, as in Salimans and Ho's algorithm 2, where each student begins as
+    a copy of its teacher.
+    """
+    return dataclasses.replace(
+        state,
+        params=state.ema_params,
+        batch_stats=state.ema_batch_stats,
+        opt_state=fresh_optimizer_state(optimizer, state.ema_params, 0),
+    )
+
+
+def optimizer_steps(config: Config) -> int:
+    """Training steps that the learning rate takes to fall to 0."""
+    return config.distill.updates if config.distill.is_progressive else config.train.steps
+
+
+def step_in_schedule(config: Config, done: Any) -> Any:
+    """Steps of that, from steps of the run."""
+    return done % config.distill.updates if config.distill.is_progressive else done
+
+
+def same_program(config: Config, one: Round, other: Round) -> bool:
+    """Whether the program of one round serves another."""
+    if not config.distill.is_progressive:
+        return True
+    return bool(one.number) == bool(other.number) and teacher_config(config, one) == teacher_config(config, other)
+
+
+def losses_of_round(config: Config, model: Model, round_: Round) -> BatchLosses:
+    """What a round learns, of a batch, a step and a :class:`Lesson`."""
+    return progressive_losses(config, model, round_)
+
+
+def progressive_losses(config: Config, model: Model, round_: Round) -> BatchLosses:
+    """Builds the losses of a round of progressive distillation, of a batch, a step and a :class:`Lesson`.
+
+    The program of a round serves those after it, where they have the same kind of teacher.
+    """
+    distill = config.distill
+    of_teacher = teacher_config(config, round_)
+    example = _Examples(config)
+
+    def batch_losses(network: Network, batch: Any, step: jax.Array, lesson: Lesson) -> tuple[Losses, Any]:
+        key = jax.random.fold_in(root_key(config.seed, Stream.TIME), step)
+        which = draw_steps(key, batch.index, config.train.batch_size, lesson.count)
+        row = rows_of(lesson.steps, which)
+        x0, eps = example.image_and_noise(batch, step)
+        x = losses.diffuse(x0, eps, row.alpha_bar)
+        condition = example.condition(batch, step)
+        teacher = build_predict(of_teacher, model, lesson.teacher, condition, config.sample.clip, times_differ=True)
+        target = target_image(teacher, x, row, is_single=not round_.number)
+        prediction, extra = example.ask(network, x, row.time, row.alpha_bar, condition)
+        loss = distillation_loss(prediction, target, row.alpha_bar, distill.weight)
+        return Losses(loss, losses.example_loss(prediction.x0, x0, config.diffusion.loss)), extra
+
+    return batch_losses
+
+
+class _Examples:
+    """What all methods do with a batch."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._schedule: Schedule = build_schedule(config)
+        self._normalization = build_normalization(config)
+
+    def image_and_noise(self, batch: Any, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The clean images, as the network sees them, and the noise that is added to them."""
+        x0 = to_float(batch.image, self._normalization)
+        keys = example_keys(self._config.seed, Stream.NOISE, step, batch.index)
+        return x0, normal_each(keys, 0, x0.shape[1:], x0.dtype)
+
+    def condition(self, batch: Any, step: jax.Array) -> Any:
+        """What they are drawn from; none is left out where guidance towards it is what is learned."""
+        of_batch = batch_condition if self._config.distill.guidance_scale == 1 else undropped_condition
+        return of_batch(self._config, batch, step)
+
+    def ask(
+        self, network: Network, x: jax.Array, time: jax.Array, alpha_bar: jax.Array, condition: Any
+    ) -> tuple[Prediction, Any]:
+        """The student's prediction, and what else its network returns."""
+        output, extra = network(self._schedule.network_input(x, per_image(alpha_bar, x)), time, condition)
+        mean = output[..., : x.shape[-1]].astype(x.dtype)  # beyond these it says something of the variance
+        return to_prediction(mean, x, alpha_bar, self._config.diffusion.objective), extra

@@ -1,0 +1,216 @@
+"""What a student's run is (``--mode=distill``): its config, made of its teacher's, and its rounds."""
+
+import dataclasses
+from collections.abc import Collection
+from typing import NamedTuple
+
+from ddim_jax.config import Config, ConfigError, DistillConfig, flatten, with_values
+from ddim_jax.diffusion.samplers import SAMPLERS
+from ddim_jax.errors import UserError
+from ddim_jax.names import Objective, lookup
+from ddim_jax.training.teacher import Teacher
+from ddim_jax.weights.agreement import deciding_values, differences
+
+# Salimans and Ho's updates in a round, on CIFAR-10.
+_MOST_UPDATES = 50_000
+
+# Subsequences of these levels are among each other's: every other level of S steps is one of S / 2.
+SPACING = "trailing"
+
+# What distill says of a student, so that these say nothing.
+_REPLACED = {
+    "train.steps": "distill.updates and distill.rounds",
+    "train.epochs": "distill.updates and distill.rounds",
+    "train.learning_rate": "distill.learning_rate",
+    "train.warmup_steps": "distill.learning_rate",
+    "train.lr_schedule": "distill.learning_rate",
+    "train.ema_decay": "distill.ema_decay",
+    "train.ema_warmup": "distill.ema_decay",
+    "train.keep_every": "distill.updates",
+    "train.init_from": "distill.teacher",
+    "train.validate_every": "distill.measure_num",
+    "train.measure_every": "distill.measure_num",
+    "diffusion.objective": "distill.objective",
+    "sample.guidance_scale": "distill.guidance_scale",
+    "sample.guidance_levels": "distill.guidance_levels",
+    "sample.steps": "distill.first_steps and distill.rounds",
+    "sample.spacing": "distill.first_steps and distill.rounds",
+}
+
+
+class Round(NamedTuple):
+    """A part of a student's training.
+
+    Attributes:
+        number: 1, 2 ...; 0 for one in which the student learns to predict something else than its teacher.
+        begins: number of training steps done before it.
+        ends: and after it.
+        steps: network evaluations that the student draws an image in afterwards.
+    """
+
+    number: int
+    begins: int
+    ends: int
+    steps: int
+
+
+def rounds_of(config: Config) -> list[Round]:
+    """The rounds of a student's run, whose config is settled."""
+    distill = config.distill
+    numbers = range(0 if converts(config) else 1, distill.rounds + 1)
+    steps = [distill.first_steps >> number if distill.is_progressive else config.sample.steps for number in numbers]
+    return [
+        Round(number, place * distill.updates, (place + 1) * distill.updates, count)
+        for place, (number, count) in enumerate(zip(numbers, steps, strict=True))
+    ]
+
+
+def converts(config: Config) -> bool:
+    """Whether the student predicts something else than its teacher, and has to learn that first."""
+    return config.distill.teacher_objective != config.distill.objective
+
+
+def check_given(given: Collection[str]) -> None:
+    """Refuses keys on the command line that would be passed over.
+
+    Args:
+        given: dotted keys.
+
+    Raises:
+        ConfigError: one of them says nothing to ``--mode=distill``.
+    """
+    for key, instead in _REPLACED.items():
+        if key in given:
+            raise ConfigError(f"{key} says nothing to --mode=distill; use {instead}")
+
+
+def check_teaches(config: Config) -> None:
+    """Checks that a teacher's sampler makes the same image of the same noise, which is what a student learns.
+
+    Raises:
+        ConfigError: it adds noise, or is guided by another network.
+    """
+    sample = config.sample
+    adds = (
+        lookup(SAMPLERS, sample.sampler, "sampler").eta == "implied"
+        or sample.eta != 0
+        or any(sample.eta_per_step)
+        or sample.churn != 0
+    )
+    if adds:
+        raise ConfigError(
+            f"sample.sampler={sample.sampler}, eta {sample.eta:g}: a student learns where its teacher's steps lead, "
+            "and this sampler adds noise to them; add --config.sample.sampler=ddim --config.sample.eta=0"
+        )
+    if sample.guide_workdir and sample.guidance_scale != 1:
+        raise ConfigError(
+            f"sample.guide_workdir={sample.guide_workdir}: a teacher can be guided by its own conditions, not by "
+            "another network; leave it out"
+        )
+
+
+def settled_config(config: Config, teacher: Teacher) -> Config:
+    """The student's config: the teacher's network and data, with what is left open filled in, for few steps.
+
+    Args:
+        config: what was asked for; ``data``, ``model`` and ``diffusion`` should be the teacher's.
+        teacher: the teacher.
+
+    Raises:
+        UserError: it is a teacher of another network or data, or one that cannot teach this.
+    """
+    of_teacher = deciding_values(teacher.config)
+    left_open = {key: of_teacher[key] for key in ("data.mean", "data.std", "data.range") if not flatten(config)[key]}
+    config = with_values(config, left_open)
+    stated = {key: value for key, value in of_teacher.items() if key != "diffusion.objective"}
+    ours = flatten(config)
+    if different := differences(config, stated):
+        listed = ", ".join(f"{key} (there {value!r}, here {ours[key]!r})" for key, value in different.items())
+        raise UserError(
+            f"distill.teacher={config.distill.teacher} is another network than the config's: {listed}; leave --config "
+            "out to take the teacher's"
+        )
+    check_teaches(config)
+    distill, of_run = config.distill, teacher.config
+    objective = distill.objective or _objective_for(config, of_run.diffusion.objective)
+    scale, levels = distill.guidance_scale, distill.guidance_levels
+    if scale is None:
+        scale, levels = config.sample.guidance_scale, config.sample.guidance_levels
+    trained = teacher.step or of_run.train.steps
+    distill = dataclasses.replace(
+        distill,
+        teacher_step=teacher.step,
+        teacher_sha256=teacher.sha256,
+        teacher_objective=of_run.diffusion.objective,
+        objective=objective,
+        guidance_scale=float(scale),
+        guidance_levels=levels,
+        updates=distill.updates or max(1, min(_MOST_UPDATES, trained // 2)),
+        learning_rate=distill.learning_rate or of_run.train.learning_rate,
+    )
+    return student_config(dataclasses.replace(config, distill=distill))
+
+
+def student_config(config: Config) -> Config:
+    """A config whose ``distill`` is settled, with all that follows from that."""
+    distill = config.distill
+    steps = distill.first_steps >> distill.rounds if distill.is_progressive else 2
+    sampler = "ddim" if distill.is_progressive else "consistency"
+    values = {
+        "diffusion.objective": distill.objective,
+        # The teacher's targets are not random, and the student should not be.
+        "model.dropout": 0.0 if distill.is_progressive else config.model.dropout,
+        "train.steps": distill.updates * len(rounds_of(config)),
+        "train.epochs": 0.0,
+        "train.learning_rate": distill.learning_rate,
+        "train.warmup_steps": 0,
+        "train.lr_schedule": "linear",
+        "train.ema_decay": distill.ema_decay,
+        "train.ema_warmup": False,
+        "train.keep_every": distill.updates,
+        "train.init_from": "",
+        "train.validate_every": 0,
+        "train.measure_every": 0,
+        "train.augment_probability": 0.0,
+        "train.final_sample_steps": (),
+        "sample.preset": "",
+        "sample.sampler": sampler,
+        "sample.steps": steps,
+        "sample.spacing": SPACING,
+        "sample.eta": 0.0,
+        "sample.eta_per_step": (),
+        "sample.churn": 0.0,
+        "sample.levels": (),
+        "sample.sigmas": (),
+        "sample.guidance_scale": 1.0,
+        "sample.guidance_levels": (),
+        "eval.preset": "",
+        "eval.samplers": (sampler,),
+        "eval.etas": (0.0,),
+        "eval.spacings": (),
+        "eval.steps": (steps,) if distill.is_progressive else (1, 2, 4),
+    }
+    return with_values(config, values)
+
+
+def _objective_for(config: Config, of_teacher: Objective) -> Objective:
+    """What a student predicts where nobody says: what its teacher does, if that can be."""
+    progressive = config.distill.is_progressive
+    if of_teacher == "eps" and progressive:
+        return "v"
+    if of_teacher == "x0" and not progressive:
+        return "v"
+    return of_teacher
+
+
+def described(distill: DistillConfig) -> str:
+    """What a student was distilled from, in a line."""
+    step = f", step {distill.teacher_step:,}" if distill.teacher_step else ""
+    guided = "" if distill.guidance_scale in (None, 1) else f", guided at {distill.guidance_scale:g}"
+    how = f"{distill.method}, {distill.rounds} rounds of {distill.updates:,} steps"
+    steps = (
+        f" from {distill.first_steps} to {distill.first_steps >> distill.rounds} steps"
+        if distill.is_progressive
+        else ""
+    )
+    return f"distilled from {distill.teacher}{step}, sha256 {distill.teacher_sha256[:12]}{guided}: {how}{steps}"
