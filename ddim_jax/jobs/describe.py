@@ -27,6 +27,7 @@ from ddim_jax.sampling.programs import Given, Program, image_program
 from ddim_jax.training.fitting import largest_batch
 from ddim_jax.training.program import compile_ahead, make_program
 from ddim_jax.training.state import TrainState, abstract_state, make_optimizer
+from ddim_jax.training.students import described
 from ddim_jax.writers import say
 
 _LINE_WIDTH = 116
@@ -66,6 +67,8 @@ def describe(config: Config, workdir: epath.PathLike | None = None) -> None:
     print(f"{config.model.name} for images of {width}x{height}x{channels}: {num_params:,} parameters")
     if config.model.kinds:
         print(_conditions_line(config))
+    if config.distill.teacher_sha256:
+        print("\n  ".join(textwrap.wrap(described(config.distill), _LINE_WIDTH - 2)))
     image = jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.float32)
     moment = jax.ShapeDtypeStruct((1,), jnp.float32)
     forward = flops(jax.make_jaxpr(model.apply)(variables, image, moment))

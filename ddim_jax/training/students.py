@@ -207,10 +207,9 @@ def described(distill: DistillConfig) -> str:
     """What a student was distilled from, in a line."""
     step = f", step {distill.teacher_step:,}" if distill.teacher_step else ""
     guided = "" if distill.guidance_scale in (None, 1) else f", guided at {distill.guidance_scale:g}"
-    how = f"{distill.method}, {distill.rounds} rounds of {distill.updates:,} steps"
-    steps = (
-        f" from {distill.first_steps} to {distill.first_steps >> distill.rounds} steps"
-        if distill.is_progressive
-        else ""
+    first, last = distill.first_steps, distill.first_steps >> distill.rounds
+    steps = f", {first} steps become {last}" if distill.is_progressive else ""
+    return (
+        f"distilled from {distill.teacher}{step}, sha256 {distill.teacher_sha256[:12]}{guided}: {distill.method}, "
+        f"{distill.rounds} rounds of {distill.updates:,} steps{steps}"
     )
-    return f"distilled from {distill.teacher}{step}, sha256 {distill.teacher_sha256[:12]}{guided}: {how}{steps}"

@@ -1,12 +1,13 @@
 """The network that a student learns from (``distill.teacher``): its weights, and what tells it from another."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
-from ddim_jax.config import Config
+from ddim_jax.config import Config, DistillConfig
 from ddim_jax.digests import digest_of_arrays
 from ddim_jax.errors import UserError
 from ddim_jax.training.checkpoint import restore_trained, select_weights
@@ -53,7 +54,7 @@ def read_teacher(named: str, step: int | None = None) -> Teacher:
 
 
 def config_of_teacher(named: str) -> Config:
-    """The config of a teacher's run, see :func:`read_teacher`.
+    """The config of a teacher's run, see :func:`read_teacher`, but for what it may have been distilled from itself.
 
     Raises:
         UserError: there is none.
@@ -61,7 +62,7 @@ def config_of_teacher(named: str) -> Config:
     shipped = shipped_file(named)
     if shipped is not None:
         return read_weights(shipped, None).config
-    return read_config(_workdir_and_step(named)[0])
+    return dataclasses.replace(read_config(_workdir_and_step(named)[0]), distill=DistillConfig())
 
 
 def _workdir_and_step(named: str) -> tuple[epath.Path, Any]:
