@@ -15,6 +15,7 @@ To learn diffusion from the code, read in this order:
 And what is built on them:
 
 - ``guidance.py``: classifier-free guidance.
+- ``consistency.py``: how a network learns to lead to the end of the flow in one step.
 - ``adaptive.py``: levels chosen by a tolerance.
 - ``inversion.py``: from an image back to its noise.
 - ``interpolation.py``: between noises, and so between images.
@@ -39,6 +40,7 @@ DDIM in ten lines, with a network that knows its data: all images are grey, x_0 
 """
 
 from ddim_jax.diffusion.adaptive import adaptive_levels
+from ddim_jax.diffusion.consistency import consistency_loss
 from ddim_jax.diffusion.ddim import (
     consistency_table,
     ddim_table,
@@ -83,6 +85,7 @@ __all__ = [
     "adaptive_levels",
     "bound_table",
     "clipped",
+    "consistency_loss",
     "consistency_table",
     "ddim_table",
     "ddpm_large_table",
