@@ -22,8 +22,8 @@ wanders up to the noisiest. There are two ways to x_r, and both are ``diffuse`` 
   DDIM from t to r.
 
 What is learned if levels and r of t are fixed: by distillation the teacher's own DDIM along t, r(t), r(r(t)) ... 0, in
-one step; by tuning, f(x_t) = E[f(x_r) | x_t], which is the same where f is linear in x, with the ideal teacher. Both
-tend to the flow as gaps shrink.
+one step; by tuning, with squared distances, f(x_t) = E[f(x_r) | x_t], which is the same where f is linear in x and the
+teacher is ideal, for E[x_r | x_t] is then its step. Both tend to the flow as gaps shrink.
 
 >>> from ddim_jax.diffusion import Prediction, make_schedule
 >>> schedule = make_schedule("linear")

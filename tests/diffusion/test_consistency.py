@@ -401,8 +401,8 @@ def test_a_linear_student_becomes_the_ideal_one(float64, way, name, chain):
         assert np.any(levels_next < levels - 1)
     slopes, offsets = composed_steps(schedule, levels_next)
     result = train_linear_student(schedule, levels, levels_next, way == "distillation")
-    np.testing.assert_allclose(result[0], slopes, atol=1e-4)
-    np.testing.assert_allclose(result[1], offsets, atol=1e-4)
+    np.testing.assert_allclose(result[0], slopes, atol=1e-6)
+    np.testing.assert_allclose(result[1], offsets, atol=1e-6)
     if chain == "each to the next":
         end = sample(exact_teacher, jnp.full((1, 1, 1, 1), 0.7), ddim_table(schedule, level_pairs(levels[::-1])))
         np.testing.assert_allclose(slopes[-1] * 0.7 + offsets[-1], end.ravel()[0], rtol=1e-9)
