@@ -67,7 +67,7 @@ SamplerName = Literal[
     "ddim", "ddpm_small", "ddpm_large", "ddpm_learned",
     "heun", "ab2", "ab3", "ab4", "plms", "dpmpp_2m", "unipc2", "unipc3",
     "ipndm", "deis2", "deis3", "deis4", "flow_heun", "edm", "edm_euler", "dpmpp_2m_sde", "dpmpp_3m_sde",
-    "euler_ancestral",
+    "euler_ancestral", "consistency",
 ]  # fmt: skip
 EncoderName = Literal["ddim", "heun"]
 Spacing = Literal[

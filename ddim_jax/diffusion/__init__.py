@@ -7,7 +7,7 @@ To learn diffusion from the code, read in this order:
 3. ``prediction.py``: from the network's output to a clean image and the noise in it.
 4. ``spacing.py``: which of the levels a fast sampler visits.
 5. ``table.py``: a sampler's arithmetic as a table with one row per network evaluation; ``loop.py``: the loop over them.
-6. ``ddim.py``: DDIM and DDPM as such tables.
+6. ``ddim.py``: DDIM, DDPM and multistep consistency sampling as such tables.
 7. ``solvers.py``: deterministic samplers of higher order, as tables too: Heun, PLMS, DPM-Solver++, UniPC.
    ``sde_solvers.py``: those that add noise.
 8. ``samplers.py``: all samplers by name.
@@ -15,6 +15,7 @@ To learn diffusion from the code, read in this order:
 And what is built on them:
 
 - ``guidance.py``: classifier-free guidance.
+- ``consistency.py``: how a network learns to lead to the end of the flow in one step.
 - ``adaptive.py``: levels chosen by a tolerance.
 - ``inversion.py``: from an image back to its noise.
 - ``interpolation.py``: between noises, and so between images.
@@ -39,7 +40,14 @@ DDIM in ten lines, with a network that knows its data: all images are grey, x_0 
 """
 
 from ddim_jax.diffusion.adaptive import adaptive_levels
-from ddim_jax.diffusion.ddim import ddim_table, ddpm_large_table, ddpm_learned_table, ddpm_small_table
+from ddim_jax.diffusion.consistency import consistency_loss
+from ddim_jax.diffusion.ddim import (
+    consistency_table,
+    ddim_table,
+    ddpm_large_table,
+    ddpm_learned_table,
+    ddpm_small_table,
+)
 from ddim_jax.diffusion.editing import inpaint, inpaint_table, noise_to_level
 from ddim_jax.diffusion.guidance import guided
 from ddim_jax.diffusion.interpolation import slerp, slerp_grid, slerp_path
@@ -77,6 +85,8 @@ __all__ = [
     "adaptive_levels",
     "bound_table",
     "clipped",
+    "consistency_loss",
+    "consistency_table",
     "ddim_table",
     "ddpm_large_table",
     "ddpm_learned_table",

@@ -1,4 +1,4 @@
-"""DDIM at any eta, and DDPM with both variances, as tables of coefficients, computed once in float64.
+"""DDIM at any eta, DDPM with its variances, and consistency models' sampler, as tables of coefficients in float64.
 
 A step from noise level t to a cleaner level t' (alpha_bar and alpha_bar' for short) first asks the network which clean
 image x̂0 and which noise ε̂ the current image is made of, and then mixes a new one (Song et al. 2021, "DDIM", eq. 12):
@@ -8,8 +8,9 @@ image x̂0 and which noise ε̂ the current image is made of, and then mixes a n
 
 If x̂0 and ε̂ were right, x' would be distributed exactly as images of level t' are, for any sigma (the paper's lemma 1):
 its noise has variance b² + c² = 1 - alpha_bar', and it is free to choose which part is kept and which is drawn anew.
-That choice is all that tells DDIM and DDPM apart. The exception is σ̂ (:func:`ddpm_large_table`), whose c is larger than
-its b leaves room for: images keep some noise too much, the more the fewer the steps.
+That choice is all that tells DDIM (c = 0), DDPM and multistep consistency sampling (b = 0) apart. The exception is σ̂
+(:func:`ddpm_large_table`), whose c is larger than its b leaves room for: images keep some noise too much, the more the
+fewer the steps.
 
 In the form of ``table.py`` a and b are the factors of x̂0 and ε̂ in q, which is the next image but for its noise; c is
 the factor of z.
@@ -123,6 +124,27 @@ def ddpm_learned_table(schedule: Schedule, pairs: np.ndarray) -> SamplerTable:
     ends = pairs[:, 1] == 0
     ratio = np.where(ends, 1, (1 - table.alpha_bar) / np.where(ends, 1, 1 - table.alpha_bar_next))
     return table._replace(log_range=np.log(ratio)[:, None])
+
+
+def consistency_table(schedule: Schedule, pairs: np.ndarray) -> SamplerTable:
+    """Multistep consistency sampling (Song et al. 2023, "Consistency Models", algorithm 1): eq. 12 with all noise anew.
+
+    The largest sigma that eq. 12 leaves room for is that of b = 0, sigma² = 1 - alpha_bar'. No part of ε̂ is kept:
+
+        x' = sqrt(alpha_bar') x̂0 + sqrt(1 - alpha_bar') z.
+
+    It is a sampler for networks whose x̂0 is an image already, the end of the flow from x, as consistency models' is
+    (``consistency.py``): x' is then distributed as images of level t' are, however few steps there are. Errors of
+    earlier steps survive in x̂0 alone. An ordinary denoiser's x̂0 is the mean of all images that x may come from, and
+    this sampler makes blurred ones of it. The step that ends at the clean image returns x̂0.
+
+    >>> from ddim_jax.diffusion import level_pairs, make_schedule
+    >>> table = consistency_table(make_schedule("jsd"), level_pairs(np.array([1000, 640])))  # alpha_bar 0 and 0.36
+    >>> table.of_x0.round(6).tolist(), table.of_eps.tolist(), table.noise.round(6).tolist()
+    ([0.6, 1.0], [0.0, 0.0], [0.8, 0.0])
+    """
+    table = ddim_table(schedule, pairs)
+    return table._replace(of_eps=np.zeros(len(pairs)), noise=np.sqrt(1 - table.alpha_bar_next))
 
 
 def _levels(schedule: Schedule, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -30,11 +30,11 @@ class Question(Protocol):
 
     @property
     def time(self) -> Any:
-        """What the network is told, a scalar in x's dtype."""
+        """What the network is told, a scalar in x's dtype; or [n], a level for each image, in training."""
 
     @property
     def alpha_bar(self) -> Any:
-        """The level's alpha_bar, a scalar in x's dtype."""
+        """The level's alpha_bar, likewise."""
 
 
 # network(x [n, h, w, c], time [n]) -> output like x, or with channels 2 c; time is in x's dtype.
@@ -60,7 +60,7 @@ def make_predict(
     """Turns a network into what samplers call.
 
     Args:
-        network: of x [n, h, w, c] and time [n], the same number for all images.
+        network: of x [n, h, w, c] and time [n], the same number for all images where the question has one.
         objective: what it was trained to predict, a row of ``OBJECTIVES``.
         clip: see :func:`clipped`.
         percentile: of ``dynamic_threshold``.

@@ -15,7 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ddim_jax.diffusion import sde_solvers, solvers
-from ddim_jax.diffusion.ddim import ddim_table, ddpm_large_table, ddpm_learned_table, ddpm_small_table
+from ddim_jax.diffusion.ddim import (
+    consistency_table,
+    ddim_table,
+    ddpm_large_table,
+    ddpm_learned_table,
+    ddpm_small_table,
+)
 from ddim_jax.diffusion.loop import KeptStates
 from ddim_jax.diffusion.prediction import Predict
 from ddim_jax.diffusion.schedule import Schedule
@@ -109,6 +115,7 @@ SAMPLERS: dict[str, SamplerRule] = {
     "dpmpp_2m_sde": SamplerRule(sde_solvers.dpm_solver_pp_2m_sde_table, eta="implied"),
     "dpmpp_3m_sde": SamplerRule(sde_solvers.dpm_solver_pp_3m_sde_table, eta="implied"),
     "euler_ancestral": SamplerRule(ddpm_small_table, eta="implied"),
+    "consistency": SamplerRule(consistency_table, eta="implied"),
 }
 
 
@@ -144,6 +151,7 @@ def make_sampler(
     | ``edm``, ``edm_euler`` | Heun or Euler, with noise before each step (Karras et al. 2022) | 2 S - 1, S |
     | ``dpmpp_2m_sde``, ``dpmpp_3m_sde`` | SDE-DPM-Solver++ (Lu et al. 2022; k-diffusion) | S |
     | ``euler_ancestral`` | another name of ``ddpm_small``, k-diffusion's | S |
+    | ``consistency`` | all noise drawn anew at each step (Song et al. 2023); for consistency models | S |
 
     >>> from ddim_jax.diffusion import level_pairs, make_schedule, sampling_levels
     >>> schedule = make_schedule("linear")
@@ -155,8 +163,8 @@ def make_sampler(
         name: a row of ``SAMPLERS``.
         schedule: the noise levels.
         pairs: [S, 2], see :func:`~ddim_jax.diffusion.spacing.level_pairs`.
-        eta: of ``ddim``, a number or one per step. Ignored by DDPM, whose name says it; not 0 is an error for the
-            others, which have no use for it.
+        eta: of ``ddim``, a number or one per step. Ignored by DDPM and others whose name says it; not 0 is an
+            error for the rest, which have no use for it.
         churn: of ``edm`` and ``edm_euler``.
 
     Raises:

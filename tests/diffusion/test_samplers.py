@@ -7,7 +7,7 @@ import pytest
 from oracles import Gaussian, GaussianMixture
 
 from ddim_jax.diffusion.ddim import ddim_table
-from ddim_jax.diffusion.prediction import make_predict
+from ddim_jax.diffusion.prediction import Prediction, make_predict
 from ddim_jax.diffusion.samplers import initial_noise, make_sampler
 from ddim_jax.diffusion.schedule import make_schedule
 from ddim_jax.diffusion.spacing import level_pairs, sampling_levels
@@ -51,7 +51,7 @@ def toy_network(x, time):
 
 
 def plain_loop(network, x, alpha_bar, levels, sampler, eta, clip, noises):
-    """The DDIM and DDPM papers' formulas in NumPy, without the step table."""
+    """The formulas of the papers on DDIM, DDPM and consistency models in NumPy, without the step table."""
     for level, level_next, z in zip(levels, [*levels[1:], 0], noises, strict=True):
         now, then = alpha_bar[level], alpha_bar[level_next]
         eps = network(x, np.full(len(x), level - 1.0))
@@ -60,6 +60,9 @@ def plain_loop(network, x, alpha_bar, levels, sampler, eta, clip, noises):
             x0 = np.clip(x0, -1, 1)
         if clip == "rederive_eps":
             eps = (x - np.sqrt(now) * x0) / np.sqrt(1 - now)
+        if sampler == "consistency":
+            x = np.sqrt(then) * x0 + np.sqrt(1 - then) * z
+            continue
         sigma = (1.0 if sampler != "ddim" else eta) * np.sqrt((1 - then) / (1 - now)) * np.sqrt(1 - now / then)
         x = np.sqrt(then) * x0 + np.sqrt(1 - then - sigma**2) * eps
         if sampler == "ddpm_large" and level_next > 0:
@@ -70,7 +73,8 @@ def plain_loop(network, x, alpha_bar, levels, sampler, eta, clip, noises):
 
 @pytest.mark.parametrize("clip", ["none", "keep_eps", "rederive_eps"])
 @pytest.mark.parametrize(
-    ("sampler", "eta"), [("ddim", 0.0), ("ddim", 0.4), ("ddim", 1.0), ("ddpm_small", 0.0), ("ddpm_large", 0.0)]
+    ("sampler", "eta"),
+    [("ddim", 0.0), ("ddim", 0.4), ("ddim", 1.0), ("ddpm_small", 0.0), ("ddpm_large", 0.0), ("consistency", 0.0)],
 )
 def test_scan_equals_the_plain_loop(sampler, eta, clip):
     keys, x = start(1, 3)
@@ -130,7 +134,7 @@ def test_objectives_of_the_same_denoiser_give_the_same_images():
 
 
 @pytest.mark.parametrize("objective", ["x0", "v"])
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm_small", "ddpm_large"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm_small", "ddpm_large", "consistency"])
 def test_jsd_starts_from_nothing_but_noise(sampler, objective):
     keys, x = start(5, 2)
     table = table_of(sampler, 1000, 1.0, schedule=make_schedule("jsd"))
@@ -185,6 +189,32 @@ def test_moments_approach_the_datas_as_steps_grow(sampler, eta, sign):
     assert np.all(np.sign(errors) == sign)
     slope = np.polyfit(np.log(counts), np.log(np.abs(errors)), 1)[0]
     assert -1.1 < slope < -0.85
+
+
+def consistency_function(x, row):
+    """Where the flow ends; the noise, which multistep consistency sampling has no use for, is left out."""
+    return Prediction(x0=DATA.flow(x, row.alpha_bar, 1.0), eps=jnp.nan * x)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("schedule", ["jsd", "flow"])
+def test_consistency_sampling_is_exact_in_any_number_of_steps(schedule, steps):
+    """Given the exact consistency function, from pure noise: the moments of each step, and those of samples."""
+    schedule = make_schedule(schedule)
+    levels = sampling_levels("trailing", 1000, steps, schedule)
+    table = make_sampler("consistency", schedule, level_pairs(levels)).table
+    assert table.alpha_bar[0] == 0
+    mean, variance = 0.0, 1.0
+    for alpha_bar, a, c in zip(table.alpha_bar, table.of_x0, table.noise, strict=True):
+        level_mean, level_variance = DATA.marginal(alpha_bar)
+        np.testing.assert_allclose([mean, variance], [level_mean, level_variance], atol=1e-12)
+        slope = a * DATA.deviation / level_variance**0.5
+        mean, variance = a * DATA.mean + slope * (mean - level_mean), slope**2 * variance + c**2
+    np.testing.assert_allclose([mean, variance], [DATA.mean, DATA.deviation**2], atol=1e-12)
+    keys, x = start(6, 500)
+    pixels = np.asarray(sample(consistency_function, x, table, keys)).ravel()
+    assert abs(pixels.mean() - DATA.mean) < 4 * DATA.deviation / pixels.size**0.5
+    assert abs(pixels.var() / DATA.deviation**2 - 1) < 4 * np.sqrt(2 / pixels.size)
 
 
 @pytest.mark.slow

@@ -116,7 +116,7 @@ def test_no_more_is_carried_than_is_remembered(name, expected, monkeypatch):
 
 def test_the_table_says_of_itself_what_it_is():
     first_order = {name for name, table in TABLES.items() if table.is_first_order}
-    ddpm = {"ddpm_small", "ddpm_large", "ddpm_learned", "euler_ancestral"}
+    ddpm = {"ddpm_small", "ddpm_large", "ddpm_learned", "euler_ancestral", "consistency"}
     assert first_order == {"ddim", "ddim, eta 0.7", "edm_euler", "encoding"} | ddpm
     stochastic = {name for name, table in TABLES.items() if table.is_stochastic}
     assert stochastic == {"ddim, eta 0.7", "dpmpp_2m_sde", "dpmpp_3m_sde"} | ddpm
