@@ -447,7 +447,8 @@ class DistillConfig:
             any two points of the teacher's path lead to the same image; ``easy_consistency`` (Geng et al. 2024): the
             same without asking the teacher, whose weights the student begins with.
         objective: what the student predicts: ``v``, ``x0`` or ``flow``; the teacher's when empty, but v for one that
-            predicts eps. Where it is another than the teacher's, a round more, before the others, teaches that.
+            predicts eps (or x0, but for ``progressive``). Where it is another than the teacher's, a round more, before
+            the others, teaches that.
         guidance_scale: at which the teacher is guided, for good: the student knows no other; its own
             ``sample.guidance_scale`` when unset.
         guidance_levels: the lowest and highest level at which it is guided; all when empty. Where ``guidance_scale`` is
@@ -463,7 +464,8 @@ class DistillConfig:
             ``snr_plus_one``.
         noise_mean: of the other methods: mean of the log of the noise that is compared at, in the units of ``sigmas``.
         noise_std: its standard deviation.
-        huber: of those: the c in sqrt(|difference|² + c²) - c; 0 for the plain norm.
+        huber: of those: the c in sqrt(|difference|² + c²) - c; 0 for 0.00054 sqrt(number of values), of images in
+            [-1, 1].
         measure_num: images that are drawn of each round, in its number of steps, and measured as ``eval`` says, into
             one table of ``--mode=evaluate``; 0 for none.
     """

@@ -165,7 +165,7 @@ def _settled(config: Config, workdir: epath.PathLike) -> tuple[Config, Teacher |
             f"distill.teacher={named} has changed since this student began: the weights of step {teacher.step:,} hash "
             f"to {teacher.sha256[:12]}, not to {begun.teacher_sha256[:12]}; put those back, or name another --workdir"
         )
-    return settled_config(config, teacher), teacher
+    return settled_config(config, teacher, is_same), teacher
 
 
 def _check_not_past(workdir: epath.PathLike, total_steps: int) -> None:
@@ -223,12 +223,12 @@ class _Run:
             state: that it begins with, as the round before left it; None where it is in the midst of it.
             checkpoints: of the run.
         """
-        before = checkpoints.restore(self._teaching(round_), self.like) if state is None else state
-        teacher = parallel.host_copy(select_weights(before, ema=True))
-        return lesson_of(self._config, round_, teacher)
-
-    def _teaching(self, round_: Round) -> int:
-        return round_.begins if self._config.distill.is_progressive else 0
+        method = self._config.distill.method
+        if method == "easy_consistency" and round_.number:
+            return lesson_of(self._config, round_, None)
+        step = round_.begins if method == "progressive" else 0
+        before = state if state is not None and state.step == step else checkpoints.restore(step, self.like)
+        return lesson_of(self._config, round_, parallel.host_copy(select_weights(before, ema=True)))
 
     def round(
         self,

@@ -1,6 +1,7 @@
 """What a student learns in a training step, and what it begins a round with."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import optax
 from ddim_jax.config import Config, with_values
 from ddim_jax.configured import build_normalization, build_predict, build_schedule
 from ddim_jax.diffusion import losses
+from ddim_jax.diffusion.consistency import ask, consistency_loss, draw_pairs, huber_constant
 from ddim_jax.diffusion.distillation import (
     TwoSteps,
     distillation_loss,
@@ -21,7 +23,7 @@ from ddim_jax.diffusion.distillation import (
     two_steps,
 )
 from ddim_jax.diffusion.objectives import Prediction
-from ddim_jax.diffusion.prediction import per_image, to_prediction
+from ddim_jax.diffusion.prediction import Question, per_image, to_prediction
 from ddim_jax.diffusion.schedule import Schedule
 from ddim_jax.diffusion.spacing import level_pairs, sampling_levels
 from ddim_jax.models import Model
@@ -37,32 +39,33 @@ class Lesson(NamedTuple):
     """What a round's training steps are given beside their batches: data of the program, the same for all of them.
 
     Attributes:
-        teacher: the teacher's variables.
-        steps: which of its steps are learned as one; padded to the same rows in all rounds.
-        count: how many rows are no padding.
+        teacher: the teacher's variables; None where it is not asked.
+        number: of the progressive method: steps that the student has; of the others: the stage, from 0.
+        steps: of the progressive method: which of the teacher's steps are learned as one; padded to the same rows in
+            all rounds. Else None.
     """
 
     teacher: Any
-    steps: TwoSteps
-    count: Any
+    number: Any
+    steps: TwoSteps | None
 
 
 def lesson_of(config: Config, round_: Round, teacher: Any) -> Lesson:
-    """The lesson of a round of progressive distillation.
+    """The lesson of a round.
 
     Args:
         config: the student's.
         round_: the round.
-        teacher: variables of the network that it learns from.
+        teacher: variables of the network that it learns from; None where it is not asked.
     """
+    if round_.number and not config.distill.is_progressive:
+        return Lesson(teacher, np.int32(round_.number - 1), None)
     schedule = build_schedule(config)
     levels = sampling_levels(SPACING, schedule.num_levels, teacher_steps(config, round_), schedule)
-    steps = (
-        single_steps(schedule, level_pairs(levels)) if not round_.number else two_steps(schedule, level_pairs(levels))
-    )
+    steps = (two_steps if round_.number else single_steps)(schedule, level_pairs(levels))
     rows = config.distill.first_steps
     of_program = TwoSteps(*(column.astype(np.float32) for column in padded_to(steps, rows)))
-    return Lesson(teacher, of_program, np.int32(len(steps.time)))
+    return Lesson(teacher, np.int32(len(steps.time)), of_program)
 
 
 def teacher_steps(config: Config, round_: Round) -> int:
@@ -71,8 +74,11 @@ def teacher_steps(config: Config, round_: Round) -> int:
 
 
 def teacher_config(config: Config, round_: Round) -> Config:
-    """How the teacher of a round predicts: in the first one, that of ``distill.teacher``, guided; then the student."""
-    if round_.begins:
+    """How the teacher of a round predicts: ``distill.teacher``, guided, in the first; the student in those after it.
+
+    In consistency distillation the first teacher is that of all rounds.
+    """
+    if round_.begins and config.distill.is_progressive:
         return config
     distill = config.distill
     told = {
@@ -110,14 +116,16 @@ def step_in_schedule(config: Config, done: Any) -> Any:
 
 def same_program(config: Config, one: Round, other: Round) -> bool:
     """Whether the program of one round serves another."""
-    if not config.distill.is_progressive:
-        return True
-    return bool(one.number) == bool(other.number) and teacher_config(config, one) == teacher_config(config, other)
+    if bool(one.number) != bool(other.number):
+        return False
+    return not config.distill.is_progressive or teacher_config(config, one) == teacher_config(config, other)
 
 
 def losses_of_round(config: Config, model: Model, round_: Round) -> BatchLosses:
     """What a round learns, of a batch, a step and a :class:`Lesson`."""
-    return progressive_losses(config, model, round_)
+    return (progressive_losses if config.distill.is_progressive or not round_.number else consistency_losses)(
+        config, model, round_
+    )
 
 
 def progressive_losses(config: Config, model: Model, round_: Round) -> BatchLosses:
@@ -131,7 +139,8 @@ def progressive_losses(config: Config, model: Model, round_: Round) -> BatchLoss
 
     def batch_losses(network: Network, batch: Any, step: jax.Array, lesson: Lesson) -> tuple[Losses, Any]:
         key = jax.random.fold_in(root_key(config.seed, Stream.TIME), step)
-        which = draw_steps(key, batch.index, config.train.batch_size, lesson.count)
+        assert lesson.steps is not None, "of this method"
+        which = draw_steps(key, batch.index, config.train.batch_size, lesson.number)
         row = rows_of(lesson.steps, which)
         x0, eps = example.image_and_noise(batch, step)
         x = losses.diffuse(x0, eps, row.alpha_bar)
@@ -140,6 +149,40 @@ def progressive_losses(config: Config, model: Model, round_: Round) -> BatchLoss
         target = target_image(teacher, x, row, is_single=not round_.number)
         prediction, extra = example.ask(network, x, row.time, row.alpha_bar, condition)
         loss = distillation_loss(prediction, target, row.alpha_bar, distill.weight)
+        return Losses(loss, losses.example_loss(prediction.x0, x0, config.diffusion.loss)), extra
+
+    return batch_losses
+
+
+def consistency_losses(config: Config, model: Model, round_: Round) -> BatchLosses:
+    """Builds the losses of consistency distillation, or easy consistency tuning, which has no teacher.
+
+    One program serves all rounds, which differ in how far the compared points are apart.
+    """
+    distill = config.distill
+    # By what images in [-1, 1] were divided.
+    sigma_data = 2 * float(np.mean(config.data.std))
+    of_teacher = teacher_config(config, round_)
+    example, schedule = _Examples(config), build_schedule(config)
+    c = distill.huber or huber_constant(math.prod(config.data.image_shape), sigma_data)
+
+    def batch_losses(network: Network, batch: Any, step: jax.Array, lesson: Lesson) -> tuple[Losses, Any]:
+        key = jax.random.fold_in(root_key(config.seed, Stream.TIME), step)
+        pairs = draw_pairs(schedule, key, batch.index, lesson.number, sigma_data, distill.noise_mean, distill.noise_std)
+        x0, eps = example.image_and_noise(batch, step)
+        condition = example.condition(batch, step)
+        answers = []
+
+        def student(x: jax.Array, asked: Question) -> Prediction:
+            answers.append(example.ask(network, x, asked.time, asked.alpha_bar, condition))
+            return answers[-1][0]
+
+        teacher = None
+        if lesson.teacher is not None:
+            clip = config.sample.clip
+            teacher = build_predict(of_teacher, model, lesson.teacher, condition, clip, times_differ=True)
+        loss = consistency_loss(student, x0, eps, *ask(schedule, pairs), pairs.gap, c, teacher)
+        prediction, extra = answers[-1]  # about the noisier of the two
         return Losses(loss, losses.example_loss(prediction.x0, x0, config.diffusion.loss)), extra
 
     return batch_losses

@@ -109,16 +109,24 @@ def check_teaches(config: Config) -> None:
         )
 
 
-def settled_config(config: Config, teacher: Teacher) -> Config:
+def settled_config(config: Config, teacher: Teacher, has_begun: bool = False) -> Config:
     """The student's config: the teacher's network and data, with what is left open filled in, for few steps.
 
     Args:
         config: what was asked for; ``data``, ``model`` and ``diffusion`` should be the teacher's.
         teacher: the teacher.
+        has_begun: whether the student has, so that ``sample`` is the student's.
 
     Raises:
         UserError: it is a teacher of another network or data, or one that cannot teach this.
     """
+    if config.distill.method == "easy_consistency" and config.distill.guidance_scale is None:
+        of_run = config.sample.guidance_scale
+        if of_run != 1:
+            raise ConfigError(
+                f"distill.method=easy_consistency: the teacher is guided at {of_run:g}, but never asked, so that this "
+                "cannot be learned; use consistency, or --config.distill.guidance_scale=1"
+            )
     of_teacher = deciding_values(teacher.config)
     left_open = {key: of_teacher[key] for key in ("data.mean", "data.std", "data.range") if not flatten(config)[key]}
     config = with_values(config, left_open)
@@ -130,7 +138,8 @@ def settled_config(config: Config, teacher: Teacher) -> Config:
             f"distill.teacher={config.distill.teacher} is another network than the config's: {listed}; leave --config "
             "out to take the teacher's"
         )
-    check_teaches(config)
+    if not has_begun:
+        check_teaches(config)
     distill, of_run = config.distill, teacher.config
     objective = distill.objective or _objective_for(config, of_run.diffusion.objective)
     scale, levels = distill.guidance_scale, distill.guidance_levels
@@ -195,12 +204,8 @@ def student_config(config: Config) -> Config:
 
 def _objective_for(config: Config, of_teacher: Objective) -> Objective:
     """What a student predicts where nobody says: what its teacher does, if that can be."""
-    progressive = config.distill.is_progressive
-    if of_teacher == "eps" and progressive:
-        return "v"
-    if of_teacher == "x0" and not progressive:
-        return "v"
-    return of_teacher
+    cannot = ("eps",) if config.distill.is_progressive else ("eps", "x0")
+    return "v" if of_teacher in cannot else of_teacher
 
 
 def described(distill: DistillConfig) -> str:

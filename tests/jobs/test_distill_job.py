@@ -166,6 +166,14 @@ REFUSALS = [
     (("--config.train.learning_rate=1e-3",), "train.learning_rate says nothing to --mode=distill; use distill.lea"),
     (("--config.train.steps=9",), "train.steps says nothing to --mode=distill; use distill.updates and distill.rounds"),
     (("--config.distill.teacher_step=1000",), "no checkpoint of step 1000"),
+    (
+        ("--config.distill.method=consistency", "--config.distill.objective=x0"),
+        "distill.method=consistency needs a student that predicts one of v, flow, eps",
+    ),
+    (
+        ("--config.distill.method=easy_consistency", "--config.distill.guidance_scale=2"),
+        "never asks the teacher, so that its guidance cannot be learned",
+    ),
 ]
 
 
@@ -194,6 +202,30 @@ def test_a_student_can_be_a_teacher(tmp_path, student):
     """And its last round is the first one's teacher."""
     workdir = distilled(tmp_path / "run", student, "--config.distill.rounds=1", "--config.distill.first_steps=2")
     assert read_config(workdir).distill.teacher_step == 6
+
+
+@pytest.mark.parametrize("method", ["easy_consistency", pytest.param("consistency", marks=pytest.mark.slow)])
+def test_consistency_models_draw_in_any_number_of_steps(tmp_path, teacher, method, monkeypatch):
+    """Stopped and started again, they are the same."""
+    flags = (f"--config.distill.method={method}", "--config.distill.huber=0.01")
+    reference = distilled(tmp_path / "reference", teacher, *flags)
+    config = read_config(reference)
+    assert (config.sample.sampler, config.sample.steps, config.eval.steps) == ("consistency", 2, (1, 2, 4))
+    pipe = ddim_jax.load(reference)
+    assert all(len(pipe.sample(2, steps=steps)) == 2 for steps in (1, 4))
+    assert png_shape(reference / "samples" / "rounds.png") is not None
+    write, workdir = MetricWriter.scalars, tmp_path / "run"
+
+    def terminated(self, step, values):
+        write(self, step, values)
+        if step == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(MetricWriter, "scalars", terminated)
+    distilled(workdir, teacher, *flags)
+    monkeypatch.setattr(MetricWriter, "scalars", write)
+    distilled(workdir, teacher, *flags)
+    assert digest(final_state(workdir)) == digest(final_state(reference))
 
 
 @pytest.mark.slow
