@@ -55,6 +55,8 @@ from ddim_jax.random_streams import fold_in_each
 _PURE_NOISE = 80.0
 # How often an example is pure noise in schedules that end there, where all sampling begins and no sigma leads.
 _SHARE_OF_PURE_NOISE = 1 / 64
+# The smallest gap as a share of t: in any later stage float32 could not tell t and r apart.
+_SMALLEST_SHARE = 2.0**-20
 
 
 class LevelPairs(NamedTuple):
@@ -165,14 +167,15 @@ def draw_pairs(
     def share_of_gap(noise: jax.Array) -> jax.Array:
         """(t - r) / t."""
         distance = 1 + k * jax.nn.sigmoid(-b * sigma_data * noise)
-        return jnp.minimum(1, distance * jnp.power(jnp.float32(q), -(jnp.asarray(stage, jnp.float32) + 1)))
+        share = distance * jnp.power(jnp.float32(q), -(jnp.asarray(stage, jnp.float32) + 1))
+        return jnp.clip(share, _SMALLEST_SHARE, 1)
 
     if schedule.has_real_levels:
         noise = jnp.where(is_pure, pure, jnp.exp(log_noise))
         share = share_of_gap(noise)
         noise_next = noise * (1 - share)
         level = jnp.where(is_pure, schedule.num_levels, schedule.level_at(-2 * log_noise))
-        # A gap that no float32 can tell is the smallest one.
+        # Strictly below also where float32 rounds both to one number.
         level_next = jnp.minimum(_level_of_noise(schedule, noise_next), jnp.nextafter(level, 0))
         gap = noise * share
     else:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from oracles import Gaussian
+from oracles import Gaussian, Mixture1D
 from scipy.special import expit
 from scipy.stats import norm
 
@@ -28,13 +28,14 @@ from ddim_jax.diffusion.losses import diffuse
 from ddim_jax.diffusion.objectives import OBJECTIVES, Prediction
 from ddim_jax.diffusion.prediction import make_predict, to_prediction
 from ddim_jax.diffusion.schedule import make_schedule
-from ddim_jax.diffusion.spacing import level_pairs
+from ddim_jax.diffusion.spacing import level_pairs, sampling_levels
 from ddim_jax.diffusion.table import sample
 from ddim_jax.errors import UserError
 
 REAL = ("edm", "flow", "vp", "ve")
 WHOLE = ("linear", "cosine", "offset_cosine", "jsd")
 DATA = Gaussian(mean=0.3, deviation=0.5)
+LINEAR = make_schedule("linear")
 KEY = jax.random.key(7)
 
 
@@ -189,6 +190,12 @@ def test_pairs_are_finite_at_the_ends_of_the_noise(name, mean):
     assert np.all((np.asarray(levels.alpha_bar) >= 0) & (np.asarray(levels_next.alpha_bar) >= levels.alpha_bar))
 
 
+@pytest.mark.parametrize("name", [*REAL, "linear", "jsd"])
+def test_pairs_of_the_last_stages_are_still_two_levels(name):
+    pairs = draw_pairs(make_schedule(name), KEY, jnp.arange(500), stage=200)
+    assert np.all((pairs.level_next < pairs.level) & (pairs.gap > 0) & jnp.isfinite(1 / pairs.gap))
+
+
 def test_ends_of_pairs_are_asked_about_as_the_schedule_says():
     for name, level in (("linear", jnp.array([1, 1000, 40])), ("edm", jnp.array([0.5, 1000.0, 30.25]))):
         schedule = make_schedule(name)
@@ -258,7 +265,7 @@ def test_the_target_is_given_and_clean_images_are_their_own():
 
 def test_a_teachers_step_is_ddims(float64):
     """And with one, nothing is known of the image and noise that x_t was made of."""
-    schedule = make_schedule("linear")
+    schedule = LINEAR
     rng = np.random.default_rng(1)
     x0, eps = jnp.asarray(rng.normal(size=(2, 3, 4, 4, 1)))
     teacher = make_predict(lambda x, time: jnp.sin(2 * x) + time.reshape(-1, 1, 1, 1) / 1000, "v")
@@ -409,3 +416,65 @@ def test_a_linear_student_becomes_the_ideal_one(float64, way, name, chain):
     # That differs from the flow's own end, which is what the steps' number is about.
     exact = DATA.deviation / np.sqrt(DATA.marginal(schedule.alpha_bar[-1])[1])
     assert slopes[-1] < exact - 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["distillation", "easy"])
+def test_one_step_of_a_trained_network_is_worth_several_of_ddims(way):
+    """Two modes, a network of two layers that begins with nothing, and stages as ECT has them."""
+    mixture, schedule = Mixture1D(weights=np.array([0.3, 0.7]), means=np.array([-1.0, 1.0]), deviation=0.3), LINEAR
+    batch, count, stages = 256, 2500, 7
+    frequencies = 2.0 ** jnp.arange(4)
+
+    def network(layers, x, time):
+        time = time.reshape(-1, 1) / 500
+        told = [time, jnp.sin(time * frequencies), jnp.cos(time * frequencies)]
+        hidden = jnp.concatenate([x.reshape(-1, 1), *told], axis=1)
+        for matrix, offset in layers[:-1]:
+            hidden = jax.nn.silu(hidden @ matrix + offset)
+        return (hidden @ layers[-1][0] + layers[-1][1]).reshape(x.shape)
+
+    def teacher(x, row):
+        return jax.vmap(lambda x, alpha_bar: mixture.predict(x, SimpleNamespace(alpha_bar=alpha_bar)))(x, row.alpha_bar)
+
+    def loss(layers, step):
+        mode, pixel, noise, level = jax.random.split(jax.random.fold_in(KEY, step), 4)
+        is_left = jax.random.uniform(mode, (batch, 1, 1, 1)) < 0.3
+        x0 = jnp.where(is_left, -1, 1) + 0.3 * jax.random.normal(pixel, (batch, 1, 1, 1))
+        pairs = draw_pairs(schedule, level, jnp.arange(batch), step * stages // count, 1.0)
+        return consistency_loss(
+            make_predict(partial(network, layers), "v"),
+            x0,
+            jax.random.normal(noise, x0.shape),
+            *ask(schedule, pairs),
+            pairs.gap,
+            0.05,
+            teacher if way == "distillation" else None,
+        ).mean()
+
+    optimiser = optax.adam(optax.cosine_decay_schedule(3e-3, count, 0.01))
+
+    def train_step(state, step):
+        layers, memory = state
+        updates, memory = optimiser.update(jax.grad(loss)(layers, step), memory)
+        return (optax.apply_updates(layers, updates), memory), None
+
+    @jax.jit
+    def train():
+        sizes = [10, 64, 64, 1]
+        layers = [
+            (jax.random.normal(key, (a, b)) / np.sqrt(a), jnp.zeros(b))
+            for key, a, b in zip(jax.random.split(KEY, 3), sizes[:-1], sizes[1:], strict=True)
+        ]
+        return jax.lax.scan(train_step, (layers, optimiser.init(layers)), jnp.arange(count))[0][0]
+
+    x = np.linspace(-2, 2, 41).reshape(-1, 1, 1, 1)
+    end = mixture.flow(x, schedule.alpha_bar[-1], 1 - 1e-9)
+
+    def error(name, steps, predict):
+        table = ddim_table(schedule, level_pairs(sampling_levels(name, 1000, steps, schedule)))
+        return np.sqrt(np.mean((np.asarray(sample(predict, jnp.asarray(x, jnp.float32), table)) - end) ** 2))
+
+    one, four = (error("logsnr", steps, mixture.predict) for steps in (1, 4))
+    student = error("uniform", 1, make_predict(partial(network, train()), "v"))
+    assert student < 0.75 * four < one / 2, (student, four, one)
