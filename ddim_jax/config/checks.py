@@ -441,7 +441,7 @@ def _check_distill(config: Config) -> None:
         "guidance needs a teacher that draws from conditions; leave it out",
     )
     _require(
-        distill.guidance_scale in (None, 1) or config.sample.guidance_scale == 1,
+        not distill.teacher_sha256 or distill.guidance_scale == 1 or config.sample.guidance_scale == 1,
         "sample.guidance_scale",
         config.sample.guidance_scale,
         f"the student has learned a guidance of {distill.guidance_scale}, and cannot be guided beside that; use 1",
