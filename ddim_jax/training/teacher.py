@@ -13,6 +13,8 @@ from ddim_jax.errors import UserError
 from ddim_jax.training.checkpoint import restore_trained, select_weights
 from ddim_jax.training.checksums import by_path
 from ddim_jax.training.initial_weights import checkpoint_named
+from ddim_jax.weights.array_files import read_safetensors
+from ddim_jax.weights.description import KEY, Description
 from ddim_jax.weights.forms import read_weights
 from ddim_jax.weights.shipped import shipped_file
 from ddim_jax.workdir import read_config
@@ -61,7 +63,8 @@ def config_of_teacher(named: str) -> Config:
     """
     shipped = shipped_file(named)
     if shipped is not None:
-        return read_weights(shipped, None).config
+        # The arrays are left alone: JAX must not be used before its devices are chosen.
+        return Description.from_json(read_safetensors(shipped).texts[KEY], named).config
     return dataclasses.replace(read_config(_workdir_and_step(named)[0]), distill=DistillConfig())
 
 
