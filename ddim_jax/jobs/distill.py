@@ -2,47 +2,23 @@
 
 import contextlib
 import dataclasses
-from typing import Any
 
-import jax
-import numpy as np
-import optax
 from etils import epath
 
 from ddim_jax import memory, parallel
 from ddim_jax.config import Config, to_json, with_values
-from ddim_jax.data.sources import Source, check_labels
+from ddim_jax.data.sources import check_labels
 from ddim_jax.errors import UserError
 from ddim_jax.jobs.evaluate import evaluate
 from ddim_jax.measuring.extractors import make_extractor
-from ddim_jax.models import Model, build_model, parameter_count
 from ddim_jax.one_writer import check_no_other_writer, one_writer
-from ddim_jax.training.checkpoint import Checkpoints, newest_step, select_weights
-from ddim_jax.training.data import batches_for, live_on_devices, open_sources
-from ddim_jax.training.distillation import (
-    Lesson,
-    begin_round,
-    lesson_of,
-    losses_of_round,
-    optimizer_steps,
-    same_program,
-    step_in_schedule,
-)
-from ddim_jax.training.fitting import check_could_fit, explaining_out_of_memory
-from ddim_jax.training.host_average import HostAverage
+from ddim_jax.training.checkpoint import Checkpoints, newest_step
+from ddim_jax.training.data import open_sources
+from ddim_jax.training.fitting import check_could_fit
 from ddim_jax.training.log import announce
-from ddim_jax.training.loop import TrainingLoop
 from ddim_jax.training.pictures import TrainingPictures, condition_of_examples
-from ddim_jax.training.program import TrainProgram, compile_ahead
-from ddim_jax.training.state import (
-    TrainState,
-    abstract_state,
-    fresh_optimizer_state,
-    learning_rate_schedule,
-    make_optimizer,
-)
-from ddim_jax.training.step import make_train_step
-from ddim_jax.training.stop_signals import StopRequest, catch_stop_signals
+from ddim_jax.training.rounds import Outputs, Students
+from ddim_jax.training.stop_signals import catch_stop_signals
 from ddim_jax.training.students import Round, described, rounds_of, settled_config
 from ddim_jax.training.teacher import Teacher, read_teacher
 from ddim_jax.workdir import (
@@ -91,7 +67,9 @@ def distill(config: Config, workdir: epath.PathLike) -> int | None:
     check_labels(source, config.model.num_classes)
     if is_resumed(workdir, config):
         _check_not_past(workdir, total_steps)
-    run = _Run(config, workdir, source, devices, free)
+    students = Students(config, source, devices, free)
+    condition = condition_of_examples(config, source, config.train.sample_num)
+    pictures = TrainingPictures(config, students.model, epath.Path(workdir), total_steps, len(source), condition)
     with contextlib.ExitStack() as stack:
         writing = stack.enter_context(one_writer(*run_in(workdir)))
         prepare_for_training(workdir, config, write=parallel.is_main_process())
@@ -99,9 +77,9 @@ def distill(config: Config, workdir: epath.PathLike) -> int | None:
         kept = Checkpoints(checkpoint_dir(workdir), config.train.keep_last, config.distill.updates)
         checkpoints = stack.enter_context(kept)
         if checkpoints.latest_step() is not None:
-            start, state = checkpoints.restore_newest(run.like, together=True)
+            start, state = checkpoints.restore_newest(students.like, together=True)
         elif teacher is not None:
-            start, state = 0, _as_state(teacher, run.optimizer)
+            start, state = 0, students.first_state(teacher)
             checkpoints.save(0, state)  # from here on nobody needs the teacher any more
         else:
             raise UserError(f"distill.teacher={config.distill.teacher} is gone, and this student had not begun")
@@ -112,25 +90,26 @@ def distill(config: Config, workdir: epath.PathLike) -> int | None:
         if parallel.is_main_process():
             writer = stack.enter_context(MetricWriter(workdir, start, config.train.tensorboard))
             writer.text(start, "config", to_json(config))
+        stack.enter_context(contextlib.closing(students))
+        students.state = state
+        del state  # held once
+        outputs = Outputs(writer, writing, checkpoints, pictures)
         with catch_stop_signals() as stop:
             for round_ in rounds:
                 if start >= round_.ends:
                     continue
                 if parallel.is_main_process():
                     say(_about(config, round_))
-                lesson = run.lesson(round_, state if start == round_.begins else None, checkpoints)
-                if start == round_.begins and config.distill.is_progressive:
-                    state = begin_round(state, run.optimizer)
-                # What was there before makes room.
-                state, stopped_at = run.round(round_, state, lesson, start, stop, writer, writing, checkpoints)
-                if stopped_at is not None and stopped_at < total_steps:
-                    say(f"stopped by {stop.by} after saving step {stopped_at}; start the same command again to go on")
-                    return stopped_at
-                start = round_.ends
+                start = students.train(round_, start, stop, outputs)
+                if start < round_.ends or (stop.is_set() and start < total_steps):
+                    say(f"stopped by {stop.by} after saving step {start}; start the same command again to go on")
+                    return start
         if parallel.is_main_process():
             writing.check()
-            run.draw_rounds(rounds, checkpoints, writer)
-            say(f"done: {total_steps:,} steps; {config.sample.steps} network evaluations an image")
+            pictures.draw_rows(
+                "rounds", _rows(config, rounds), lambda at: checkpoints.restore(at, students.like), writer
+            )
+            say(f"done: {total_steps:,} steps")
         parallel.barrier("pictures of rounds")
     if config.distill.measure_num:
         _measure(config, workdir, rounds)
@@ -177,13 +156,6 @@ def _check_not_past(workdir: epath.PathLike, total_steps: int) -> None:
         )
 
 
-def _as_state(teacher: Teacher, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state of step 0: the teacher's weights."""
-    params, batch_stats = teacher.variables["params"], teacher.variables.get("batch_stats", {})
-    opt_state: Any = parallel.host_copy(fresh_optimizer_state(optimizer, params, 0))
-    return TrainState(np.int32(0), params, opt_state, params, batch_stats, batch_stats)
-
-
 def _about(config: Config, round_: Round) -> str:
     distill = config.distill
     of = f"round {round_.number} of {distill.rounds}" if round_.number else "first"
@@ -194,131 +166,20 @@ def _about(config: Config, round_: Round) -> str:
     return f"{of}: points {0.5**round_.number:.3g} of the way apart"
 
 
-class _Run:
-    """What the rounds share: network, programs, images."""
+def _drawn(config: Config, rounds: list[Round]) -> list[tuple[int, int]]:
+    """What shows how good a student is: pairs of a checkpoint's step and a number of sampling steps."""
+    if config.distill.is_progressive:
+        return [(round_.ends, round_.steps) for round_ in rounds]
+    return [(rounds[-1].ends, steps) for steps in config.eval.steps]
 
-    def __init__(
-        self, config: Config, workdir: epath.PathLike, source: Source, devices: parallel.Devices, free: int | None
-    ) -> None:
-        self._config = config
-        self._workdir = epath.Path(workdir)
-        self._source = source
-        self._devices = devices
-        self._free = free
-        self._model: Model = build_model(config, parallel.mean_over_devices, flash_attention=True)
-        self.optimizer = make_optimizer(config.train, optimizer_steps(config))
-        self.like = abstract_state(config, self._model, self.optimizer)
-        condition = condition_of_examples(config, source, config.train.sample_num)
-        self._pictures = TrainingPictures(
-            config, self._model, self._workdir, rounds_of(config)[-1].ends, len(source), condition
-        )
-        self._on_device = live_on_devices(len(source), config.data, devices, free)
-        self._programs: list[tuple[Round, TrainProgram]] = []
 
-    def lesson(self, round_: Round, state: TrainState | None, checkpoints: Checkpoints) -> Lesson:
-        """What a round learns from.
-
-        Args:
-            round_: the round.
-            state: that it begins with, as the round before left it; None where it is in the midst of it.
-            checkpoints: of the run.
-        """
-        method = self._config.distill.method
-        if method == "easy_consistency" and round_.number:
-            return lesson_of(self._config, round_, None)
-        step = round_.begins if method == "progressive" else 0
-        before = state if state is not None and state.step == step else checkpoints.restore(step, self.like)
-        return lesson_of(self._config, round_, parallel.host_copy(select_weights(before, ema=True)))
-
-    def round(
-        self,
-        round_: Round,
-        state: TrainState,
-        lesson: Lesson,
-        start: int,
-        stop: StopRequest,
-        writer: MetricWriter,
-        writing: Any,
-        checkpoints: Checkpoints,
-    ) -> tuple[TrainState, int | None]:
-        """Trains a round to its end, or until it is told to stop; returns the state and the step that it stopped at."""
-        config, devices = self._config, self._devices
-        num_params = parameter_count(state.params)
-        program, needed = self._program(round_, lesson, num_params)
-        average = HostAverage(config.train, state) if config.train.ema_on_host else None
-        memory.return_unused_memory()
-        with contextlib.closing(batches_for(program, config, self._source, start)) as batches:
-            program.give(lesson)
-            replicated = parallel.replicate(state if average is None else average.part_for_devices(state), devices)
-            del state
-            loop = TrainingLoop(
-                config=config,
-                total_steps=round_.ends,
-                writer=writer,
-                writing=writing,
-                checkpoints=checkpoints,
-                pictures=self._pictures.of_other_steps(round_.steps, round_.ends),
-                validation=None,
-                best=None,
-                average=average,
-            )
-            with explaining_out_of_memory(config, num_params, len(devices), needed, self._free):
-                end = loop.run(program, replicated, batches, start, stop)
-        program.give()
-        return parallel.host_copy(end.state), end.stopped_at
-
-    def _program(
-        self, round_: Round, lesson: Lesson, num_params: int
-    ) -> tuple[TrainProgram, memory.ProgramMemory | None]:
-        """The compiled step of a round; that of the one before where it serves."""
-        config = self._config
-        for other, program in self._programs:
-            if same_program(config, other, round_):
-                return program, None
-        steps = optimizer_steps(config)
-        rate = learning_rate_schedule(config.train, steps)
-        losses = losses_of_round(config, self._model, round_)
-        step = make_train_step(config, self._model, self.optimizer, parallel.mean_over_devices, losses)
-        program = TrainProgram(
-            step, lambda done: rate(step_in_schedule(config, done)), self._devices, self._on_device, constants=1
-        )
-        self._programs = [(round_, program)]
-        needed = None
-        if parallel.process_count() == 1:
-            with explaining_out_of_memory(config, num_params, len(self._devices), None, self._free):
-                needed = compile_ahead(
-                    program,
-                    config,
-                    self._model,
-                    self.optimizer,
-                    steps,
-                    len(self._source),
-                    jax.eval_shape(lambda: lesson),
-                )
-        return program, needed
-
-    def draw_rounds(self, rounds: list[Round], checkpoints: Checkpoints, writer: MetricWriter) -> None:
-        """Draws one picture with a row for each round, of the same noise."""
-        counts = {round_.ends: (round_.steps,) for round_ in rounds}
-        if not self._config.distill.is_progressive:
-            counts = {rounds[-1].ends: self._config.eval.steps}
-        self._pictures.draw_rows(
-            "rounds",
-            [
-                (f"step {step:,}, {steps} evaluation{'s' * (steps > 1)}", step, steps)
-                for step, each in counts.items()
-                for steps in each
-            ],
-            lambda step: checkpoints.restore(step, self.like),
-            writer,
-        )
+def _rows(config: Config, rounds: list[Round]) -> list[tuple[str, int, int]]:
+    """The rows of the picture of a student: what is said of each, the checkpoint's step, sampling steps."""
+    return [(f"{steps} evaluation{'s' * (steps > 1)}", at, steps) for at, steps in _drawn(config, rounds)]
 
 
 def _measure(config: Config, workdir: epath.PathLike, rounds: list[Round]) -> None:
-    """Adds a row for each round to the table of ``--mode=evaluate``, whose report shows them side by side."""
-    rows = [(round_.ends, (round_.steps,)) for round_ in rounds]
-    if not config.distill.is_progressive:
-        rows = [(rounds[-1].ends, config.eval.steps)]
-    for step, steps in rows:
-        asked = {"eval.checkpoints": (str(step),), "eval.steps": steps, "eval.num": config.distill.measure_num}
+    """Adds its rows to the table of ``--mode=evaluate``, whose report shows them side by side."""
+    for at, steps in _drawn(config, rounds):
+        asked = {"eval.checkpoints": (str(at),), "eval.steps": (steps,), "eval.num": config.distill.measure_num}
         evaluate(with_values(config, asked), workdir)
