@@ -15,6 +15,7 @@ To learn diffusion from the code, read in this order:
 And what is built on them:
 
 - ``guidance.py``: classifier-free guidance.
+- ``distillation.py``: how a network learns to make two steps of another in one.
 - ``consistency.py``: how a network learns to lead to the end of the flow in one step.
 - ``adaptive.py``: levels chosen by a tolerance.
 - ``inversion.py``: from an image back to its noise.
@@ -48,6 +49,7 @@ from ddim_jax.diffusion.ddim import (
     ddpm_learned_table,
     ddpm_small_table,
 )
+from ddim_jax.diffusion.distillation import distillation_loss, target_image, two_steps
 from ddim_jax.diffusion.editing import inpaint, inpaint_table, noise_to_level
 from ddim_jax.diffusion.guidance import guided
 from ddim_jax.diffusion.interpolation import slerp, slerp_grid, slerp_path
@@ -92,6 +94,7 @@ __all__ = [
     "ddpm_learned_table",
     "ddpm_small_table",
     "diffuse",
+    "distillation_loss",
     "draw_levels",
     "example_loss",
     "explicit_levels",
@@ -119,7 +122,9 @@ __all__ = [
     "slerp",
     "slerp_grid",
     "slerp_path",
+    "target_image",
     "to_prediction",
     "training_target",
+    "two_steps",
     "variational_bound",
 ]
