@@ -44,6 +44,7 @@ from ddim_jax.config.schema import (
     SweepConfig,
     TrainConfig,
     TrajectoryConfig,
+    TuneConfig,
     WeightsConfig,
 )
 from ddim_jax.config.shipped import shipped_configs
@@ -69,6 +70,7 @@ __all__ = [
     "SweepConfig",
     "TrainConfig",
     "TrajectoryConfig",
+    "TuneConfig",
     "WeightsConfig",
     "apply_variants",
     "beside_preset",

@@ -15,7 +15,7 @@ To learn diffusion from the code, read in this order:
 And what is built on them:
 
 - ``guidance.py``: classifier-free guidance.
-- ``adaptive.py``: levels chosen by a tolerance.
+- ``adaptive.py``: levels chosen by a tolerance. ``tuning.py``: levels and coefficients fitted to a network.
 - ``inversion.py``: from an image back to its noise.
 - ``interpolation.py``: between noises, and so between images.
 - ``editing.py``: starting from a picture, or from parts of one.
@@ -61,6 +61,7 @@ from ddim_jax.diffusion.spacing import (
     sampling_levels,
 )
 from ddim_jax.diffusion.table import SamplerTable, sample, sample_keeping
+from ddim_jax.diffusion.tuning import fine_levels, fine_trajectory, tuned_steps, tuned_table
 from ddim_jax.random_streams import image_keys
 
 __all__ = [
@@ -85,6 +86,8 @@ __all__ = [
     "draw_levels",
     "example_loss",
     "explicit_levels",
+    "fine_levels",
+    "fine_trajectory",
     "flow_table",
     "guided",
     "image_keys",
@@ -111,5 +114,7 @@ __all__ = [
     "slerp_path",
     "to_prediction",
     "training_target",
+    "tuned_steps",
+    "tuned_table",
     "variational_bound",
 ]
