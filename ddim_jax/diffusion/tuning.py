@@ -6,11 +6,11 @@ images are drawn by a fine solver, the *fine trajectory*, and levels and coeffic
 
 1. **Levels** (:func:`best_levels`; Chen et al. 2024, "On the Trajectory Regularity of ODE-based Diffusion Sampling",
    GITS). Between any two levels of the fine trajectory, one step of DDIM from the one state ends beside the other, and
-   by how much is known without asking the network again (:func:`step_costs`). The cheapest way through S levels is
-   found by dynamic programming.
-2. **Coefficients** (:func:`fit_coefficients`; in the spirit of S4S, Frankel et al. 2025, and AMED, Zhou et al. 2024, but
-   by linear least squares). A step is x' = keep x + sum_j weights[j] x̂0_j, with the newest K predictions. On the way
-   through the levels, along the sampler's own states, each step in turn is fitted to end at the fine trajectory.
+   by how much is known without asking the network again (:func:`step_costs`). Dynamic programming finds the cheapest
+   way through S of them.
+2. **Coefficients** (:func:`fit_coefficients`; in the spirit of S4S, Frankel et al. 2025, and AMED, Zhou et al. 2024,
+   but by linear least squares). A step is x' = keep x + sum_j weights[j] x̂0_j, with the newest K predictions. On the
+   way through the levels, along the sampler's own states, each step in turn is fitted to end at the fine trajectory.
 
 Both are measured on images that nothing was fitted to, and these decide (:func:`tuned_steps`): how much the fit is held
 back towards DPM-Solver++, and which of several lists of levels is taken. The result is a :class:`Plan`, whose table

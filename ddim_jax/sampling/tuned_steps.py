@@ -155,7 +155,7 @@ def with_tuned(config: Config, workdir: epath.PathLike | None, step: int, guide_
 def _command(workdir: epath.PathLike, facts: Mapping[str, Any], steps: int) -> str:
     """What tunes steps for a network that is sampled so."""
     plain = SampleConfig()
-    flags = [f"--workdir={os.fspath(workdir)}", "--mode=tune", f"--config.tune.steps={steps},"]
+    flags = [f"--workdir={os.fspath(workdir)}", "--mode=tune", f"--config.tune.steps={steps}"]
     flags += [
         f"--config.sample.{name}={value}" for name, value in facts["sample"].items() if value != getattr(plain, name)
     ]
