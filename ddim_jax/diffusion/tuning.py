@@ -63,7 +63,7 @@ class Plan(NamedTuple):
     Attributes:
         levels: [S], noisiest first.
         coefficients: [S, 1 + K], for each step ``keep`` and the K weights.
-        distance: root mean square over the pixels of new images between their ends and those of the fine trajectory.
+        distance: between the ends of new images and those of the fine trajectory, see :func:`distance`.
     """
 
     levels: np.ndarray
@@ -141,6 +141,8 @@ def fine_levels(schedule: Schedule, steps: int) -> np.ndarray:
         T - 1, as other spacings do, since no sigma names level T.
     """
     noisiest = schedule.num_levels - schedule.ends_in_noise
+    if noisiest < 2:
+        return np.arange(schedule.num_levels, 0, -1.0 if schedule.has_real_levels else -1)
     grid = np.linspace(1.0, noisiest, 20_001) if schedule.has_real_levels else np.arange(1, noisiest + 1)
     log_snr = schedule.log_snr_at(grid)
     position = grid / noisiest + (log_snr[0] - log_snr) / max(log_snr[0] - log_snr[-1], 1e-12)
@@ -365,5 +367,9 @@ def base_coefficients(schedule: Schedule, levels: np.ndarray, order: int) -> np.
 
 
 def distance(x: np.ndarray, y: np.ndarray) -> float:
-    """Root mean square of a difference."""
-    return float(np.sqrt(np.mean(np.square(x.astype(np.float64) - y))))
+    """How far images [n, h, w, c] are from others: root mean square over the pixels of each, and then the mean.
+
+    A few images that end up elsewhere altogether then count as much as any; in a mean of squares they would decide.
+    """
+    squares = np.square(x.astype(np.float64) - y)
+    return float(np.mean(np.sqrt(np.mean(squares, axis=tuple(range(1, squares.ndim))))))

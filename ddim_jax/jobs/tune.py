@@ -176,7 +176,10 @@ def _others(
 
 
 def _tell(tuned: dict[int, TunedSteps], num: int) -> None:
-    say(f"distance to the fine trajectory, of {num:,} images that nothing was fitted to (root mean square of pixels)")
+    say(
+        f"distance to the fine trajectory, of {num:,} images that nothing was fitted to (root mean square of pixels, "
+        "mean of images)"
+    )
     say(f"{'S':>5} {'tuned':>9} " + "".join(f"{sampler:>20}" for sampler in _OTHERS))
     for steps, each in tuned.items():
         others = (f"{found['distance']:.4f} {found['spacing']}" for found in each.others.values())

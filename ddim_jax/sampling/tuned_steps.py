@@ -8,6 +8,7 @@ coefficients, so that whoever draws, and whoever names a folder, needs the confi
 import dataclasses
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,6 +68,8 @@ def network_facts(config: Config, step: int, guide_step: int | None) -> dict[str
         step: of the checkpoint.
         guide_step: of that of ``sample.guide_workdir``; None without one.
     """
+    # Without guidance nobody asks the guide.
+    guide_step = None if config.sample.guidance_scale == 1 else guide_step
     sample = dataclasses.replace(config.sample, guide_checkpoint=guide_step)
     return {"checkpoint_step": step, "sample": deciding_values(sample, _NETWORK)}
 
@@ -159,7 +162,7 @@ def _command(workdir: epath.PathLike, facts: Mapping[str, Any], steps: int) -> s
     flags += [
         f"--config.sample.{name}={value}" for name, value in facts["sample"].items() if value != getattr(plain, name)
     ]
-    return " ".join([*flags, f"--config.sample.checkpoint={facts['checkpoint_step']}"])
+    return shlex.join(["ddim_jax", *flags, f"--config.sample.checkpoint={facts['checkpoint_step']}"])
 
 
 def _as_json(tuned: TunedSteps) -> dict[str, Any]:

@@ -168,6 +168,15 @@ def test_fine_levels_go_from_the_noisiest_to_level_1(name):
     assert np.issubdtype(levels.dtype, np.floating if schedule.has_real_levels else np.integer)
 
 
+@pytest.mark.parametrize(("name", "num_levels"), [("linear", 1), ("jsd", 1), ("jsd", 2), ("edm", 2), ("linear", 3)])
+def test_fine_levels_of_hardly_any(name, num_levels):
+    levels = tuning.fine_levels(diffusion.make_schedule(name, num_levels), 5)
+    assert 1 <= len(levels) <= 5
+    assert levels[0] == num_levels
+    assert levels[-1] == 1
+    assert np.all(np.diff(levels) < 0)
+
+
 def test_more_steps_than_levels():
     fine = tuning.FineTrajectory(np.arange(3, 0, -1), np.zeros(0), np.zeros((3, 4)), np.zeros(3))
     with pytest.raises(UserError, match="4 steps cannot be chosen of 3 levels"):

@@ -256,14 +256,14 @@ def run_arguments(workdir, *more):
 def test_nothing_is_tuned_for_this_network(trained, capsys):
     line = one_line(capsys, *run_arguments(trained, "--config.sample.clip=keep_eps"))
     assert "nothing is tuned for step 2" in line
-    command = f"run --workdir={trained} --mode=tune --config.tune.steps=3 --config.sample.clip=keep_eps"
+    command = f"run ddim_jax --workdir={trained} --mode=tune --config.tune.steps=3 --config.sample.clip=keep_eps"
     assert command in line
 
 
 def test_nothing_is_tuned_for_so_many_steps(trained, capsys):
     line = one_line(capsys, *run_arguments(trained, "--config.sample.steps=7"))
     assert "sample.steps=7" in line
-    assert "which has 2, 3; choose one of these, or run --workdir=" in line
+    assert "which has 2, 3; choose one of these, or run ddim_jax --workdir=" in line
     assert "--config.tune.steps=7" in line
 
 
