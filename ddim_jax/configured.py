@@ -137,6 +137,11 @@ def build_sampler(config: Config, start_level: int | None = None) -> Sampler:
     if sample.sampler == "ddpm_learned":
         check_variance_is_learned(config, "sample.sampler=ddpm_learned", "ddpm_small, ddpm_large or another")
     levels = build_levels(config)
+    if start_level is not None and sample.sampler == "tuned":
+        raise ConfigError(
+            f"sample.sampler=tuned: its coefficients are those of all steps from the noisiest level, and none of a way "
+            f"from level {start_level}; choose another sampler, for which sample.spacing may stay tuned"
+        )
     if start_level is not None:
         levels = levels_from(levels, start_level)
     eta = np.asarray(sample.eta_per_step) if sample.eta_per_step else sample.eta
@@ -150,7 +155,7 @@ def build_sampler(config: Config, start_level: int | None = None) -> Sampler:
     unit = _sigma_unit(config)
     high = sample.churn_max / unit if sample.churn_max < _NO_LIMIT else np.inf
     churn = Churn(sample.churn, sample.churn_min / unit, high, sample.churn_noise)
-    return make_sampler(sample.sampler, build_schedule(config), level_pairs(levels), eta, churn)
+    return make_sampler(sample.sampler, build_schedule(config), level_pairs(levels), eta, churn, sample.coefficients)
 
 
 def build_encoder(config: Config, iterations: int = 0) -> Sampler:

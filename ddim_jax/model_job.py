@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import jax
@@ -14,6 +14,7 @@ from ddim_jax import parallel, pipeline
 from ddim_jax.config import Config, Role, SampleConfig, deciding_values, keys_with, with_sample
 from ddim_jax.diffusion.samplers import takes_eta
 from ddim_jax.pipeline import Pipeline
+from ddim_jax.sampling.tuned_steps import FILLED_IN, with_tuned
 from ddim_jax.workdir import config_for_job, job_dir, read_run_record, write_run_record
 from ddim_jax.writers import progress
 
@@ -36,16 +37,23 @@ class ModelJob:
         config: what was trained, from there, and what is to be done, from the command line.
         pipe: the model, with that config.
         started: ``time.perf_counter`` when the job began.
+        tuned: what ``sample.spacing=tuned`` means for each S of a job that draws with several.
     """
 
     workdir: epath.PathLike
     config: Config
     pipe: Pipeline
     started: float
+    tuned: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def load(cls, config: Config, workdir: epath.PathLike) -> Self:
+    def load(cls, config: Config, workdir: epath.PathLike, steps: Sequence[int] | None = None) -> Self:
         """Loads the model.
+
+        Args:
+            config: the command line's config.
+            workdir: a trained workdir.
+            steps: numbers of steps that the job draws with, see :meth:`with_steps`; None for that of ``config.sample``.
 
         Raises:
             UserError: no checkpoint, or settings that the model cannot be used with.
@@ -63,7 +71,26 @@ class ModelJob:
             # The newest one now, by which images and so their folder are decided.
             config = with_sample(config, guide_checkpoint=parallel.value_of_main_process(pipe.guide.step))
             pipe = dataclasses.replace(pipe, config=config)
-        return cls(workdir, config, pipe, started)
+        if steps is None:
+            config = with_tuned(config, workdir, pipe.step, config.sample.guide_checkpoint)
+            return cls(workdir, config, dataclasses.replace(pipe, config=config), started)
+        job = cls(workdir, config, pipe, started)
+        if config.sample.spacing != "tuned":
+            return job
+        possible = [each for each in steps if each <= config.diffusion.num_levels]
+        filled_in = {str(each): job.with_steps(each, sampler="tuned").sample for each in possible}
+        tuned = {each: deciding_values(sample, FILLED_IN) for each, sample in filled_in.items()}
+        return dataclasses.replace(job, tuned=tuned)
+
+    def with_steps(self, steps: int, **settings: Any) -> Config:
+        """The config with another number of steps, and other settings of ``sample``.
+
+        Raises:
+            UserError: see :func:`~ddim_jax.config.with_sample` and
+                :func:`~ddim_jax.sampling.tuned_steps.with_tuned`.
+        """
+        config = with_sample(self.config, steps=steps, **settings)
+        return with_tuned(config, self.workdir, self.pipe.step, config.sample.guide_checkpoint)
 
     def folder(
         self, mode: str, name: str, settings: Any = None, make: bool = True, drawn_from: Any = None
@@ -84,6 +111,8 @@ class ModelJob:
         }
         if drawn_from is not None:
             decides["drawn_from"] = drawn_from
+        if self.tuned:
+            decides["tuned"] = self.tuned
         return job_dir(self.workdir, mode, f"step{self.pipe.step}-{name}", decides, make)
 
     def recorded(self, folder: epath.Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ddim_jax.errors import UserError
 
 Mode = Literal[
     "train", "distill", "sample", "trajectory", "interpolate", "reconstruct", "edit", "sweep",
-    "evaluate", "stats", "likelihood", "import", "export", "describe",
+    "evaluate", "stats", "likelihood", "tune", "import", "export", "describe",
 ]  # fmt: skip
 
 # --- data ---------------------------------------------------------------------------------------
@@ -67,12 +67,13 @@ SamplerName = Literal[
     "ddim", "ddpm_small", "ddpm_large", "ddpm_learned",
     "heun", "ab2", "ab3", "ab4", "plms", "dpmpp_2m", "unipc2", "unipc3",
     "ipndm", "deis2", "deis3", "deis4", "flow_heun", "edm", "edm_euler", "dpmpp_2m_sde", "dpmpp_3m_sde",
-    "euler_ancestral", "consistency",
+    "euler_ancestral", "consistency", "tuned",
 ]  # fmt: skip
 EncoderName = Literal["ddim", "heun"]
 Spacing = Literal[
-    "uniform", "quad", "uniform_published", "quad_published", "trailing", "linspace", "openai", "logsnr", "karras"
-]
+    "uniform", "quad", "uniform_published", "quad_published", "trailing", "linspace", "openai", "logsnr", "karras",
+    "tuned",
+]  # fmt: skip
 Clip = Literal["none", "keep_eps", "rederive_eps", "dynamic_threshold"]
 PresetName = Literal["ddim-paper-cifar10", "ddim-paper-celeba", "ddpm", "openai", "diffusers", "keras"]
 Precision = Literal["default", "high", "highest"]

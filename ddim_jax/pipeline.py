@@ -54,6 +54,7 @@ from ddim_jax.sampling.image_sampler import (
     program_config,
     reusable_batch_size_for,
 )
+from ddim_jax.sampling.tuned_steps import CHOOSING, FILLED_IN, with_tuned
 from ddim_jax.sharded_map import ShardedMap
 from ddim_jax.training.checkpoint import restore_trained, select_weights
 from ddim_jax.training.guide import load_guide
@@ -124,12 +125,16 @@ class Pipeline:
         model: the Flax network.
         variables: ``params`` and ``batch_stats`` as NumPy arrays.
         step: training steps done.
+        workdir: where it was loaded from, which has the steps that were tuned for it; None for other files of weights.
+        ema: whether the weights are moving averages, as far as there was a choice.
     """
 
     config: Config
     model: Model
     variables: Any
     step: int
+    workdir: epath.PathLike | None = None
+    ema: bool = True
     _compiled: dict[Any, ShardedMap] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     _guides: dict[Any, Guide] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
@@ -657,7 +662,16 @@ class Pipeline:
         for name in settings:
             if name in _DECIDED_ELSEWHERE:
                 raise UserError(f"sample.{name} means nothing here: {_DECIDED_ELSEWHERE[name]}")
-        return with_sample(self.config, **settings)
+        if self.config.sample.spacing == "tuned" and CHOOSING & settings.keys():
+            # Filled in for other settings.
+            settings = {**dict.fromkeys(FILLED_IN, ()), **settings}
+        config = with_sample(self.config, **settings)
+        if config.sample.spacing != "tuned":
+            return config
+        guide = self._guide(config)
+        of_weights = with_sample(config, ema=self.ema)
+        sample = with_tuned(of_weights, self.workdir, self.step, guide and guide.step).sample
+        return with_sample(config, **{name: getattr(sample, name) for name in FILLED_IN})
 
     def _check_room(self, count: int, name: str, value: int) -> None:
         """Refuses more images, with the noises that they are drawn from, than memory holds."""
@@ -819,7 +833,8 @@ def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema
     if (meant := meant_by(workdir)) is not None:
         raise UserError(f"there is no workdir {workdir}; did you mean '{meant}', a model in the package?")
     trained = restore_trained(workdir, step)
-    return Pipeline(trained.config, build_model(trained.config), select_weights(trained.state, ema), trained.step)
+    variables = select_weights(trained.state, ema)
+    return Pipeline(trained.config, build_model(trained.config), variables, trained.step, workdir, ema)
 
 
 def load_weights(path: str | os.PathLike[str], config: Config | None = None, ema: bool = True) -> Pipeline:

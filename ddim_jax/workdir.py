@@ -9,6 +9,7 @@
     WORKDIR/tensorboard/           TensorBoard event files
     WORKDIR/samples/step_NNNNNNNN.png   grids drawn while training
     WORKDIR/run.claim-K            while a job trains or imports there, see ``one_writer.py``
+    WORKDIR/tuned/stepN-HASH.json  steps tuned for the network, see ``sampling/tuned_steps.py``
     WORKDIR/MODE/NAME-HASH/        what each later job wrote, with ``run.json``
 """
 

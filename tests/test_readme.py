@@ -117,7 +117,7 @@ NOT_YET_MODES = {"count"}
         "README.md",
         "CONTRIBUTING.md",
         *("docs/evaluation.md", "docs/gallery.md", "docs/performance.md", "docs/recipes.md", "docs/scaling.md"),
-        "docs/published_weights.md",
+        *("docs/published_weights.md", "docs/few_steps.md"),
     ],
 )
 def test_paths_in_documents_exist(page):

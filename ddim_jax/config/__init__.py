@@ -45,6 +45,7 @@ from ddim_jax.config.schema import (
     SweepConfig,
     TrainConfig,
     TrajectoryConfig,
+    TuneConfig,
     WeightsConfig,
 )
 from ddim_jax.config.shipped import shipped_configs
@@ -71,6 +72,7 @@ __all__ = [
     "SweepConfig",
     "TrainConfig",
     "TrajectoryConfig",
+    "TuneConfig",
     "WeightsConfig",
     "apply_variants",
     "beside_preset",

@@ -467,6 +467,18 @@ def _check_sample(config: Config) -> None:
         sample.indices,
         f"image {min(repeated, default=0)} occurs more than once; name each once",
     )
+    _require(
+        sample.sampler != "tuned" or sample.spacing == "tuned",
+        "sample.spacing",
+        sample.spacing,
+        "sample.sampler=tuned has coefficients for the levels that were tuned with them; set sample.spacing=tuned",
+    )
+    _require(
+        not sample.coefficients or sample.sampler == "tuned",
+        "sample.coefficients",
+        sample.coefficients,
+        f"sample.sampler={sample.sampler} has its own; leave them out, or use tuned",
+    )
     guided = sample.guidance_scale != 1 or sample.guidance_levels
     _require(
         (not sample.per_class and (not guided or bool(config.model.kinds or sample.guide_workdir)))

@@ -520,10 +520,12 @@ class SampleConfig:
         churn_min: the least noise at which that is done, S_tmin, in the units of ``sigmas``.
         churn_max: the largest, S_tmax; from 1e9 on there is none.
         churn_noise: deviation of what is added, S_noise.
-        spacing: the subsequence of levels, see ``diffusion/spacing.py``.
+        spacing: the subsequence of levels, see ``diffusion/spacing.py``; ``tuned`` is what ``--mode=tune`` has found.
         levels: the subsequence itself, noisiest first, in 1 ... T; replaces ``steps`` and ``spacing``.
         sigmas: the subsequence by its noise, largest first: noise to signal, in the units of ``diffusion.sigma_data``
             with the schedule edm; replaces ``steps`` and ``spacing``, for schedules with real levels.
+        coefficients: of the sampler ``tuned``, for each step as many, see ``diffusion/tuning.py``; they, and ``levels``
+            or ``sigmas`` with them, are filled in from the workdir where ``spacing`` is ``tuned``.
         clip: what is done to the predicted clean image, see ``diffusion/prediction.py``.
         threshold_percentile: of ``dynamic_threshold``, in percent.
         threshold_limit: largest threshold of ``dynamic_threshold``.
@@ -570,6 +572,9 @@ class SampleConfig:
     )
     sigmas: tuple[float, ...] = key(
         (), Role.PIXELS, above=0, at_most=1e9, longest=LARGEST_LEVEL, is_traced=True, is_later=True
+    )
+    coefficients: tuple[float, ...] = key(
+        (), Role.PIXELS, at_least=-1e9, at_most=1e9, longest=10 * LARGEST_LEVEL, is_traced=True, is_later=True
     )
     clip: Clip = key("none", Role.PIXELS)
     threshold_percentile: float = key(99.5, Role.PIXELS, above=0, at_most=100)
@@ -721,6 +726,26 @@ class LikelihoodConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TuneConfig:
+    """``--mode=tune``: few steps tuned for the network, see ``diffusion/tuning.py``.
+
+    Attributes:
+        steps: numbers of steps S, each of which is tuned for itself.
+        num: images drawn to tune by; the first half is fitted to, the other decides.
+        fine_steps: steps of the fine trajectory that they are to come near; levels are chosen among those that it
+            visits.
+        seed: of these images; not one that images are measured with, which would flatter what is tuned.
+        order: predictions that a step is made of, the newest and those before it.
+    """
+
+    steps: tuple[int, ...] = key((5, 6, 8, 10), Role.RESULT, at_least=1, at_most=1000, is_filled=True, longest=100)
+    num: int = key(64, Role.RESULT, at_least=2, at_most=1_000_000)
+    fine_steps: int = key(100, Role.RESULT, at_least=2, at_most=10_000)
+    seed: int = key(1_000_000_007, Role.RESULT, at_least=0, at_most=LARGEST_INDEX)
+    order: int = key(4, Role.RESULT, at_least=1, at_most=8)
+
+
+@dataclasses.dataclass(frozen=True)
 class EvalConfig:
     """``--mode=evaluate``: how good images are, measured; and ``--mode=stats``: what they are compared with.
 
@@ -846,6 +871,7 @@ class Config:
     edit: EditConfig = EditConfig()
     sweep: SweepConfig = SweepConfig()
     likelihood: LikelihoodConfig = LikelihoodConfig()
+    tune: TuneConfig = TuneConfig()
     eval: EvalConfig = EvalConfig()
     weights: WeightsConfig = WeightsConfig()
     describe: DescribeConfig = DescribeConfig()

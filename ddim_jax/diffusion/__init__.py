@@ -17,7 +17,7 @@ And what is built on them:
 - ``guidance.py``: classifier-free guidance.
 - ``distillation.py``: how a network learns to make two steps of another in one.
 - ``consistency.py``: how a network learns to lead to the end of the flow in one step.
-- ``adaptive.py``: levels chosen by a tolerance.
+- ``adaptive.py``: levels chosen by a tolerance. ``tuning.py``: levels and coefficients fitted to a network.
 - ``inversion.py``: from an image back to its noise.
 - ``interpolation.py``: between noises, and so between images.
 - ``editing.py``: starting from a picture, or from parts of one.
@@ -71,6 +71,7 @@ from ddim_jax.diffusion.spacing import (
     sampling_levels,
 )
 from ddim_jax.diffusion.table import SamplerTable, sample, sample_keeping
+from ddim_jax.diffusion.tuning import fine_levels, fine_trajectory, tuned_steps, tuned_table
 from ddim_jax.random_streams import image_keys
 
 __all__ = [
@@ -98,6 +99,8 @@ __all__ = [
     "draw_levels",
     "example_loss",
     "explicit_levels",
+    "fine_levels",
+    "fine_trajectory",
     "flow_table",
     "guided",
     "image_keys",
@@ -125,6 +128,8 @@ __all__ = [
     "target_image",
     "to_prediction",
     "training_target",
+    "tuned_steps",
+    "tuned_table",
     "two_steps",
     "variational_bound",
 ]

@@ -1,7 +1,7 @@
 """Every sampler by name, and the noise that they begin with.
 
-The tables are made in ``ddim.py``, ``solvers.py`` and ``sde_solvers.py``, the loop that runs them all is that of
-``table.py``.
+The tables are made in ``ddim.py``, ``solvers.py``, ``sde_solvers.py`` and ``tuning.py``, the loop that runs them all is
+that of ``table.py``.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ from ddim_jax.diffusion.prediction import Predict
 from ddim_jax.diffusion.schedule import Schedule
 from ddim_jax.diffusion.sde_solvers import Churn
 from ddim_jax.diffusion.table import SamplerTable, sample, sample_keeping
+from ddim_jax.diffusion.tuning import tuned_table
 from ddim_jax.errors import UserError
 from ddim_jax.names import SamplerName, lookup
 from ddim_jax.random_streams import normal_each
@@ -85,11 +86,13 @@ class SamplerRule(NamedTuple):
         eta: ``taken``; ``implied`` by the sampler's name, which then wins over any number; or ``zero``, which anything
             else contradicts, since the sampler adds no noise.
         churns: whether the table takes a :class:`~ddim_jax.diffusion.sde_solvers.Churn` as its third.
+        is_tuned: whether it takes coefficients as its third, which only the levels that they were fitted for have.
     """
 
     table: Callable[..., SamplerTable]
     eta: Literal["taken", "implied", "zero"] = "zero"
     churns: bool = False
+    is_tuned: bool = False
 
 
 SAMPLERS: dict[str, SamplerRule] = {
@@ -116,6 +119,7 @@ SAMPLERS: dict[str, SamplerRule] = {
     "dpmpp_3m_sde": SamplerRule(sde_solvers.dpm_solver_pp_3m_sde_table, eta="implied"),
     "euler_ancestral": SamplerRule(ddpm_small_table, eta="implied"),
     "consistency": SamplerRule(consistency_table, eta="implied"),
+    "tuned": SamplerRule(tuned_table, is_tuned=True),
 }
 
 
@@ -130,6 +134,7 @@ def make_sampler(
     pairs: np.ndarray,
     eta: ArrayLike = 0.0,
     churn: Churn = Churn(),  # noqa: B008 - immutable
+    coefficients: Sequence[float] | np.ndarray = (),
 ) -> Sampler:
     """Builds a sampler by name.
 
@@ -152,6 +157,7 @@ def make_sampler(
     | ``dpmpp_2m_sde``, ``dpmpp_3m_sde`` | SDE-DPM-Solver++ (Lu et al. 2022; k-diffusion) | S |
     | ``euler_ancestral`` | another name of ``ddpm_small``, k-diffusion's | S |
     | ``consistency`` | all noise drawn anew at each step (Song et al. 2023); for consistency models | S |
+    | ``tuned`` | coefficients fitted to a network, see ``tuning.py`` | S |
 
     >>> from ddim_jax.diffusion import level_pairs, make_schedule, sampling_levels
     >>> schedule = make_schedule("linear")
@@ -166,6 +172,7 @@ def make_sampler(
         eta: of ``ddim``, a number or one per step. Ignored by DDPM and others whose name says it; not 0 is an
             error for the rest, which have no use for it.
         churn: of ``edm`` and ``edm_euler``.
+        coefficients: of ``tuned``, see :func:`~ddim_jax.diffusion.tuning.tuned_table`.
 
     Raises:
         UserError: an unknown name, an eta that cannot be used, or levels that the sampler cannot use.
@@ -174,6 +181,7 @@ def make_sampler(
     if rule.eta == "zero" and np.any(np.asarray(eta) != 0):
         raise UserError(f"eta={np.asarray(eta).tolist()}: sampler '{name}' adds no noise; set eta=0, or choose ddim")
     further: tuple[Any, ...] = (eta,) if rule.eta == "taken" else (churn,) if rule.churns else ()
+    further = (coefficients,) if rule.is_tuned else further
     return Sampler(name, rule.table(schedule, pairs, *further))
 
 

@@ -54,9 +54,12 @@ def sampling_levels(spacing: Spacing, num_levels: int, steps: int, schedule: Sch
     - ``karras``: at equal steps in sigma^(1/7), sigma = sqrt((1 - alpha_bar) / alpha_bar), from level T to level 1
       (Karras et al. 2022, eq. 5).
 
-    The last two name noise levels between those of the schedule, and the nearest ones in log SNR are taken; where these
+    These two name noise levels between those of the schedule, and the nearest ones in log SNR are taken; where these
     coincide, they are moved to the next free one. A last level of pure noise (as in ``jsd``) lies infinitely far, and
     they begin at the one before it.
+
+    - ``tuned``: those that ``--mode=tune`` has found for a network (``tuning.py``). Its workdir knows them, not this
+      function.
 
     On real levels, with k = S, S - 1 ... 1: ``uniform`` and ``trailing`` are k T / S, rectified flow's list of times;
     ``quad`` is T (k / S)²; ``linspace`` and ``openai`` are S levels in equal steps from T to 1, which for ``edm`` is
@@ -159,6 +162,14 @@ def karras(num_levels: int, steps: int, schedule: Schedule | None = None) -> np.
     return _nearest_levels(schedule, wanted)
 
 
+def tuned(num_levels: int, steps: int, schedule: Schedule | None = None) -> np.ndarray:
+    """Refuses: these levels belong to a network."""
+    raise UserError(
+        f"spacing 'tuned': which {steps} levels these are was found for one network, and is kept in its workdir; name "
+        "a workdir where --mode=tune has run, or another spacing"
+    )
+
+
 def _equal_parts(schedule: Schedule, steps: int) -> np.ndarray:
     return schedule.num_levels * np.arange(steps, 0, -1) / steps
 
@@ -197,6 +208,7 @@ SPACINGS: dict[str, SpacingRule] = {
     "openai": SpacingRule(openai, _equal_steps),
     "logsnr": SpacingRule(logsnr, _equal_log_snr),
     "karras": SpacingRule(karras, _karras_sigmas),
+    "tuned": SpacingRule(tuned, lambda schedule, steps: tuned(schedule.num_levels, steps)),
 }
 
 

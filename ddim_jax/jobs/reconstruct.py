@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from ddim_jax import parallel
-from ddim_jax.config import Config, with_sample
+from ddim_jax.config import Config
 from ddim_jax.configured import build_encoder, build_normalization, pictures
 from ddim_jax.data.first_images import read_first_images
 from ddim_jax.errors import UserError
@@ -33,7 +33,7 @@ def reconstruct(config: Config, workdir: epath.PathLike) -> None:
     """
     if not parallel.is_main_process():
         return
-    job = ModelJob.load(config, workdir)
+    job = ModelJob.load(config, workdir, config.reconstruct.steps)
     settings = job.config.reconstruct
     num_levels = job.config.diffusion.num_levels
     tried = [steps for steps in settings.steps if steps <= num_levels]
@@ -43,7 +43,7 @@ def reconstruct(config: Config, workdir: epath.PathLike) -> None:
     labels = real.label if job.config.model.num_classes else None
     for steps in tried:
         # Refused before anything is written.
-        build_encoder(with_sample(job.config, steps=steps), settings.iterations)
+        build_encoder(job.with_steps(steps), settings.iterations)
     name = sampler_name(dataclasses.replace(job.config.sample, steps=tried[-1]))
     folder = job.folder("reconstruct", name, settings, make=False)
 

@@ -218,7 +218,8 @@ def _picture(config: Config, indices: np.ndarray, images: np.ndarray, conditions
 
 def _announce(config: Config, sampler: ImageSampler, step: int, num: int, present: int) -> None:
     settings, table = config.sample, sampler.sampler.table
-    levels = "levels given" if settings.levels else settings.spacing.replace("_", " as ")
+    given = (settings.levels or settings.sigmas) and settings.spacing != "tuned"
+    levels = "levels given" if given else settings.spacing.replace("_", " as ")
     repeated = sampler.sampler.steps - len(set(table.time.tolist()))
     if table.is_first_order and repeated:
         levels += f", {repeated} of them repeated"

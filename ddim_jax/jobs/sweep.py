@@ -23,7 +23,8 @@ def sweep(config: Config, workdir: epath.PathLike) -> None:
     """
     if not parallel.is_main_process():
         return
-    job = ModelJob.load(config, workdir)
+    # What is tuned is so for a number of steps: the sweep's own.
+    job = ModelJob.load(config, workdir, config.sweep.steps)
     settings, num_levels = job.config.sweep, job.config.diffusion.num_levels
     columns = [steps for steps in settings.steps if steps <= num_levels]
     if not columns:

@@ -185,6 +185,22 @@ def decode_program(config: Config, model: Model, guide: Model | None = None) -> 
     return program
 
 
+def prediction_program(config: Config, model: Model, guide: Model | None = None) -> Program:
+    """What the network sees: (noisy float32 [n, h, w, c], :class:`Items`) → clean images, float32 [n, h, w, c].
+
+    The first row of the table says at which level.
+    """
+
+    def program(given: Given, noisy_and_items: tuple[jax.Array, Items]) -> Checked:
+        noisy, items = noisy_and_items
+        with jax.default_matmul_precision(config.sample.precision):
+            predict = _predict(config, model, guide, given, items, config.sample.clip)
+            images = predict(noisy, jax.tree.map(lambda column: column[0], given.table.table)).x0
+        return _checked(images, images)
+
+    return program
+
+
 class Recovered(NamedTuple):
     """Images spoilt and restored.
 

@@ -21,6 +21,7 @@ from ddim_jax.models import build_model
 from ddim_jax.sampling.condition_sets import Conditions, ConditionSet
 from ddim_jax.sampling.conditions import enlarged
 from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for, image_labels
+from ddim_jax.sampling.tuned_steps import with_tuned
 from ddim_jax.tables.rows import Row, images_row, model_rows
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
 from ddim_jax.training.guide import load_guide
@@ -104,7 +105,10 @@ class _ModelImages:
         self._like = abstract_state(config, self._model, make_optimizer(config.train, 1))
         self._loaded: tuple[int, Any] | None = None
         self._checkpoints = self._found(workdir)
-        self.rows = model_rows(config, self._checkpoints)
+        guide_step = None if self._guide is None else self._guide.step
+        self.rows = model_rows(
+            config, self._checkpoints, lambda config, step: with_tuned(config, workdir, step, guide_step)
+        )
         self._batch_size = batch_size_for(config, -(-self.num // parallel.process_count()))
         self._samplers: list[ImageSampler] = []
         for row in self.rows:

@@ -6,7 +6,7 @@ a hash of all that decides its images, so that a row is never taken for another,
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 from etils import epath
@@ -25,6 +25,7 @@ _IN_COLUMNS = ("sampler", "eta", "spacing", "clip", "steps", "seed")
 _REFUSED = {
     "levels": "eval.steps and eval.spacings",
     "sigmas": "eval.steps and eval.spacings",
+    "coefficients": "eval.samplers and eval.spacings",
     "eta_per_step": "eval.etas",
     "checkpoint": "eval.checkpoints",
 }
@@ -158,12 +159,17 @@ def _are_columns(columns: dict[str, Any]) -> bool:
     )
 
 
-def model_rows(config: Config, checkpoints: Iterable[int]) -> list[Row]:
+def model_rows(
+    config: Config, checkpoints: Iterable[int], filled_in: Callable[[Config, int], Config] = lambda config, step: config
+) -> list[Row]:
     """Makes the rows that ``config.eval`` asks for: by checkpoint, sampler, eta, spacing, S, seed.
+
+    The sampler ``tuned`` has rows on the spacing ``tuned`` alone.
 
     Args:
         config: ``eval`` says which rows, ``sample`` what they have in common.
         checkpoints: steps.
+        filled_in: puts the levels of the spacing ``tuned`` into a config, by the step of the checkpoint.
 
     Raises:
         UserError: the model cannot be sampled so, or ``sample`` has settings that rows would pass over.
@@ -182,7 +188,13 @@ def model_rows(config: Config, checkpoints: Iterable[int]) -> list[Row]:
             for eta in (settings.etas if takes_eta(sampler) else (0.0,))
             for spacing in (settings.spacings or (sample.spacing,))
             for steps in settings.steps
+            if sampler != "tuned" or spacing == "tuned"
         ]
+        if "tuned" in settings.samplers and "tuned" not in (settings.spacings or (sample.spacing,)):
+            raise UserError(
+                f"eval.samplers={settings.samplers}: tuned has coefficients for the levels that were tuned with them; "
+                "add tuned to eval.spacings"
+            )
     rows = []
     for checkpoint in checkpoints:
         for sampler, eta, spacing, clip, steps in samplings:
@@ -197,7 +209,7 @@ def model_rows(config: Config, checkpoints: Iterable[int]) -> list[Row]:
                     **{"preset": "", "sampler": sampler, "eta": eta, "spacing": spacing, "clip": clip},
                     **{"steps": steps, "seed": seed},
                 )
-                rows.append(_model_row(checkpoint, drawn.sample))
+                rows.append(_model_row(checkpoint, filled_in(drawn, checkpoint).sample))
     # Asked for twice, measured once.
     return list({row.name: row for row in rows}.values())
 
@@ -210,7 +222,11 @@ def _model_row(checkpoint: int, sample: SampleConfig) -> Row:
     columns |= {key: deciding[key] for key in _IN_COLUMNS if key != "seed"}
     columns["eta"] = sample.eta if takes_eta(sample.sampler) else None
     columns["other"] = ", ".join(f"{key} {_in_words(value)}" for key, value in others.items())
-    return Row(columns, sample.seed, sample, {"checkpoint": checkpoint, "sample": deciding})
+    identity = {"checkpoint": checkpoint, "sample": deciding}
+    if sample.spacing == "tuned":
+        # Tuned again, they are other images.
+        identity["tuned"] = {name: list(getattr(sample, name)) for name in ("levels", "sigmas", "coefficients")}
+    return Row(columns, sample.seed, sample, identity)
 
 
 def images_row(name: str, identity: Mapping[str, Any]) -> Row:

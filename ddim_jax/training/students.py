@@ -191,6 +191,7 @@ def student_config(config: Config) -> Config:
         "sample.churn": 0.0,
         "sample.levels": (),
         "sample.sigmas": (),
+        "sample.coefficients": (),
         "sample.guidance_scale": 1.0,
         "sample.guidance_levels": (),
         "eval.preset": "",

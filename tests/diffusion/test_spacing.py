@@ -15,6 +15,10 @@ def published(spacing, num_levels, steps):
     return [int(t) for t in np.linspace(0, np.sqrt(num_levels * 0.8), steps) ** 2]
 
 
+# All but the one that a workdir knows.
+KNOWN = [name for name in SPACINGS if name != "tuned"]
+
+
 @st.composite
 def levels_and_steps(draw):
     num_levels = draw(st.integers(1, 2000))
@@ -130,7 +134,7 @@ def test_openai_respacing():
 
 
 @hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
-@hypothesis.given(levels_and_steps(), st.sampled_from(list(SPACINGS)), st.sampled_from(["linear", "cosine", "jsd"]))
+@hypothesis.given(levels_and_steps(), st.sampled_from(KNOWN), st.sampled_from(["linear", "cosine", "jsd"]))
 @hypothesis.example((1000, 1000), "karras", "linear")
 @hypothesis.example((1000, 999), "logsnr", "cosine")
 @hypothesis.example((1, 1), "logsnr", "jsd")

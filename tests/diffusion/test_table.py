@@ -55,7 +55,11 @@ def plain_loop(x, table, keys):
     return x
 
 
-TABLES = {name: make_sampler(name, LINEAR, level_pairs(LEVELS)).table for name in choices(SamplerName)}
+# Of a sampler that has coefficients for its steps: keep and three weights each.
+FITTED = np.random.default_rng(0).uniform(-0.5, 0.8, 4 * len(LEVELS))
+TABLES = {
+    name: make_sampler(name, LINEAR, level_pairs(LEVELS), coefficients=FITTED).table for name in choices(SamplerName)
+}
 TABLES["ddim, eta 0.7"] = make_sampler("ddim", LINEAR, level_pairs(LEVELS), 0.7).table
 TABLES["encoding"] = make_encoder("ddim", LINEAR, LEVELS).table
 TABLES["encoding by heun"] = make_encoder("heun", LINEAR, LEVELS).table
