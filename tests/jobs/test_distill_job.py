@@ -92,6 +92,7 @@ def test_the_learning_rate_falls_in_each_round(student):
     np.testing.assert_allclose(rates, 2 * [rate, rate * 2 / 3, rate / 3], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_program_serves_all_rounds(tmp_path, teacher):
     """Two rounds compile what one does."""
 
@@ -113,7 +114,7 @@ def test_one_program_serves_all_rounds(tmp_path, teacher):
     assert compiled(tmp_path / "two") == one > 0
 
 
-@pytest.mark.parametrize("moment", [2, 3, 4])
+@pytest.mark.parametrize("moment", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 4))])
 def test_stopped_runs_go_on_bit_by_bit_without_their_teacher(tmp_path, teacher, student, monkeypatch, capsys, moment):
     """In the midst of a round, at its end, and in the first step of the next."""
     workdir = tmp_path / "run"
@@ -136,6 +137,7 @@ def test_stopped_runs_go_on_bit_by_bit_without_their_teacher(tmp_path, teacher, 
     assert losses(workdir) == losses(student)
 
 
+@pytest.mark.slow
 def test_more_rounds_go_on(tmp_path, teacher, student):
     workdir = tmp_path / "run"
     distilled(workdir, teacher, "--config.distill.rounds=1")
@@ -143,6 +145,7 @@ def test_more_rounds_go_on(tmp_path, teacher, student):
     assert digest(final_state(workdir)) == digest(final_state(student))
 
 
+@pytest.mark.slow
 def test_a_teacher_that_has_changed_is_refused(tmp_path, teacher, capsys):
     copy, workdir = shutil.copytree(teacher, tmp_path / "teacher"), tmp_path / "student"
     distilled(workdir, copy, "--config.distill.rounds=1")
@@ -198,13 +201,15 @@ def test_distillation_refuses_the_workdir_of_a_run(tmp_path, teacher, capsys):
     assert "holds a run of another config" in refused(capsys, copy, teacher)
 
 
+@pytest.mark.slow
 def test_a_student_can_be_a_teacher(tmp_path, student):
     """And its last round is the first one's teacher."""
     workdir = distilled(tmp_path / "run", student, "--config.distill.rounds=1", "--config.distill.first_steps=2")
     assert read_config(workdir).distill.teacher_step == 6
 
 
-@pytest.mark.parametrize("method", ["easy_consistency", pytest.param("consistency", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["easy_consistency", "consistency"])
 def test_consistency_models_draw_in_any_number_of_steps(tmp_path, teacher, method, monkeypatch):
     """Stopped and started again, they are the same."""
     flags = (f"--config.distill.method={method}", "--config.distill.huber=0.01")
