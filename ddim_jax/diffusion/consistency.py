@@ -51,10 +51,10 @@ from ddim_jax.names import Objective, lookup
 from ddim_jax.random_streams import fold_in_each
 
 # EDM's largest sigma, where its sampling and that of ECT begin, on images in [-1, 1]: what level T counts as where it
-# is pure noise.
+# has more, or is pure noise.
 _PURE_NOISE = 80.0
-# How often an example is pure noise in schedules that end there, where all sampling begins and no sigma leads.
-_SHARE_OF_PURE_NOISE = 1 / 64
+# How often an example is at level T then, where all sampling begins.
+_SHARE_OF_PURE_NOISE = 1 / 32
 # The smallest gap as a share of t: in any later stage float32 could not tell t and r apart.
 _SMALLEST_SHARE = 2.0**-20
 
@@ -132,8 +132,9 @@ def draw_pairs(
     code goes on to the next stage after every so many images; its run of one hour has one stage of q = 256.
 
     With real levels t and r are what was drawn. With whole ones both are rounded to the nearest in log SNR, t first,
-    and r at least one below it, so that r is a function of t and the stage. Where level T is pure noise no sigma leads
-    there; since sampling begins there, one example in 64 is given it, with r as for sigma = 80.
+    and r at least one below it, so that r is a function of t and the stage. Where level T is pure noise, or
+    noisier than EDM's sigma of 80, as in ``cosine`` and ``linear``, hardly any sigma leads there; since sampling begins
+    there, one example in 32 is given it, with r as for sigma = 80.
 
     A pair is a function of the key and the example's position in the global batch.
 
@@ -159,10 +160,11 @@ def draw_pairs(
     normal = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), (), jnp.float32))(keys)
     log_noise = mean + std * normal - math.log(sigma_data)
     is_pure = jnp.zeros(index.shape, bool)
-    if schedule.ends_in_noise:
+    pure = _PURE_NOISE / sigma_data
+    ends_in_noise = _ends_in_noise(schedule, pure)
+    if ends_in_noise:
         uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (), jnp.float32))(keys)
         is_pure = uniform < _SHARE_OF_PURE_NOISE
-    pure = _PURE_NOISE / sigma_data
 
     def share_of_gap(noise: jax.Array) -> jax.Array:
         """(t - r) / t."""
@@ -187,7 +189,7 @@ def draw_pairs(
         level_next = jnp.where(wanted > 0, nearest, 0)
         noise_next = jnp.asarray(noises, jnp.float32)[level_next]
         gap = noise - noise_next
-        is_pure = (level == schedule.num_levels) & schedule.ends_in_noise
+        is_pure = (level == schedule.num_levels) & ends_in_noise
     return LevelPairs(level, level_next, jnp.where(is_pure, jnp.where(noise_next > 0, noise_next, noise), gap))
 
 
@@ -198,9 +200,15 @@ def _level_of_noise(schedule: Schedule, noise: jax.Array) -> jax.Array:
 
 
 def _noises(schedule: Schedule, pure: float) -> np.ndarray:
-    """Noise to signal of the whole levels, float64 [T + 1]; of pure noise a number of its own."""
-    log_snr = schedule.log_snr
-    return np.where(np.isneginf(log_snr), pure, np.exp(-np.where(np.isneginf(log_snr), 0, log_snr) / 2))
+    """Noise to signal of the whole levels, float64 [T + 1]; of level T no more than that of pure noise."""
+    log_snr = schedule.log_snr.copy()
+    log_snr[-1] = max(log_snr[-1], -2 * math.log(pure))
+    return np.exp(-log_snr / 2)
+
+
+def _ends_in_noise(schedule: Schedule, pure: float) -> bool:
+    """Whether level T is pure noise, or has more than any sigma that is drawn; EDM's own largest is not among these."""
+    return bool(schedule.log_snr[-1] < -2 * math.log(1.001 * pure))
 
 
 def _nearest_level(schedule: Schedule, log_noise: jax.Array) -> jax.Array:
