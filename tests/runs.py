@@ -90,8 +90,10 @@ class Run:
 
 
 @contextlib.contextmanager
-def started(workdir: pathlib.Path, *more: str, processes: int = 1, devices: int = 1) -> Iterator[list[Run]]:
-    """Starts a run of one or several processes, and sees to it that none is left."""
+def started(
+    workdir: pathlib.Path, *more: str, processes: int = 1, devices: int = 1, own: list[str] | None = None
+) -> Iterator[list[Run]]:
+    """Starts a run of one or several processes, and sees to it that none is left; ``own`` in place of a training's."""
     workdir.parent.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -99,7 +101,7 @@ def started(workdir: pathlib.Path, *more: str, processes: int = 1, devices: int 
     runs = []
     try:
         for index in range(processes):
-            argv = arguments(workdir, *more)
+            argv = [*(arguments(workdir) if own is None else own), *more]
             if processes > 1:
                 argv += [f"--coordinator=localhost:{port}", f"--num_processes={processes}", f"--process_id={index}"]
             runs.append(Run(argv, workdir.parent / f"{workdir.name}-{index}.log", devices))
@@ -110,9 +112,11 @@ def started(workdir: pathlib.Path, *more: str, processes: int = 1, devices: int 
             run.process.wait()
 
 
-def completed(workdir: pathlib.Path, *more: str, processes: int = 1, devices: int = 1) -> list[str]:
+def completed(
+    workdir: pathlib.Path, *more: str, processes: int = 1, devices: int = 1, own: list[str] | None = None
+) -> list[str]:
     """Runs to the end; returns what each process printed."""
-    with started(workdir, *more, processes=processes, devices=devices) as runs:
+    with started(workdir, *more, processes=processes, devices=devices, own=own) as runs:
         return [run.expect_success() for run in runs]
 
 

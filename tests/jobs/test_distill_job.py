@@ -10,7 +10,7 @@ import jax
 import jax.monitoring
 import numpy as np
 import pytest
-from runs import Run, checkpoint_steps, digest, final_state, half_written, losses, reached
+from runs import checkpoint_steps, completed, digest, final_state, half_written, losses, reached, started
 from small import changed, plain_digits, small_digits
 
 import ddim_jax
@@ -276,34 +276,30 @@ def test_guidance_is_learned_for_good(tmp_path, capsys):
 def test_killed_at_any_moment_it_ends_the_same(tmp_path, teacher, devices):
     """SIGKILL in the midst of rounds, while a checkpoint is written, and between rounds."""
 
-    def run(workdir):
-        argv_ = argv(workdir, teacher, "--config.distill.updates=8", "--config.train.batch_size=4")
-        return Run(argv_, workdir.parent / f"{workdir.name}.log", devices)
+    def own(workdir):
+        return argv(workdir, teacher, "--config.distill.updates=8", "--config.train.batch_size=4")
 
     reference, workdir = tmp_path / "reference", tmp_path / "run"
-    run(reference).expect_success()
+    completed(reference, own=own(reference), devices=devices)
     for number, moment in enumerate((3, 8, 12)):
-        process = run(workdir)
-        try:
-            process.wait_for(lambda moment=moment: reached(workdir, moment))
+        with started(workdir, own=own(workdir), devices=devices) as (run,):
+            run.wait_for(lambda moment=moment: reached(workdir, moment))
             if number == 1:
-                process.wait_for(lambda: bool(half_written(workdir)) or reached(workdir, 9))
-        finally:
-            process.process.kill()
-            process.wait()
-    run(workdir).expect_success()
+                run.wait_for(lambda: bool(half_written(workdir)) or reached(workdir, 9))
+            run.process.kill()
+    completed(workdir, own=own(workdir), devices=devices)
     assert digest(final_state(workdir)) == digest(final_state(reference))
     assert losses(workdir) == losses(reference)
 
 
 @pytest.mark.slow
-def test_devices_share_a_batch(tmp_path, teacher):
-    """Eight of them learn what one does, but for rounding."""
+def test_devices_and_processes_share_a_batch(tmp_path, teacher):
+    """Eight devices, and two processes of one, learn what one device does, but for rounding."""
     ends = []
-    for devices in (1, 8):
-        workdir = tmp_path / str(devices)
-        Run(
-            argv(workdir, teacher, "--config.train.batch_size=8"), tmp_path / f"{devices}.log", devices
-        ).expect_success()
-        ends.append(losses(workdir))
-    np.testing.assert_allclose(ends[0], ends[1], rtol=2e-3)
+    for name, shares in (("one", {}), ("devices", {"devices": 8}), ("processes", {"processes": 2})):
+        workdir = tmp_path / name
+        completed(workdir, own=argv(workdir, teacher, "--config.train.batch_size=8"), **shares)
+        assert png_shape(workdir / "samples" / "rounds.png") is not None
+        ends.append(np.asarray(losses(workdir)))
+    np.testing.assert_allclose(ends[1], ends[0], rtol=2e-3)
+    np.testing.assert_allclose(ends[2], ends[0], rtol=2e-3)
