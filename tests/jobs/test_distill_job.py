@@ -248,6 +248,60 @@ def test_a_teacher_of_eps_teaches_v_first(tmp_path, teacher):
     assert len(ddim_jax.load(workdir).sample(2)) == 2
 
 
+OF_EDM = {
+    "diffusion__schedule": "edm",
+    "diffusion__time_sampling": "lognormal",
+    "diffusion__sigma_data": 0.75,
+    "data__mean": (0.305,),
+    "data__std": (0.375,),
+    "sample__sampler": "edm",
+    "sample__spacing": "linspace",
+}
+OF_FLOW = {
+    "diffusion__schedule": "flow",
+    "diffusion__objective": "flow",
+    "diffusion__time_sampling": "logitnormal",
+    "sample__spacing": "linspace",
+}
+OF_KERAS = {
+    "model__name": "residual_unet",
+    "model__attention_resolutions": (),
+    "diffusion__schedule": "offset_cosine",
+    "diffusion__objective": "eps",
+    "diffusion__time_sampling": "continuous",
+    "diffusion__loss": "mae",
+}
+OF_PICTURES = {
+    "data__condition": "downsample",
+    "data__condition_factor": 2,
+    "model__condition": ("image",),
+    "train__condition_dropout": (0.1,),
+}
+
+
+KINDS = {
+    "edm": (OF_EDM, "progressive"),
+    "flow": (OF_FLOW, "consistency"),
+    "keras": (OF_KERAS, "progressive"),
+    "pictures": (OF_PICTURES, "consistency"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("told", "method"), KINDS.values(), ids=KINDS.keys())
+def test_teachers_of_all_kinds(tmp_path, told, method):
+    """Real levels, pure noise, batch norms and continuous time, and pictures that images are drawn from."""
+    other = tmp_path / "teacher"
+    train(changed(small_digits(), train__sample_num=4, train__batch_size=8, **told), other)
+    workdir = distilled(tmp_path / "run", other, f"--config.distill.method={method}")
+    config = read_config(workdir)
+    assert config.diffusion.objective == ("v" if told is OF_KERAS else config.distill.teacher_objective)
+    assert all(np.isfinite(loss) for _, loss in losses(workdir))
+    pipe = ddim_jax.load(workdir)
+    condition = np.zeros((2, 4, 4, 1), np.uint8) if told is OF_PICTURES else None
+    assert len(pipe.sample(2, condition=condition)) == 2
+
+
 @pytest.mark.slow
 def test_guidance_is_learned_for_good(tmp_path, capsys):
     """Unless nothing is said of it, that of the teacher; and then the student can not be guided."""
