@@ -104,11 +104,9 @@ def distill(config: Config, workdir: epath.PathLike) -> int | None:
                 if start < round_.ends or (stop.is_set() and start < total_steps):
                     say(f"stopped by {stop.by} after saving step {start}; start the same command again to go on")
                     return start
+        writing.check()
+        pictures.draw_rows("rounds", _rows(config, rounds), lambda at: checkpoints.restore(at, students.like), writer)
         if parallel.is_main_process():
-            writing.check()
-            pictures.draw_rows(
-                "rounds", _rows(config, rounds), lambda at: checkpoints.restore(at, students.like), writer
-            )
             say(f"done: {total_steps:,} steps")
         parallel.barrier("pictures of rounds")
     if config.distill.measure_num:

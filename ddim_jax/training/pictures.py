@@ -109,6 +109,8 @@ class TrainingPictures:
     ) -> None:
         """Draws ``samples/NAME.png`` unless it is there: rows of images of the same noise, from several checkpoints.
 
+        All processes of the run call this, since they restore a checkpoint together; process 0 draws.
+
         Args:
             name: of the picture.
             rows: of each what is said of it, the step of its checkpoint, and its sampling steps.
@@ -117,17 +119,19 @@ class TrainingPictures:
         """
         path = self._workdir / "samples" / f"{name}.png"
         num = min(_IN_A_ROW, self._config.train.sample_num)
-        if png_shape(path) is None:
-            drawn = []
-            for label, step, steps in rows:
+        condition = jax.tree.map(lambda x: x[:num], self._condition)
+        drawn = []
+        for label, step, steps in rows if parallel.value_of_main_process(png_shape(path) is None) else ():
+            state = restore(step)
+            if parallel.is_main_process():
                 sampler = self.of_other_steps(steps, step)._sampler
-                condition = jax.tree.map(lambda x: x[:num], self._condition)
-                images = sampler.draw(self._weights(restore(step)), range(num), condition)
-                drawn.append((label, pictures(self._config, images)))
+                drawn.append((label, pictures(self._config, sampler.draw(self._weights(state), range(num), condition))))
+        if drawn:
             picture = labelled_rows(drawn, columns=num)
             save_png(path, picture)
             writer.image(rows[-1][1], name, as_rgb(picture))
-        say(f"wrote {path}")
+        if parallel.is_main_process():
+            say(f"wrote {path}")
 
     def draw_final(self, state: TrainState, writer: MetricWriter) -> None:
         """Draws one picture with a grid for each of ``train.final_sample_steps``, and says where it is."""
