@@ -739,7 +739,7 @@ class TuneConfig:
     """
 
     steps: tuple[int, ...] = key((5, 6, 8, 10), Role.RESULT, at_least=1, at_most=1000, is_filled=True, longest=100)
-    num: int = key(64, Role.RESULT, at_least=2, at_most=1_000_000)
+    num: int = key(128, Role.RESULT, at_least=2, at_most=1_000_000)
     fine_steps: int = key(100, Role.RESULT, at_least=2, at_most=10_000)
     seed: int = key(1_000_000_007, Role.RESULT, at_least=0, at_most=LARGEST_INDEX)
     order: int = key(4, Role.RESULT, at_least=1, at_most=8)

@@ -133,9 +133,11 @@ def test_one_job_at_a_time(workdir, capsys):
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("edm", {"diffusion__schedule": "edm", "diffusion__time_sampling": "lognormal"}),
+        pytest.param(
+            "edm", {"diffusion__schedule": "edm", "diffusion__time_sampling": "lognormal"}, marks=pytest.mark.slow
+        ),
         ("flow", {"diffusion__schedule": "flow", "diffusion__time_sampling": "continuous"}),
-        ("zero terminal SNR", {"diffusion__zero_terminal_snr": True}),
+        pytest.param("zero terminal SNR", {"diffusion__zero_terminal_snr": True}, marks=pytest.mark.slow),
         ("classes", {"model__num_classes": 10, "train__label_dropout": 0.5, "sample__guidance_scale": 2.0}),
     ],
 )  # fmt: skip
