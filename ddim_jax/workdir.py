@@ -215,6 +215,8 @@ def binding_values(workdir: epath.PathLike, given: Mapping[str, Any]) -> dict[st
     """
     trained = flatten(read_config(workdir))
     binding = {key: trained[key] for key in trained if key in _BINDING and key.split(".")[0] in TRAINED_GROUPS}
+    # How many rounds binds no run, but must go together with what does.
+    binding["distill.rounds"] = trained["distill.rounds"]
     changed = {
         key: (binding[key], value)
         for key, value in given.items()
