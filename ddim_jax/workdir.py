@@ -8,6 +8,7 @@
     WORKDIR/metrics.jsonl          one JSON object a line, with ``step``
     WORKDIR/tensorboard/           TensorBoard event files
     WORKDIR/samples/step_NNNNNNNN.png   grids drawn while training
+    WORKDIR/samples/rounds.png     of a student (``--mode=distill``): the same noise drawn by each round
     WORKDIR/run.claim-K            while a job trains or imports there, see ``one_writer.py``
     WORKDIR/tuned/stepN-HASH.json  steps tuned for the network, see ``sampling/tuned_steps.py``
     WORKDIR/MODE/NAME-HASH/        what each later job wrote, with ``run.json``
