@@ -286,6 +286,7 @@ def _tree_of_teacher(argv: Sequence[str]) -> ConfigTree | None:
     teacher, _ = _take_flag(argv, "config.distill.teacher")
     if mode != "distill" or not teacher:
         return None
+    _check_path("distill.teacher", teacher)
     from ddim_jax.training.teacher import config_of_teacher
 
     try:

@@ -8,7 +8,7 @@
     WORKDIR/metrics.jsonl          one JSON object a line, with ``step``
     WORKDIR/tensorboard/           TensorBoard event files
     WORKDIR/samples/step_NNNNNNNN.png   grids drawn while training
-    WORKDIR/samples/rounds.png     of a student: what it draws after each round
+    WORKDIR/samples/rounds.png     of a student (``--mode=distill``): the same noise drawn by each round
     WORKDIR/run.claim-K            while a job trains or imports there, see ``one_writer.py``
     WORKDIR/tuned/stepN-HASH.json  steps tuned for the network, see ``sampling/tuned_steps.py``
     WORKDIR/MODE/NAME-HASH/        what each later job wrote, with ``run.json``
@@ -216,6 +216,8 @@ def binding_values(workdir: epath.PathLike, given: Mapping[str, Any]) -> dict[st
     """
     trained = flatten(read_config(workdir))
     binding = {key: trained[key] for key in trained if key in _BINDING and key.split(".")[0] in TRAINED_GROUPS}
+    # How many rounds binds no run, but must go together with what does.
+    binding["distill.rounds"] = trained["distill.rounds"]
     changed = {
         key: (binding[key], value)
         for key, value in given.items()

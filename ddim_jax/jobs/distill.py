@@ -1,7 +1,6 @@
 """``--mode=distill``: teach a student to draw in few steps what a trained network draws in many."""
 
 import contextlib
-import dataclasses
 
 from etils import epath
 
@@ -19,8 +18,8 @@ from ddim_jax.training.log import announce
 from ddim_jax.training.pictures import TrainingPictures, condition_of_examples
 from ddim_jax.training.rounds import Outputs, Students
 from ddim_jax.training.stop_signals import catch_stop_signals
-from ddim_jax.training.students import Round, described, rounds_of, settled_config
-from ddim_jax.training.teacher import Teacher, read_teacher
+from ddim_jax.training.students import Round, described, resumed_config, rounds_of, settled_config
+from ddim_jax.training.teacher import Teacher, is_workdir_of, read_teacher
 from ddim_jax.workdir import (
     check_writable,
     checkpoint_dir,
@@ -31,6 +30,9 @@ from ddim_jax.workdir import (
     run_in,
 )
 from ddim_jax.writers import MetricWriter, SilentWriter, say
+
+# The picture that shows all rounds: ``samples/rounds.png``.
+_PICTURE = "rounds"
 
 
 def distill(config: Config, workdir: epath.PathLike) -> int | None:
@@ -83,9 +85,12 @@ def distill(config: Config, workdir: epath.PathLike) -> int | None:
             checkpoints.save(0, state)  # from here on nobody needs the teacher any more
         else:
             raise UserError(f"distill.teacher={config.distill.teacher} is gone, and this student had not begun")
+        teacher = None  # what it has said is in the state
         announce(config, state, len(source), start, total_steps, devices)
         if parallel.is_main_process() and not start:
             say(described(config.distill))
+        if parallel.is_main_process() and start < total_steps:
+            pictures.remove_rows(_PICTURE)  # of a run that had fewer rounds
         writer: MetricWriter = SilentWriter()
         if parallel.is_main_process():
             writer = stack.enter_context(MetricWriter(workdir, start, config.train.tensorboard))
@@ -105,7 +110,7 @@ def distill(config: Config, workdir: epath.PathLike) -> int | None:
                     say(f"stopped by {stop.by} after saving step {start}; start the same command again to go on")
                     return start
         writing.check()
-        pictures.draw_rows("rounds", _rows(config, rounds), lambda at: checkpoints.restore(at, students.like), writer)
+        pictures.draw_rows(_PICTURE, _rows(config, rounds), lambda at: checkpoints.restore(at, students.like), writer)
         if parallel.is_main_process():
             say(f"done: {total_steps:,} steps")
         parallel.barrier("pictures of rounds")
@@ -124,25 +129,27 @@ def _settled(config: Config, workdir: epath.PathLike) -> tuple[Config, Teacher |
     if not named:
         raise UserError("distill.teacher is empty: name the workdir that is to be distilled")
     begun = read_config(workdir).distill if config_path(workdir).exists() else None
-    is_same = begun is not None and begun.teacher == named and not config.train.overwrite
+    if is_workdir_of(named, workdir):
+        raise UserError(f"distill.teacher={named} is the workdir of the student itself; name another --workdir")
+    if begun is not None and begun.teacher != named:
+        begun = None
     step = config.distill.teacher_step
-    if step is None and begun is not None and is_same:
+    if step is None and begun is not None:
         step = begun.teacher_step
     try:
         teacher = read_teacher(named, step)
     except UserError as error:
-        if begun is None or not is_same or newest_step(checkpoint_dir(workdir)) is None:
+        if begun is None or newest_step(checkpoint_dir(workdir)) is None:
             raise UserError(f"distill.teacher={named}: {error}") from error
-        if not config.distill.teacher_sha256:
-            config = dataclasses.replace(config, distill=begun)
         say(f"the teacher is not there any more ({error}); the student has what it needs of it")
-        return config, None
-    if begun is not None and is_same and begun.teacher_sha256 not in ("", teacher.sha256):
+        return resumed_config(config, read_config(workdir)), None
+    is_other = begun is not None and begun.teacher_sha256 not in ("", teacher.sha256)
+    if begun is not None and is_other and not config.train.overwrite:
         raise UserError(
             f"distill.teacher={named} has changed since this student began: the weights of step {teacher.step:,} hash "
             f"to {teacher.sha256[:12]}, not to {begun.teacher_sha256[:12]}; put those back, or name another --workdir"
         )
-    return settled_config(config, teacher, is_same), teacher
+    return settled_config(config, teacher), teacher
 
 
 def _check_not_past(workdir: epath.PathLike, total_steps: int) -> None:

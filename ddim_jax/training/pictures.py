@@ -117,7 +117,7 @@ class TrainingPictures:
             restore: from step to state.
             writer: where it is shown, too.
         """
-        path = self._workdir / "samples" / f"{name}.png"
+        path = self._rows_path(name)
         num = min(_IN_A_ROW, self._config.train.sample_num)
         condition = jax.tree.map(lambda x: x[:num], self._condition)
         drawn = []
@@ -132,6 +132,13 @@ class TrainingPictures:
             writer.image(rows[-1][1], name, as_rgb(picture))
         if parallel.is_main_process():
             say(f"wrote {path}")
+
+    def remove_rows(self, name: str) -> None:
+        """Removes what :meth:`draw_rows` has drawn before there was more to show."""
+        self._rows_path(name).unlink(missing_ok=True)
+
+    def _rows_path(self, name: str) -> epath.Path:
+        return self._workdir / "samples" / f"{name}.png"
 
     def draw_final(self, state: TrainState, writer: MetricWriter) -> None:
         """Draws one picture with a grid for each of ``train.final_sample_steps``, and says where it is."""

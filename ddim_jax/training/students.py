@@ -37,6 +37,12 @@ _REPLACED = {
     "sample.spacing": "distill.first_steps and distill.rounds",
 }
 
+# Of the data; the teacher's where the config leaves them open.
+_STATISTICS = ("data.mean", "data.std", "data.range")
+
+# What a student's config says of its teacher, or takes from it, unless it is given.
+_SETTLED = ("teacher_step", "teacher_sha256", "teacher_objective", "objective", "updates", "learning_rate")
+
 
 class Round(NamedTuple):
     """A part of a student's training.
@@ -109,13 +115,12 @@ def check_teaches(config: Config) -> None:
         )
 
 
-def settled_config(config: Config, teacher: Teacher, has_begun: bool = False) -> Config:
+def settled_config(config: Config, teacher: Teacher) -> Config:
     """The student's config: the teacher's network and data, with what is left open filled in, for few steps.
 
     Args:
         config: what was asked for; ``data``, ``model`` and ``diffusion`` should be the teacher's.
         teacher: the teacher.
-        has_begun: whether the student has, so that ``sample`` is the student's.
 
     Raises:
         UserError: it is a teacher of another network or data, or one that cannot teach this.
@@ -128,7 +133,7 @@ def settled_config(config: Config, teacher: Teacher, has_begun: bool = False) ->
                 "cannot be learned; use consistency, or --config.distill.guidance_scale=1"
             )
     of_teacher = deciding_values(teacher.config)
-    left_open = {key: of_teacher[key] for key in ("data.mean", "data.std", "data.range") if not flatten(config)[key]}
+    left_open = {key: of_teacher[key] for key in _STATISTICS if not flatten(config)[key]}
     config = with_values(config, left_open)
     stated = {key: value for key, value in of_teacher.items() if key != "diffusion.objective"}
     ours = flatten(config)
@@ -138,7 +143,7 @@ def settled_config(config: Config, teacher: Teacher, has_begun: bool = False) ->
             f"distill.teacher={config.distill.teacher} is another network than the config's: {listed}; leave --config "
             "out to take the teacher's"
         )
-    if not has_begun:
+    if not config.distill.teacher_sha256:  # else it is a student's, and so is ``sample``
         check_teaches(config)
     distill, of_run = config.distill, teacher.config
     objective = distill.objective or _objective_for(config, of_run.diffusion.objective)
@@ -158,6 +163,23 @@ def settled_config(config: Config, teacher: Teacher, has_begun: bool = False) ->
         learning_rate=distill.learning_rate or of_run.train.learning_rate,
     )
     return student_config(dataclasses.replace(config, distill=distill))
+
+
+def resumed_config(config: Config, begun: Config) -> Config:
+    """The config of a student that has begun, without its teacher: what is left open is what it has begun with.
+
+    Args:
+        config: what was asked for.
+        begun: of the student's run.
+    """
+    if not config.distill.teacher_sha256:
+        ours, settled = config.distill, begun.distill
+        filled = {name: getattr(ours, name) or getattr(settled, name) for name in _SETTLED}
+        if ours.guidance_scale is None:
+            filled |= {"guidance_scale": settled.guidance_scale, "guidance_levels": settled.guidance_levels}
+        data = {key: flatten(begun)[key] for key in _STATISTICS if not flatten(config)[key]}
+        config = with_values(dataclasses.replace(config, distill=dataclasses.replace(ours, **filled)), data)
+    return student_config(config)
 
 
 def student_config(config: Config) -> Config:

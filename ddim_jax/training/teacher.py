@@ -68,6 +68,12 @@ def config_of_teacher(named: str) -> Config:
     return dataclasses.replace(read_config(_workdir_and_step(named)[0]), distill=DistillConfig())
 
 
+def is_workdir_of(named: str, workdir: epath.PathLike) -> bool:
+    """Whether a teacher, see :func:`read_teacher`, lies in a workdir."""
+    found = None if shipped_file(named) else checkpoint_named(epath.Path(named).expanduser())
+    return found is not None and found[0].resolve() == epath.Path(workdir).resolve()
+
+
 def _workdir_and_step(named: str) -> tuple[epath.Path, Any]:
     found = checkpoint_named(epath.Path(named).expanduser())
     if found is None:

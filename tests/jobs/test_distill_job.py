@@ -15,9 +15,11 @@ from small import changed, plain_digits, small_digits
 
 import ddim_jax
 from ddim_jax import main
+from ddim_jax.config import DistillConfig
 from ddim_jax.images import png_shape
 from ddim_jax.jobs.train import train
 from ddim_jax.training.checkpoint import restore_trained
+from ddim_jax.training.students import resumed_config
 from ddim_jax.workdir import read_config
 from ddim_jax.writers import MetricWriter
 
@@ -140,9 +142,42 @@ def test_stopped_runs_go_on_bit_by_bit_without_their_teacher(tmp_path, teacher, 
 @pytest.mark.slow
 def test_more_rounds_go_on(tmp_path, teacher, student):
     workdir = tmp_path / "run"
-    distilled(workdir, teacher, "--config.distill.rounds=1")
-    distilled(workdir, teacher)
+    gone = shutil.copytree(teacher, tmp_path / "teacher")
+    distilled(workdir, gone, "--config.distill.rounds=1")
+    of_one_round = png_shape(workdir / "samples" / "rounds.png")
+    shutil.rmtree(gone)
+    distilled(workdir, gone, "--config.distill.rounds=2")
     assert digest(final_state(workdir)) == digest(final_state(student))
+    config = read_config(workdir)
+    assert (config.train.steps, config.sample.steps) == (6, 1)
+    assert png_shape(workdir / "samples" / "rounds.png") != of_one_round
+
+
+@pytest.mark.slow
+def test_students_that_replaced_a_run_go_on_without_their_teacher(tmp_path, teacher):
+    """The run's config says that it replaced another, and its sampler is the student's, which adds noise."""
+    gone = shutil.copytree(teacher, tmp_path / "teacher")
+    workdir = shutil.copytree(teacher, tmp_path / "run")
+    flags = ("--config.distill.method=consistency", "--config.train.overwrite=true")
+    distilled(workdir, gone, *flags, "--config.distill.rounds=1")
+    assert main.run(["main", "--mode=distill", f"--workdir={workdir}"]) == 0
+    shutil.rmtree(gone)
+    distilled(workdir, gone, *flags)
+    assert checkpoint_steps(workdir)[-1] == read_config(workdir).train.steps == 6
+
+
+def test_jobs_on_a_student_take_any_config(student):
+    """Whose own number of rounds would not go together with the student's steps."""
+    config, _ = main.parse(["main", "--mode=sample", f"--workdir={student}", "--config=digits"])
+    assert (config.distill.first_steps, config.distill.rounds) == (4, 2)
+
+
+def test_a_config_leaves_open_what_a_student_has_begun_with(student):
+    begun = read_config(student)
+    named = dataclasses.replace(DistillConfig(), teacher=begun.distill.teacher, first_steps=4, rounds=2)
+    named = dataclasses.replace(named, measure_num=begun.distill.measure_num)
+    left_open = dataclasses.replace(begun, distill=named, data=dataclasses.replace(begun.data, mean=(), std=()))
+    assert resumed_config(left_open, begun) == begun
 
 
 @pytest.mark.slow
@@ -183,6 +218,18 @@ REFUSALS = [
 @pytest.mark.parametrize(("flags", "expected"), REFUSALS, ids=[flags[0][9:] for flags, _ in REFUSALS])
 def test_refusals(tmp_path, teacher, capsys, flags, expected):
     assert expected in refused(capsys, tmp_path / "run", teacher, *flags)
+
+
+def test_a_teacher_in_the_workdir_itself(tmp_path, teacher, capsys):
+    """Even to be set aside: the student could not be told from it later."""
+    copy = shutil.copytree(teacher, tmp_path / "copy")
+    for named in (copy, copy / "checkpoints" / "2"):
+        line = refused(capsys, copy, named, "--config.train.overwrite=true")
+        assert "is the workdir of the student itself" in line
+
+
+def test_a_teacher_at_an_address_that_nobody_knows(tmp_path, capsys):
+    assert "distill.teacher=nowhere://teacher: there is no" in refused(capsys, tmp_path / "run", "nowhere://teacher")
 
 
 def test_a_teacher_that_is_none(tmp_path, capsys):
