@@ -143,7 +143,11 @@ def parse(argv: Sequence[str]) -> tuple[Config, flags.FlagValues]:
             _check_path(f"--{flag}", path)
     path, tree = None, None
     if named is None:
-        tree = _tree_of_run(workdir) or _tree_of_teacher(argv)
+        tree = _tree_of_run(workdir)
+        mode, _ = _take_flag(argv, "mode")
+        teacher, _ = _take_flag(argv, "config.distill.teacher")
+        if mode == "distill" and teacher and (tree is None or tree.distill.teacher != teacher):
+            tree = _tree_of_teacher(teacher)
     elif named.endswith(".json"):
         tree = _tree_of_json(named)
     elif ".json:" in named:
@@ -280,12 +284,8 @@ def _tree_of_run(workdir: str | None) -> ConfigTree | None:
     return to_config_dict(read_config(workdir)) if workdir and _has_config(workdir) else None
 
 
-def _tree_of_teacher(argv: Sequence[str]) -> ConfigTree | None:
-    """The config of the network that a student is to learn from; None where none is named, or it is not there."""
-    mode, _ = _take_flag(argv, "mode")
-    teacher, _ = _take_flag(argv, "config.distill.teacher")
-    if mode != "distill" or not teacher:
-        return None
+def _tree_of_teacher(teacher: str) -> ConfigTree:
+    """The config of the network that a student is to learn from."""
     _check_path("distill.teacher", teacher)
     from ddim_jax.training.teacher import config_of_teacher
 

@@ -8,7 +8,15 @@ import math
 from typing import Any
 
 from ddim_jax.config.keys import LARGEST_INDEX, check_values
-from ddim_jax.config.schema import AUGMENTATION_INPUTS, Config, DataConfig, DiffusionConfig, EvalConfig, ModelConfig
+from ddim_jax.config.schema import (
+    AUGMENTATION_INPUTS,
+    Config,
+    DataConfig,
+    DiffusionConfig,
+    DistillConfig,
+    EvalConfig,
+    ModelConfig,
+)
 from ddim_jax.errors import ConfigError, shown
 
 # Schedules whose betas go from diffusion.beta_start to diffusion.beta_end.
@@ -420,6 +428,18 @@ def _check_distill(config: Config) -> None:
         distill.first_steps,
         f"times train.batch_size={config.train.batch_size} must stay below 2^31",
     )
+    _require(
+        distill.measure_num != 1,
+        "distill.measure_num",
+        distill.measure_num,
+        "one image has no distribution; use at least 2, or 0 for none",
+    )
+    plain = DistillConfig()
+    for key in ("noise_mean", "noise_std", "huber") if distill.is_progressive else ("weight",):
+        value = getattr(distill, key)
+        _require(
+            value == getattr(plain, key), f"distill.{key}", value, f"says nothing to distill.method={distill.method}"
+        )
     can_be = _PROGRESSIVE if distill.is_progressive else _CONSISTENT
     _require(
         distill.objective in ("", *can_be),

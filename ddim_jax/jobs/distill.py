@@ -1,6 +1,7 @@
 """``--mode=distill``: teach a student to draw in few steps what a trained network draws in many."""
 
 import contextlib
+import os
 
 from etils import epath
 
@@ -8,8 +9,7 @@ from ddim_jax import memory, parallel
 from ddim_jax.config import Config, to_json, with_values
 from ddim_jax.data.sources import check_labels
 from ddim_jax.errors import UserError
-from ddim_jax.jobs.evaluate import evaluate
-from ddim_jax.measuring.extractors import make_extractor
+from ddim_jax.jobs.evaluate import check_ahead, evaluate
 from ddim_jax.one_writer import check_no_other_writer, one_writer
 from ddim_jax.training.checkpoint import Checkpoints, newest_step
 from ddim_jax.training.data import open_sources
@@ -58,8 +58,13 @@ def distill(config: Config, workdir: epath.PathLike) -> int | None:
     check_writable(workdir)
     config, teacher = _settled(config, workdir)
     if config.distill.measure_num:
-        # Weights that cannot be had are missed now, not in the end.
-        make_extractor(config)
+        # What cannot be had, or done, is missed now, not in the end.
+        if "://" in os.fspath(workdir):
+            raise UserError(
+                f"distill.measure_num={config.distill.measure_num}: images cannot be measured in {workdir}; use 0, and "
+                "--mode=evaluate on a copy of it"
+            )
+        check_ahead(with_values(config, {"eval.num": config.distill.measure_num}))
     rounds = rounds_of(config)
     total_steps = rounds[-1].ends
     devices = parallel.training_devices(config.train.batch_size, config.train.accumulate)
@@ -132,7 +137,11 @@ def _settled(config: Config, workdir: epath.PathLike) -> tuple[Config, Teacher |
     if is_workdir_of(named, workdir):
         raise UserError(f"distill.teacher={named} is the workdir of the student itself; name another --workdir")
     if begun is not None and begun.teacher != named:
-        begun = None
+        if os.path.realpath(begun.teacher) == os.path.realpath(named):
+            named = begun.teacher  # by another path
+            config = with_values(config, {"distill.teacher": named})
+        else:
+            begun = None
     step = config.distill.teacher_step
     if step is None and begun is not None:
         step = begun.teacher_step
@@ -168,7 +177,8 @@ def _about(config: Config, round_: Round) -> str:
         return f"{of}: learns to predict {distill.objective} instead of {distill.teacher_objective}"
     if distill.is_progressive:
         return f"{of}: {2 * round_.steps} steps become {round_.steps}"
-    return f"{of}: points {0.5**round_.number:.3g} of the way apart"
+    nearer = "half as far apart as before" if round_.number > 1 else "half of it apart, with little noise all of it"
+    return f"{of}: the two points of a way that are compared lie {nearer}"
 
 
 def _drawn(config: Config, rounds: list[Round]) -> list[tuple[int, int]]:

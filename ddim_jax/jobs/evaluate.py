@@ -19,7 +19,7 @@ from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config, EvalConfig
-from ddim_jax.configured import pictures
+from ddim_jax.configured import build_normalization, pictures
 from ddim_jax.errors import UserError
 from ddim_jax.jobs.sample import ImageFiles, still_written
 from ddim_jax.measuring.extractor import Extractor
@@ -28,7 +28,7 @@ from ddim_jax.measuring.figures import Counts, check_known, chosen_metrics, comp
 from ddim_jax.measuring.measurement import Measurement
 from ddim_jax.measuring.reference import reference_for
 from ddim_jax.measuring.reference_file import Reference
-from ddim_jax.measuring.wanted import NO_WEIGHTS
+from ddim_jax.measuring.wanted import NO_WEIGHTS, Known
 from ddim_jax.memory import check_room
 from ddim_jax.tables.folder import TableFolder
 from ddim_jax.tables.lines import Comparison, comparison, format_figure
@@ -122,6 +122,18 @@ def evaluate(config: Config, workdir: epath.PathLike) -> epath.Path:
         say(f"the table is {folder / 'table.md'}, with pictures {folder / 'report.html'}")
     parallel.barrier("evaluate written")
     return folder
+
+
+def check_ahead(config: Config) -> None:
+    """Checks that ``eval.num`` images of a model can be measured, before there is a model.
+
+    Raises:
+        UserError: they cannot, see :func:`evaluate`; or the extractor or the reference cannot be had.
+    """
+    settings, extractor = config.eval, make_extractor(config)
+    known = Known(normalization=build_normalization(config))
+    Measurement(extractor, settings, settings.num, known)
+    _check_counts(settings, _counts(settings, extractor, settings.num, reference_for(config, extractor)))
 
 
 # --- a row --------------------------------------------------------------------------------------

@@ -2,11 +2,12 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 
 from etils import epath
 
 from ddim_jax import memory, parallel
-from ddim_jax.config import Config, check_new_network, to_json
+from ddim_jax.config import Config, DistillConfig, check_new_network, to_json
 from ddim_jax.configured import build_sampler
 from ddim_jax.data.sources import check_labels
 from ddim_jax.errors import UserError
@@ -47,6 +48,8 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
         UserError: the workdir, data or config cannot be used, another job trains or imports there, the run is past its
             last step already, a batch does not fit into memory, or the loss stopped being finite.
     """
+    if config.distill.teacher and (config.train.overwrite or not config_path(workdir).exists()):
+        config = dataclasses.replace(config, distill=DistillConfig())  # of a student whose config serves another run
     if config.distill.teacher:
         raise UserError(
             f"workdir {workdir} is a student's, which --mode=distill trains; to train its network further on images, "

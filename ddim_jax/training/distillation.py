@@ -63,13 +63,19 @@ def lesson_of(config: Config, round_: Round, teacher: Any) -> Lesson:
     schedule = build_schedule(config)
     levels = sampling_levels(SPACING, schedule.num_levels, teacher_steps(config, round_), schedule)
     steps = (two_steps if round_.number else single_steps)(schedule, level_pairs(levels))
-    rows = config.distill.first_steps
+    rows = config.distill.first_steps if config.distill.is_progressive else len(steps.time)
     of_program = TwoSteps(*(column.astype(np.float32) for column in padded_to(steps, rows)))
     return Lesson(teacher, np.int32(len(steps.time)), of_program)
 
 
+# At so many levels a student of consistency learns first to predict something else.
+_LEVELS_OF_CONVERSION = 1000
+
+
 def teacher_steps(config: Config, round_: Round) -> int:
     """Steps of the teacher of a round."""
+    if not config.distill.is_progressive:
+        return min(_LEVELS_OF_CONVERSION, config.diffusion.num_levels)
     return config.distill.first_steps >> max(0, round_.number - 1)
 
 

@@ -17,7 +17,9 @@ _MOST_UPDATES = 50_000
 # Subsequences of these levels are among each other's: every other level of S steps is one of S / 2.
 SPACING = "trailing"
 
-# What distill says of a student, so that these say nothing.
+# What distill says of a student, so that these say nothing. How the teacher is sampled may be said, see check_teaches.
+_IN_STEPS = "distill.first_steps and distill.rounds"
+_MEASURED = "distill.measure_num, or --mode=evaluate when the student is there"
 _REPLACED = {
     "train.steps": "distill.updates and distill.rounds",
     "train.epochs": "distill.updates and distill.rounds",
@@ -33,8 +35,21 @@ _REPLACED = {
     "diffusion.objective": "distill.objective",
     "sample.guidance_scale": "distill.guidance_scale",
     "sample.guidance_levels": "distill.guidance_levels",
-    "sample.steps": "distill.first_steps and distill.rounds",
-    "sample.spacing": "distill.first_steps and distill.rounds",
+    "sample.steps": _IN_STEPS,
+    "sample.spacing": _IN_STEPS,
+    "sample.levels": _IN_STEPS,
+    "sample.sigmas": _IN_STEPS,
+    "sample.coefficients": _IN_STEPS,
+    "train.augment_probability": "a run of --mode=train for that",
+    "train.final_sample_steps": "train.sample_every",
+    "eval.preset": _MEASURED,
+    "eval.samplers": _MEASURED,
+    "eval.etas": _MEASURED,
+    "eval.spacings": _MEASURED,
+    "eval.steps": _MEASURED,
+    "eval.images": _MEASURED,
+    "distill.teacher_sha256": "distill.teacher alone; the job fills it in",
+    "distill.teacher_objective": "distill.teacher alone; the job fills it in",
 }
 
 # Of the data; the teacher's where the config leaves them open.
@@ -94,9 +109,14 @@ def check_teaches(config: Config) -> None:
     """Checks that a teacher's sampler makes the same image of the same noise, which is what a student learns.
 
     Raises:
-        ConfigError: it adds noise, or is guided by another network.
+        ConfigError: it adds noise, is guided by another network, or clips so that its steps are not DDIM's.
     """
     sample = config.sample
+    if config.distill.is_progressive and sample.clip == "keep_eps":
+        raise ConfigError(
+            "sample.clip=keep_eps: the noise that it keeps is not that of the clipped image, so that two of the "
+            "teacher's steps are none of DDIM's; use rederive_eps or none"
+        )
     adds = (
         lookup(SAMPLERS, sample.sampler, "sampler").eta == "implied"
         or sample.eta != 0
@@ -132,6 +152,7 @@ def settled_config(config: Config, teacher: Teacher) -> Config:
                 f"distill.method=easy_consistency: the teacher is guided at {of_run:g}, but never asked, so that this "
                 "cannot be learned; use consistency, or --config.distill.guidance_scale=1"
             )
+    _check_is_no_student(config, teacher)
     of_teacher = deciding_values(teacher.config)
     left_open = {key: of_teacher[key] for key in _STATISTICS if not flatten(config)[key]}
     config = with_values(config, left_open)
@@ -163,6 +184,31 @@ def settled_config(config: Config, teacher: Teacher) -> Config:
         learning_rate=distill.learning_rate or of_run.train.learning_rate,
     )
     return student_config(dataclasses.replace(config, distill=distill))
+
+
+def _check_is_no_student(config: Config, teacher: Teacher) -> None:
+    """Refuses to ask a student for what it has never learned: more steps than it makes, or steps at all.
+
+    Raises:
+        UserError: it is such a student.
+    """
+    learned, distill = teacher.config.distill, config.distill
+    if not learned.teacher:
+        return
+    named = f"distill.teacher={distill.teacher} is a student itself"
+    if not learned.is_progressive:
+        if distill.method != "easy_consistency":
+            raise UserError(
+                f"{named}, which leads to images at once, not by steps that another could learn; name its own teacher, "
+                "or use distill.method=easy_consistency"
+            )
+        return
+    steps = [round_.steps for round_ in rounds_of(teacher.config) if round_.ends <= teacher.step]
+    if distill.is_progressive and steps and distill.first_steps > steps[-1]:
+        raise UserError(
+            f"{named}, which draws in {steps[-1]} steps: distill.first_steps={distill.first_steps} asks it for steps "
+            f"that it has not learned; use {steps[-1]}, with distill.rounds to match, or name its own teacher"
+        )
 
 
 def resumed_config(config: Config, begun: Config) -> Config:
@@ -233,11 +279,15 @@ def _objective_for(config: Config, of_teacher: Objective) -> Objective:
 
 def described(distill: DistillConfig) -> str:
     """What a student was distilled from, in a line."""
-    step = f", step {distill.teacher_step:,}" if distill.teacher_step else ""
-    guided = "" if distill.guidance_scale in (None, 1) else f", guided at {distill.guidance_scale:g}"
-    first, last = distill.first_steps, distill.first_steps >> distill.rounds
-    steps = f", {first} steps become {last}" if distill.is_progressive else ""
-    return (
-        f"distilled from {distill.teacher}{step}, sha256 {distill.teacher_sha256[:12]}{guided}: {distill.method}, "
-        f"{distill.rounds} rounds of {distill.updates:,} steps{steps}"
-    )
+    told = [f"distilled from {distill.teacher}"]
+    if distill.teacher_step:
+        told.append(f"step {distill.teacher_step:,}")
+    told.append(f"sha256 {distill.teacher_sha256[:12]}")
+    if distill.guidance_scale not in (None, 1):
+        low_and_high = "".join(f" to {level}" for level in distill.guidance_levels).removeprefix(" to ")
+        told.append(f"guided at {distill.guidance_scale:g}" + (f" (levels {low_and_high})" if low_and_high else ""))
+    converts = "" if distill.objective == distill.teacher_objective else f"one to predict {distill.objective}, then "
+    how = f"{distill.method}, {converts}{distill.rounds} rounds of {distill.updates:,} steps"
+    if distill.is_progressive:
+        how += f", {distill.first_steps} steps become {distill.first_steps >> distill.rounds}"
+    return f"{', '.join(told)}: {how}"

@@ -204,6 +204,10 @@ REFUSALS = [
     (("--config.train.learning_rate=1e-3",), "train.learning_rate says nothing to --mode=distill; use distill.lea"),
     (("--config.train.steps=9",), "train.steps says nothing to --mode=distill; use distill.updates and distill.rounds"),
     (("--config.distill.teacher_step=1000",), "no checkpoint of step 1000"),
+    (("--config.sample.clip=keep_eps",), "two of the teacher's steps are none of DDIM's; use rederive_eps or none"),
+    (("--config.eval.steps=(1,2)",), "eval.steps says nothing to --mode=distill; use distill.measure_num, or"),
+    (("--config.distill.huber=1",), "distill.huber=1.0: says nothing to distill.method=progressive"),
+    (("--config.distill.measure_num=3", "--config.eval.extractor=pixels"), "more than so many images, on both sides"),
     (
         ("--config.distill.method=consistency", "--config.distill.objective=x0"),
         "distill.method=consistency needs a student that predicts one of v, flow, eps",
@@ -249,10 +253,16 @@ def test_distillation_refuses_the_workdir_of_a_run(tmp_path, teacher, capsys):
 
 
 @pytest.mark.slow
-def test_a_student_can_be_a_teacher(tmp_path, student):
-    """And its last round is the first one's teacher."""
-    workdir = distilled(tmp_path / "run", student, "--config.distill.rounds=1", "--config.distill.first_steps=2")
-    assert read_config(workdir).distill.teacher_step == 6
+def test_a_student_can_be_a_teacher(tmp_path, student, capsys):
+    """Of the steps that it has learned; after its first round these are two."""
+    flags = ("--config.distill.rounds=1", "--config.distill.first_steps=2")
+    assert "which draws in 1 steps: distill.first_steps=2 asks it for" in refused(
+        capsys, tmp_path / "run", student, *flags
+    )
+    workdir = distilled(tmp_path / "run", student, *flags, "--config.distill.teacher_step=3")
+    assert read_config(workdir).distill.teacher_step == 3
+    assert read_config(workdir).distill.first_steps == 2
+    assert "resuming at step 3 of 3" in (distilled(workdir, f"{student}/", *flags) and capsys.readouterr().err)
 
 
 @pytest.mark.slow
