@@ -137,7 +137,7 @@ def test_ctrl_c_in_a_script_saves_the_step_and_the_next_call_goes_on(tmp_path):
     ("keywords", "message"),
     [
         ({"step": 5}, r"train\(\) has no argument 'step'; did you mean steps"),
-        ({"learning_rate": 5}, "did you mean train__learning_rate"),
+        ({"learning_rate": 5}, "did you mean distill__learning_rate or train__learning_rate"),
         ({"train__step": 5}, "did you mean train__steps"),
         ({"vector": 5}, "did you mean .*vectors"),
         ({"changes": {"train.step": 5}}, r"did you mean train__steps"),

@@ -100,7 +100,7 @@ WORKDIR = "--workdir=run"
         (["--config=digits:tinny", WORKDIR], "config variant 'tinny' does not exist; choose from: edm, flow, tiny"),
         (
             [f"--config={DIGITS}", WORKDIR, "--mode=trian"],
-            "--mode=trian: value should be one of <train|sample|",
+            "--mode=trian: value should be one of <train|distill|sample|",
         ),
         ([f"--config={DIGITS}", WORKDIR, "--workdr=x"], "Unknown command line flag 'workdr'. Did you mean: workdir ?"),
         ([f"--config={DIGITS}", WORKDIR, "train"], "unexpected argument 'train': options look like --name=value"),
@@ -171,7 +171,7 @@ def test_flags_beside_a_preset_are_known_as_given():
 def test_help(tmp_path, module):
     result = command(tmp_path, "--help", program=("-m", module))
     assert result.returncode == 0
-    for name in ("--config", "--workdir", "--mode", "train|sample|", "--coordinator"):
+    for name in ("--config", "--workdir", "--mode", "train|distill|sample|", "--coordinator"):
         assert name in result.stdout
 
 

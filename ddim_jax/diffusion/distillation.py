@@ -86,7 +86,7 @@ def two_steps(schedule: Schedule, pairs: np.ndarray) -> TwoSteps:
     >>> from ddim_jax.diffusion import level_pairs, make_schedule
     >>> steps = two_steps(make_schedule("cosine"), level_pairs(np.array([1000, 750, 500, 250])))
     >>> steps.middle_time.tolist(), round(float(steps.share[0]), 3), float(steps.share[1])  # the last one ends at 0
-    ([749.0, 249.0], 0.417, 0.0)
+    ([749.0, 249.0], 0.416, 0.0)
 
     Args:
         schedule: the noise levels.

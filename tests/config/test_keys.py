@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ddim_jax.config import Config, ConfigError, Role, SampleConfig, from_json, keys_of, keys_with
+from ddim_jax.config import TRAINED_GROUPS, Config, ConfigError, Role, SampleConfig, from_json, keys_of, keys_with
 from ddim_jax.config.keys import Range
 from ddim_jax.digests import digest_of_facts
 from ddim_jax.model_job import ModelJob
@@ -26,9 +26,7 @@ def test_no_key_is_without_a_role():
 
 def test_a_resumed_run_may_change_these_and_nothing_else():
     free = set(keys_with(Config, Role.MACHINE, Role.PROGRESS))
-    trained = {
-        key for key, _ in keys_of(Config) if key.split(".")[0] in ("data", "model", "diffusion", "train", "seed")
-    }
+    trained = {key for key, _ in keys_of(Config) if key.split(".")[0] in TRAINED_GROUPS}
     data = "dir path cache cache_limit_gib cache_dir threads prefetch validation condition_path shown_channels"
     train = (
         "steps epochs checkpoint_every keep_last keep_every log_every sample_every sample_every_epochs validate_every "
@@ -36,6 +34,7 @@ def test_a_resumed_run_may_change_these_and_nothing_else():
         "cpu_devices compilation_cache"
     )
     expected = {f"data.{name}" for name in data.split()} | {f"train.{name}" for name in train.split()}
+    expected |= {"distill.rounds", "distill.measure_num"}
     assert free & trained == expected
     assert trained - free == set(keys_with(Config, Role.NETWORK, Role.TRAINING))
 
