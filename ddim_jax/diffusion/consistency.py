@@ -44,7 +44,7 @@ import numpy as np
 
 from ddim_jax.diffusion.losses import diffuse
 from ddim_jax.diffusion.objectives import OBJECTIVES
-from ddim_jax.diffusion.prediction import Predict, Question, per_image
+from ddim_jax.diffusion.prediction import Asked, Predict, Question, per_image
 from ddim_jax.diffusion.schedule import Schedule
 from ddim_jax.errors import UserError
 from ddim_jax.names import Objective, lookup
@@ -72,18 +72,6 @@ class LevelPairs(NamedTuple):
     level: jax.Array
     level_next: jax.Array
     gap: jax.Array
-
-
-class Levels(NamedTuple):
-    """What a prediction is asked about, one level for each image: a question (``prediction.py``), [n] each.
-
-    Attributes:
-        time: what the network is told; of level 0, where nobody listens to its answer, some number.
-        alpha_bar: of the level.
-    """
-
-    time: jax.Array
-    alpha_bar: jax.Array
 
 
 def check_objective(objective: Objective) -> None:
@@ -219,15 +207,15 @@ def _nearest_level(schedule: Schedule, log_noise: jax.Array) -> jax.Array:
     return 1 + jnp.searchsorted(middles, log_noise).astype(jnp.int32)
 
 
-def ask(schedule: Schedule, pairs: LevelPairs) -> tuple[Levels, Levels]:
-    """What networks need to know of both levels of pairs."""
+def ask(schedule: Schedule, pairs: LevelPairs) -> tuple[Asked, Asked]:
+    """What networks need to know of both levels of pairs; of level 0, where nobody listens, the time is some number."""
     return _levels(schedule, pairs.level), _levels(schedule, pairs.level_next)
 
 
-def _levels(schedule: Schedule, level: jax.Array) -> Levels:
+def _levels(schedule: Schedule, level: jax.Array) -> Asked:
     noisy = level > 0
     alpha_bar, time = schedule.at(jnp.where(noisy, level, 1))
-    return Levels(time, jnp.where(noisy, alpha_bar, 1))
+    return Asked(time, jnp.where(noisy, alpha_bar, 1))
 
 
 def huber_constant(num_values: int, sigma_data: float = 1.0) -> float:

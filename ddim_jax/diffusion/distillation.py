@@ -35,24 +35,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddim_jax.diffusion.objectives import Prediction
-from ddim_jax.diffusion.prediction import Predict, per_image
+from ddim_jax.diffusion.prediction import Asked, Predict, per_image
 from ddim_jax.diffusion.schedule import Schedule
+from ddim_jax.diffusion.solvers import rates
 from ddim_jax.errors import UserError
 from ddim_jax.names import DistillWeight, lookup
 from ddim_jax.random_streams import fold_in_each
-
-
-class Asked(NamedTuple):
-    """A noise level that a network is asked about, for each image its own; see ``prediction.Question``.
-
-    Attributes:
-        time: what the network is told, [n].
-        alpha_bar: of the level, [n].
-    """
-
-    time: jax.Array
-    alpha_bar: jax.Array
-
 
 # Float64 [rows] of NumPy; in a compiled program, float32 of JAX.
 Column = Any
@@ -98,7 +86,7 @@ def two_steps(schedule: Schedule, pairs: np.ndarray) -> TwoSteps:
     if len(pairs) % 2:
         raise UserError(f"{len(pairs)} steps cannot be halved: start from a multiple of 2 for each round")
     begin, middle, end = pairs[::2, 0], pairs[::2, 1], pairs[1::2, 1]
-    (alpha, sigma), (middle_alpha, middle_sigma) = _rates(schedule, begin), _rates(schedule, middle)
+    (alpha, sigma), (middle_alpha, middle_sigma) = rates(schedule, begin), rates(schedule, middle)
     h, middle_h, end_h = (np.exp(schedule.log_snr_at(level) / 2) for level in (begin, middle, end))
     return TwoSteps(
         time=np.asarray(schedule.time_input(begin), np.float64),
@@ -113,7 +101,7 @@ def two_steps(schedule: Schedule, pairs: np.ndarray) -> TwoSteps:
 
 def single_steps(schedule: Schedule, pairs: np.ndarray) -> TwoSteps:
     """A teacher's steps as they are, for a student that predicts something else first: the target is x̂0."""
-    alpha, _ = _rates(schedule, pairs[:, 0])
+    alpha, _ = rates(schedule, pairs[:, 0])
     time, alpha_bar = np.asarray(schedule.time_input(pairs[:, 0]), np.float64), alpha**2
     ones = np.ones(len(pairs))
     return TwoSteps(time, alpha_bar, time, alpha_bar, keep=ones, weight=0 * ones, share=ones)
@@ -188,8 +176,3 @@ DISTILL_WEIGHTS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "truncated_snr": lambda alpha_bar: jnp.maximum(alpha_bar / (1 - alpha_bar), 1),
     "snr_plus_one": lambda alpha_bar: 1 / (1 - alpha_bar),
 }
-
-
-def _rates(schedule: Schedule, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    alpha_bar = schedule.alpha_bar_at(level)
-    return np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)

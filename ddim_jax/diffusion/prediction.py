@@ -15,7 +15,7 @@ closed-form denoiser of a toy distribution is another such function, which is ho
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,18 @@ class Question(Protocol):
     @property
     def alpha_bar(self) -> Any:
         """The level's alpha_bar, likewise."""
+
+
+class Asked(NamedTuple):
+    """A question about a noise level for each image.
+
+    Attributes:
+        time: what the network is told, [n].
+        alpha_bar: of the level, [n].
+    """
+
+    time: jax.Array
+    alpha_bar: jax.Array
 
 
 # network(x [n, h, w, c], time [n]) -> output like x, or with channels 2 c; time is in x's dtype.

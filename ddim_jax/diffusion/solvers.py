@@ -25,6 +25,7 @@ is not used, so that clipping x̂0 always takes effect, and ``keep_eps`` does he
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -390,8 +391,8 @@ def _integrated_lagrange(
     return np.array([np.sum(half * point_weights * density(u) * polynomial) for polynomial in lagrange])
 
 
-def rates(schedule: Schedule, level: float) -> tuple[float, float]:
-    """Signal and noise rate, alpha and sigma, of a level."""
+def rates(schedule: Schedule, level: Any) -> tuple[Any, Any]:
+    """Signal and noise rate, alpha and sigma, of a level or of several; float64, like level."""
     return np.sqrt(schedule.alpha_bar_at(level)), np.sqrt(1 - schedule.alpha_bar_at(level))
 
 

@@ -26,7 +26,14 @@ import numpy as np
 
 from ddim_jax.diffusion.prediction import Question
 from ddim_jax.diffusion.schedule import Schedule
-from ddim_jax.diffusion.solvers import asking_image, check_pairs, dpm_solver_pp_2m_table, stack_rows, unipc_table
+from ddim_jax.diffusion.solvers import (
+    asking_image,
+    check_pairs,
+    dpm_solver_pp_2m_table,
+    rates,
+    stack_rows,
+    unipc_table,
+)
 from ddim_jax.diffusion.spacing import level_pairs
 from ddim_jax.diffusion.table import SamplerTable
 from ddim_jax.errors import UserError
@@ -237,7 +244,7 @@ def step_costs(
         [M, M + 1], of the step from state i to state j > i, infinite elsewhere; and [M], of taking the noise at the
         beginning for state i.
     """
-    alpha, sigma = (np.append(rate, end) for rate, end in zip(rates_of(schedule, levels), (1.0, 0.0), strict=True))
+    alpha, sigma = (np.append(rate, end) for rate, end in zip(rates(schedule, levels), (1.0, 0.0), strict=True))
     keep = sigma[None, :] / sigma[:-1, None]
     gain = alpha[None, :] - keep * alpha[:-1, None]
     count, number = len(levels), states.shape[1]
@@ -295,12 +302,6 @@ def best_levels(fine: FineTrajectory, steps: int, gamma: float = 1.0) -> np.ndar
     for choice in reversed(following):
         places.append(int(choice[places[-1]]))
     return fine.levels[places]
-
-
-def rates_of(schedule: Schedule, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Signal and noise rates of levels."""
-    alpha_bar = schedule.alpha_bar_at(levels)
-    return np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
 
 
 def level_lists(fine: FineTrajectory, steps: int) -> list[np.ndarray]:

@@ -78,7 +78,7 @@ class Round(NamedTuple):
 def rounds_of(config: Config) -> list[Round]:
     """The rounds of a student's run, whose config is settled."""
     distill = config.distill
-    numbers = range(0 if converts(config) else 1, distill.rounds + 1)
+    numbers = range(0 if converts(distill) else 1, distill.rounds + 1)
     steps = [distill.first_steps >> number if distill.is_progressive else config.sample.steps for number in numbers]
     return [
         Round(number, place * distill.updates, (place + 1) * distill.updates, count)
@@ -86,9 +86,9 @@ def rounds_of(config: Config) -> list[Round]:
     ]
 
 
-def converts(config: Config) -> bool:
+def converts(distill: DistillConfig) -> bool:
     """Whether the student predicts something else than its teacher, and has to learn that first."""
-    return config.distill.teacher_objective != config.distill.objective
+    return distill.teacher_objective != distill.objective
 
 
 def check_given(given: Collection[str]) -> None:
@@ -286,8 +286,8 @@ def described(distill: DistillConfig) -> str:
     if distill.guidance_scale not in (None, 1):
         low_and_high = "".join(f" to {level}" for level in distill.guidance_levels).removeprefix(" to ")
         told.append(f"guided at {distill.guidance_scale:g}" + (f" (levels {low_and_high})" if low_and_high else ""))
-    converts = "" if distill.objective == distill.teacher_objective else f"one to predict {distill.objective}, then "
-    how = f"{distill.method}, {converts}{distill.rounds} rounds of {distill.updates:,} steps"
+    first = f"one to predict {distill.objective}, then " if converts(distill) else ""
+    how = f"{distill.method}, {first}{distill.rounds} rounds of {distill.updates:,} steps"
     if distill.is_progressive:
         how += f", {distill.first_steps} steps become {distill.first_steps >> distill.rounds}"
     return f"{', '.join(told)}: {how}"

@@ -14,7 +14,6 @@ from scipy.stats import norm
 
 from ddim_jax.diffusion.consistency import (
     LevelPairs,
-    Levels,
     ask,
     check_objective,
     consistency_loss,
@@ -26,7 +25,7 @@ from ddim_jax.diffusion.consistency import (
 from ddim_jax.diffusion.ddim import ddim_table
 from ddim_jax.diffusion.losses import diffuse
 from ddim_jax.diffusion.objectives import OBJECTIVES, Prediction
-from ddim_jax.diffusion.prediction import make_predict, to_prediction
+from ddim_jax.diffusion.prediction import Asked, make_predict, to_prediction
 from ddim_jax.diffusion.schedule import make_schedule
 from ddim_jax.diffusion.spacing import level_pairs, sampling_levels
 from ddim_jax.diffusion.table import sample
@@ -74,7 +73,7 @@ def test_which_networks_have_the_boundary_condition(objective):
     check_objective(objective)
     x = jax.random.normal(KEY, (4, 3, 3, 2))
     predict = make_predict(lambda x, time: jnp.cos(7 * x), objective)
-    np.testing.assert_array_equal(predict(x, Levels(jnp.zeros(4), jnp.ones(4))).x0, x)
+    np.testing.assert_array_equal(predict(x, Asked(jnp.zeros(4), jnp.ones(4))).x0, x)
 
 
 @pytest.mark.parametrize("clip", ["none", "rederive_eps"])
@@ -86,7 +85,7 @@ def test_a_prediction_may_be_asked_about_a_level_for_each_image(clip):
     schedule = make_schedule("flow")
     predict = make_predict(network, "v", clip, network_input=schedule.network_input)
     times, alpha_bars = jnp.array([3.0, 40.0, 1000.0]), jnp.array([0.99, 0.5, 0.0])
-    together = predict(x, Levels(times, alpha_bars))
+    together = predict(x, Asked(times, alpha_bars))
     for i in range(3):
         alone = predict(x[i : i + 1], SimpleNamespace(time=times[i], alpha_bar=alpha_bars[i]))
         np.testing.assert_allclose(together.x0[i], alone.x0[0], rtol=1e-6, atol=1e-6)
@@ -248,7 +247,7 @@ def test_the_usual_constants():
 
 def test_the_target_is_given_and_clean_images_are_their_own():
     x = jax.random.normal(KEY, (3, 2, 2, 1))
-    levels = Levels(jnp.zeros(3), jnp.array([1.0, 0.9, 0.5]))
+    levels = Asked(jnp.zeros(3), jnp.array([1.0, 0.9, 0.5]))
 
     def target(scale):
         return consistency_target(lambda x, row: Prediction(x0=scale * x / (row.alpha_bar[0] - 1), eps=x), x, levels)
@@ -273,7 +272,7 @@ def test_a_teachers_step_is_ddims(float64):
     student = make_predict(lambda x, time: jnp.cos(x), "v")
     steps = np.array([[900, 700], [40, 3], [2, 0]])
     levels, levels_next = (
-        Levels(jnp.asarray(steps[:, i] - 1.0), jnp.asarray(schedule.alpha_bar[steps[:, i]])) for i in (0, 1)
+        Asked(jnp.asarray(steps[:, i] - 1.0), jnp.asarray(schedule.alpha_bar[steps[:, i]])) for i in (0, 1)
     )
     gap = jnp.array([1.0, 2.0, 3.0])
     losses = consistency_loss(student, x0, eps, levels, levels_next, gap, 0.1, teacher)
@@ -313,7 +312,7 @@ def test_residual_of_the_exact_flow_map_falls_as_the_square_of_the_gap(float64):
     x0, eps = (jnp.full((5, 1, 1, 1), value) for value in (1.1, -0.6))
     for noise in (0.1, 1.0, 10.0):
         noises, noises_next = np.full(5, noise), noise * (1 - shares)
-        levels, levels_next = (Levels(jnp.zeros(5), jnp.asarray(1 / (1 + s**2))) for s in (noises, noises_next))
+        levels, levels_next = (Asked(jnp.zeros(5), jnp.asarray(1 / (1 + s**2))) for s in (noises, noises_next))
 
         def length(teacher, levels=levels, levels_next=levels_next):
             return consistency_loss(exact_student, x0, eps, levels, levels_next, jnp.ones(5), 1e-12, teacher)
@@ -343,7 +342,7 @@ def train_linear_student(schedule, levels, levels_next, use_teacher):
     num = len(levels)
     x0, eps = (jnp.asarray(values.reshape(-1, 1, 1, 1)) for values in nodes(schedule, levels))
     ask_levels, ask_next = (
-        Levels(jnp.asarray(np.tile(each, 4), jnp.float64), jnp.asarray(np.tile(schedule.alpha_bar[each], 4)))
+        Asked(jnp.asarray(np.tile(each, 4), jnp.float64), jnp.asarray(np.tile(schedule.alpha_bar[each], 4)))
         for each in (levels, levels_next)
     )
     noises = np.sqrt(1 / np.maximum(schedule.alpha_bar, 1e-6) - 1)
@@ -371,7 +370,7 @@ def train_linear_student(schedule, levels, levels_next, use_teacher):
         parameters = (jnp.zeros(num), jnp.zeros(num))
         return jax.lax.scan(step, (parameters, optimiser.init(parameters)), None, count)[0][0]
 
-    row = Levels(jnp.asarray(levels, jnp.float64), jnp.asarray(schedule.alpha_bar[levels]))
+    row = Asked(jnp.asarray(levels, jnp.float64), jnp.asarray(schedule.alpha_bar[levels]))
     at_0, at_1 = (student(train(), jnp.full((num, 1, 1, 1), x), row).x0.ravel() for x in (0.0, 1.0))
     return np.asarray(at_1 - at_0), np.asarray(at_0)
 

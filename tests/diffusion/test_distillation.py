@@ -10,7 +10,6 @@ from oracles import Gaussian, GaussianMixture
 from ddim_jax.diffusion import distillation
 from ddim_jax.diffusion.ddim import ddim_table
 from ddim_jax.diffusion.distillation import (
-    Asked,
     distillation_loss,
     draw_steps,
     padded_to,
@@ -20,7 +19,7 @@ from ddim_jax.diffusion.distillation import (
     two_steps,
 )
 from ddim_jax.diffusion.objectives import Prediction
-from ddim_jax.diffusion.prediction import make_predict, per_image, to_prediction
+from ddim_jax.diffusion.prediction import Asked, make_predict, per_image, to_prediction
 from ddim_jax.diffusion.schedule import make_schedule
 from ddim_jax.diffusion.spacing import level_pairs, sampling_levels
 from ddim_jax.diffusion.table import sample
