@@ -82,7 +82,9 @@ EditTask = Literal["recover", "inpaint"]
 
 # --- measuring ----------------------------------------------------------------------------------
 
-MetricName = Literal["fid", "is", "kid", "precision_recall", "psnr", "ssim", "lpips", "accuracy"]
+MetricName = Literal[
+    "fid", "fid_infinity", "is", "kid", "precision_recall", "psnr", "ssim", "lpips", "accuracy", "memorization",
+]  # fmt: skip
 ExtractorName = Literal["inception", "pixels", "pixels_pca", "classifier"]
 ResizeProtocol = Literal["tf1", "pytorch", "clean"]
 TableName = Literal[

@@ -108,8 +108,8 @@ def test_every_published_row_finds_its_own_figure():
 def test_seeds_become_mean_and_spread():
     first, second, third = lines(RESULTS, APART)
     assert [len(line.results) for line in (first, second, third)] == [3, 3, 1]
-    assert first.figures["fid"] == estimate([13.0, 14.0, 15.0]) == (14.0, 1.0)
-    assert third.figures["fid"] == (370.0, None)
+    assert first.figures["fid"] == estimate([13.0, 14.0, 15.0]) == (14.0, 1.0, 13.0, None)
+    assert third.figures["fid"] == (370.0, None, None, None)
     assert first.columns["steps"] == 10 and second.columns["steps"] == 20
 
 
@@ -193,7 +193,7 @@ def test_json_has_lines_with_the_rows_of_their_seeds():
     read = json.loads(to_json({"num": 50_000}, lines(RESULTS, COMPARABLE), ["a note"]))
     assert (read["num"], read["notes"]) == (50_000, ["a note"])
     assert [row["seed"] for row in read["lines"][0]["rows"]] == [0, 1, 2]
-    assert read["lines"][0]["figures"]["fid"] == {"mean": 14.0, "spread": 1.0}
+    assert read["lines"][0]["figures"]["fid"] == {"mean": 14.0, "spread": 1.0, "lowest": 13.0}
     assert "ICLR 2021" in read["lines"][0]["published"]["source"]
 
 
