@@ -22,7 +22,7 @@ from ddim_jax.measuring.extractor import Extractor
 from ddim_jax.measuring.image_sets import DataImages, ImageSet, spread_indices
 from ddim_jax.measuring.pixel_rows import pixel_rows, pixel_width
 from ddim_jax.measuring.rows_on_disk import flush, open_rows
-from ddim_jax.metrics.memorization import Neighbours, neighbours
+from ddim_jax.metrics.memorization import Neighbours, check_training, neighbours
 from ddim_jax.metrics.nearest import nearest
 from ddim_jax.npz import load_if_whole, save_arrays
 from ddim_jax.one_writer import one_writer
@@ -106,6 +106,7 @@ def training_images(config: Config, extractor: Extractor) -> TrainingImages:
     normalization = build_normalization(config)
     images = DataImages(config.data)
     rows = image_rows(images, np.arange(len(images)), extractor, normalization)
+    check_training(len(rows.number))
     split = held_out_split(config)
     if not split:
         return TrainingImages(images, rows, None)

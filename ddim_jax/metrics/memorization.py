@@ -68,17 +68,26 @@ def neighbours(samples: np.ndarray, training: np.ndarray, block: int = 2048) -> 
     Raises:
         UserError: different d, or fewer than three training images.
     """
-    if len(training) < _NEIGHBOURS:
-        raise UserError(
-            f"{len(training)} training images: whether a model copies them is seen from {_NEIGHBOURS} or more; leave "
-            "memorization out"
-        )
+    check_training(len(training))
     check_pair(samples[:1], training[:1], at_least=1)
     index, distance = nearest(samples, training, _NEIGHBOURS, block=block)
     # Only of training images that are somebody's nearest it matters how far they are from the others.
     chosen, place = np.unique(index[:, 0], return_inverse=True)
     own = nearest(training[chosen], training, excluded=chosen, block=block).distance[:, 0]
     return Neighbours(index, distance, own[place])
+
+
+def check_training(count: int) -> None:
+    """Refuses so few training images that a sample has no three neighbours among them.
+
+    Raises:
+        UserError: fewer than three.
+    """
+    if count < _NEIGHBOURS:
+        raise UserError(
+            f"{count} training images: whether a model copies them is seen from {_NEIGHBOURS} or more; leave "
+            "memorization out"
+        )
 
 
 def authenticity(distance: np.ndarray, own: np.ndarray) -> float:
