@@ -234,14 +234,16 @@ def _strips(
     config: Config,
 ) -> list[Strip]:
     """Shows the samples that are nearest to the training images, drawn once more, beside these."""
+    chosen_by = {space: nearest_samples(of_space) for space, of_space in found.items()}
+    if not chosen_by:
+        return []
+    index = np.unique(np.concatenate(list(chosen_by.values())))
+    drawn = pictures(config, np.concatenate([batch.image for batch in source.batches(row, index)]))
     strips = []
     for space, of_space in found.items():
         assert reference.training is not None, "they are near to the training images"
-        chosen = nearest_samples(of_space)
-        batches = list(source.batches(row, np.sort(chosen)))
-        drawn = np.concatenate([batch.image for batch in batches])
-        index = np.concatenate([batch.index for batch in batches])
-        images = pictures(config, drawn[np.searchsorted(index, chosen)])
+        chosen = chosen_by[space]
+        images = drawn[np.searchsorted(index, chosen)]
         rows = of_space.index[chosen]
         training = pictures(config, reference.training.load(rows.ravel()))
         words = f"by {extractor.prefix.replace('_', ' ')} features" if space == "features" else "by pixels"

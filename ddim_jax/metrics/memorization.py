@@ -57,8 +57,8 @@ class Neighbours(NamedTuple):
 def neighbours(samples: np.ndarray, training: np.ndarray, block: int = 2048) -> Neighbours:
     """Finds the nearest training images of samples.
 
-    Work grows as n m d, and memory is that of a few blocks: of 50,000 samples and training images with 2,048 features
-    it takes 20 TFLOP in float64, minutes on a few cores.
+    Work grows as n m d, and memory is that of a few blocks: for 50,000 samples and training images with 2,048 features
+    20 TFLOP in float32, which are minutes on a few cores.
 
     Args:
         samples: [n, d] of any dtype; it and ``training`` may be memory maps.
@@ -97,9 +97,10 @@ def authenticity(distance: np.ndarray, own: np.ndarray) -> float:
 
         |g - r| > |r - r'|
 
-    Between 0 and 1. Of a model that returns its training images it is 0, of fresh images from the distribution of the
-    training images somewhat above a half; what exactly depends on the data and the number of training images, so that
-    it is to be read beside the authenticity of held-out images. Well below theirs, the model memorises.
+    Between 0 and 1. Of a model that returns its training images it is 0. Of fresh images from the distribution of the
+    training images it is above a half, and the more the more dimensions the data have, since some training images are
+    then everybody's nearest; so it is to be read beside the authenticity of held-out images. Well below theirs, the
+    model memorises.
 
     >>> authenticity(np.array([0.0, 0.5, 2.0, 3.0]), np.array([1.0, 1.0, 1.0, 4.0]))
     0.25

@@ -271,9 +271,9 @@ def spread_notes(table: Sequence[Line]) -> list[str]:
     found = [one for line in table for one in line.figures.values()]
     if any(one.spread is not None for one in found):
         notes.append(
-            "Of several seeds there are the mean ± the standard deviation over seeds, and the lowest. Of these the "
-            "tables of DDPM and DDIM have one value of one seed; EDM (Karras et al. 2022) and what follows it report "
-            "the lowest FID of three."
+            "Of several seeds there are the mean ± the standard deviation over seeds, and the lowest. EDM (Karras et "
+            "al. 2022) and much of what follows it report the lowest FID of three, which is no mean; other tables "
+            "mostly have one value of one seed."
         )
     if any(one.spread is None and one.bootstrap is not None for one in found):
         notes.append(

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from runs import linked_run
+from runs import completed, linked_run
 from small import small_digits
 
 from ddim_jax.config import EvalConfig, with_sample, with_values
@@ -244,3 +244,30 @@ def test_lost_features_are_computed_again(workdir, finished, monkeypatch):
     assert {name: one["figures"] for name, one in results(folder).items()} == {
         name: one["figures"] for name, one in results(finished).items()
     }
+
+
+# --- real processes -----------------------------------------------------------------------------
+
+COMMAND = (
+    *("--mode=evaluate", "--config.eval.num=24", "--config.eval.steps=(2,)", "--config.eval.extractor=pixels"),
+    *("--config.eval.batch_size=8", "--config.sample.batch_size=1", "--config.eval.bootstrap=3"),
+    "--config.eval.metrics=('fid','fid_infinity','memorization')",
+    *("--config.data.split=train[:1500]", "--config.data.validation=train[1500:]"),
+)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_as_one(tmp_path):
+    trained = tmp_path / "trained"
+    completed(trained, "--config.train.steps=2", "--config.data.split=train[:1500]")
+    found = []
+    for processes in (1, 2):
+        workdir = linked_run(trained, tmp_path / f"by-{processes}")
+        completed(workdir, *COMMAND, processes=processes)
+        (folder,) = (workdir / "evaluate").iterdir()
+        assert not list((folder / "rows").glob("*.partial*"))
+        found += results(folder).values()
+    one, two = found
+    for key in ("figures", "deviations"):
+        # Batches have another shape, so that single bytes of images differ by rounding.
+        assert two[key] == pytest.approx(one[key], rel=1e-2, abs=1e-2)
