@@ -88,7 +88,7 @@ ResizeProtocol = Literal["tf1", "pytorch", "clean"]
 TableName = Literal[
     "ddim-table1", "ddim-table1-cifar10", "ddim-table1-celeba",
     "ddim-table3", "ddim-table3-bedroom", "ddim-table3-church",
-    "ddpm-ddim", "step-times",
+    "ddpm-ddim", "ddpm", "improved-diffusion", "guided-diffusion-64", "edm-cifar10", "edm-cifar10-cond", "step-times",
 ]  # fmt: skip
 StatisticsFormat = Literal["ddim_jax", "adm"]
 LikelihoodMethod = Literal["bound", "ode"]

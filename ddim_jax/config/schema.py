@@ -640,6 +640,7 @@ class ReconstructConfig:
         steps: numbers of steps S tried; S to encode and S to decode.
         iterations: 0 encodes explicitly, as the paper; k > 0 implicitly, by k evaluations a step.
         shown: images in the picture.
+        check: hold the errors against those of DDIM's table 2, and end with exit status 1 where one is larger.
     """
 
     num: int = key(64, Role.RESULT, at_least=1, at_most=LARGEST_INDEX)
@@ -650,6 +651,7 @@ class ReconstructConfig:
     )
     iterations: int = key(0, Role.RESULT, at_least=0, at_most=10_000)
     shown: int = key(8, Role.RESULT, at_least=1, at_most=1_000_000)
+    check: bool = key(False, Role.STORAGE, is_later=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -756,6 +758,8 @@ class EvalConfig:
         preset: the rows of a published table, see ``tables/published_figures.py``; replaces ``samplers``, ``etas``,
             ``spacings`` and ``steps``, which are refused beside it on the command line. ``ddim-table1`` and
             ``ddim-table3`` are the parts that are about ``data.name``.
+        check: hold the figures against those of ``preset``: end with a verdict on each row, exit status 1 where one is
+            worse by more than the table's tolerance, and ``claim.json``, which says all that they rest on.
         num: images per row.
         checkpoints: steps of checkpoints, or ``latest``, ``best``, ``all``.
         samplers: see ``sample.sampler``.
@@ -791,6 +795,7 @@ class EvalConfig:
     """
 
     preset: Literal[""] | TableName = key("", Role.SELECTION)
+    check: bool = key(False, Role.STORAGE, is_later=True)
     num: int = key(50_000, Role.RESULT, at_least=2, at_most=LARGEST_INDEX + 1)
     checkpoints: tuple[str, ...] = key(("latest",), Role.SELECTION, is_filled=True)
     samplers: tuple[SamplerName, ...] = key(("ddim",), Role.SELECTION, is_filled=True)

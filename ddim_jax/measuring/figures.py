@@ -324,6 +324,16 @@ def heading(name: str) -> str:
     return name.replace("_", " ") if known is None else known[0].heading_with(known[1])
 
 
+def higher_is_better(name: str) -> bool | None:
+    """Returns whether more of a figure is better; None where neither is, or the figure is not known.
+
+    >>> higher_is_better("is_mean"), higher_is_better("pixels_frechet"), higher_is_better("is_std")
+    (True, False, None)
+    """
+    known = _known(name)
+    return None if known is None else known[0].higher_is_better
+
+
 def main_figure(figures: Iterable[str]) -> str | None:
     """Returns the figure that a table is read for: a main one, else the first, else None.
 
