@@ -768,8 +768,11 @@ class EvalConfig:
             empty.
         reference_split: split of the data to compare with; that of the training when empty.
         reference_num: images of the reference used, evenly spread; 0 for all.
-        extractor: ``inception`` (that of FID), ``pixels``, ``pixels_pca`` (their principal components) or
-            ``classifier`` (trained on the data set itself). Only figures with ``inception`` are called FID, IS, KID.
+        extractor: ``inception`` (that of FID), ``dinov2`` (ViT-L/14; smaller ones are ``dinov2_vitb14`` and
+            ``dinov2_vits14``), ``clip`` (ViT-L/14 at 336 pixels, that of CMMD; ``clip_vitb32`` is a smaller one),
+            ``pixels``, ``pixels_pca`` (their principal components) or ``classifier`` (trained on the data set itself).
+            Only figures with ``inception`` are called FID, IS, KID.
+        extractor_path: weights of ``dinov2`` and ``clip`` of any size; downloaded once when empty.
         inception_path: weights of ``inception``; downloaded once when empty.
         resize: how images become 299x299 for ``inception``: ``tf1`` (torch-fidelity, TTUR), ``pytorch`` (pytorch-fid)
             or ``clean`` (clean-fid).
@@ -803,6 +806,7 @@ class EvalConfig:
     reference_split: str = key("", Role.RESULT)
     reference_num: int = key(0, Role.RESULT, at_least=0, at_most=LARGEST_INDEX)
     extractor: ExtractorName = key("inception", Role.RESULT)
+    extractor_path: str = key("", Role.RESULT, is_path=True, is_later=True)
     inception_path: str = key("", Role.RESULT, is_path=True)
     resize: ResizeProtocol = key("tf1", Role.RESULT)
     metrics: tuple[MetricName, ...] = key(("fid", "is", "kid", "precision_recall"), Role.RESULT, is_filled=True)
