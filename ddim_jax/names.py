@@ -82,7 +82,9 @@ EditTask = Literal["recover", "inpaint"]
 
 # --- measuring ----------------------------------------------------------------------------------
 
-MetricName = Literal["fid", "is", "kid", "precision_recall", "psnr", "ssim", "lpips", "accuracy"]
+MetricName = Literal[
+    "fid", "is", "kid", "cmmd", "precision_recall", "density_coverage", "psnr", "ssim", "lpips", "accuracy"
+]
 ExtractorName = Literal[
     "inception", "dinov2", "dinov2_vitb14", "dinov2_vits14", "clip", "clip_vitb32", "pixels", "pixels_pca", "classifier"
 ]

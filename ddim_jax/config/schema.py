@@ -776,15 +776,16 @@ class EvalConfig:
         inception_path: weights of ``inception``; downloaded once when empty.
         resize: how images become 299x299 for ``inception``: ``tf1`` (torch-fidelity, TTUR), ``pytorch`` (pytorch-fid)
             or ``clean`` (clean-fid).
-        metrics: which of ``fid``, ``is``, ``kid``, ``precision_recall`` are computed; and, of images drawn from
-            conditions, ``psnr``, ``ssim`` and ``lpips`` to the truth, where that is known, and ``accuracy``, the share
-            that ``classifier`` takes for the class asked for.
+        metrics: which of ``fid``, ``is``, ``kid``, ``cmmd``, ``precision_recall`` and ``density_coverage`` are
+            computed; and, of images drawn from conditions, ``psnr``, ``ssim`` and ``lpips`` to the truth, where that is
+            known, and ``accuracy``, the share that ``classifier`` takes for the class asked for.
         lpips_path: weights of ``lpips``, the state dict of ``lpips.LPIPS(net="vgg")`` as ``torch.save`` writes it.
         is_splits: splits of the inception score; 10 as usual, 1 as in DDPM's paper.
         kid_subsets: random subsets of KID.
         kid_subset_size: images in each.
-        neighbours: k of precision and recall.
-        features_kept: images whose features are kept, evenly spread, for KID and precision and recall.
+        neighbours: k of precision and recall, and of density and coverage.
+        features_kept: images whose features are kept, evenly spread, for KID, CMMD, precision, recall, density and
+            coverage.
         components: principal components of ``pixels_pca``.
         keep_images: also write each row's images, as PNG files.
         batch_size: images per device at a time, through the extractor.
