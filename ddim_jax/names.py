@@ -82,8 +82,12 @@ EditTask = Literal["recover", "inpaint"]
 
 # --- measuring ----------------------------------------------------------------------------------
 
-MetricName = Literal["fid", "is", "kid", "precision_recall", "psnr", "ssim", "lpips", "accuracy"]
-ExtractorName = Literal["inception", "pixels", "pixels_pca", "classifier"]
+MetricName = Literal[
+    "fid", "is", "kid", "cmmd", "precision_recall", "density_coverage", "psnr", "ssim", "lpips", "accuracy"
+]
+ExtractorName = Literal[
+    "inception", "dinov2", "dinov2_vitb14", "dinov2_vits14", "clip", "clip_vitb32", "pixels", "pixels_pca", "classifier"
+]
 ResizeProtocol = Literal["tf1", "pytorch", "clean"]
 TableName = Literal[
     "ddim-table1", "ddim-table1-cifar10", "ddim-table1-celeba",

@@ -772,20 +772,24 @@ class EvalConfig:
             empty.
         reference_split: split of the data to compare with; that of the training when empty.
         reference_num: images of the reference used, evenly spread; 0 for all.
-        extractor: ``inception`` (that of FID), ``pixels``, ``pixels_pca`` (their principal components) or
-            ``classifier`` (trained on the data set itself). Only figures with ``inception`` are called FID, IS, KID.
+        extractor: ``inception`` (that of FID), ``dinov2`` (ViT-L/14; smaller ones are ``dinov2_vitb14`` and
+            ``dinov2_vits14``), ``clip`` (ViT-L/14 at 336 pixels, that of CMMD; ``clip_vitb32`` is a smaller one),
+            ``pixels``, ``pixels_pca`` (their principal components) or ``classifier`` (trained on the data set itself).
+            Only figures with ``inception`` are called FID, IS, KID.
+        extractor_path: weights of ``dinov2`` and ``clip`` of any size; downloaded once when empty.
         inception_path: weights of ``inception``; downloaded once when empty.
         resize: how images become 299x299 for ``inception``: ``tf1`` (torch-fidelity, TTUR), ``pytorch`` (pytorch-fid)
             or ``clean`` (clean-fid).
-        metrics: which of ``fid``, ``is``, ``kid``, ``precision_recall`` are computed; and, of images drawn from
-            conditions, ``psnr``, ``ssim`` and ``lpips`` to the truth, where that is known, and ``accuracy``, the share
-            that ``classifier`` takes for the class asked for.
+        metrics: which of ``fid``, ``is``, ``kid``, ``cmmd``, ``precision_recall`` and ``density_coverage`` are
+            computed; and, of images drawn from conditions, ``psnr``, ``ssim`` and ``lpips`` to the truth, where that is
+            known, and ``accuracy``, the share that ``classifier`` takes for the class asked for.
         lpips_path: weights of ``lpips``, the state dict of ``lpips.LPIPS(net="vgg")`` as ``torch.save`` writes it.
         is_splits: splits of the inception score; 10 as usual, 1 as in DDPM's paper.
         kid_subsets: random subsets of KID.
         kid_subset_size: images in each.
-        neighbours: k of precision and recall.
-        features_kept: images whose features are kept, evenly spread, for KID and precision and recall.
+        neighbours: k of precision and recall, and of density and coverage.
+        features_kept: images whose features are kept, evenly spread, for KID, CMMD, precision, recall, density and
+            coverage.
         components: principal components of ``pixels_pca``.
         keep_images: also write each row's images, as PNG files.
         batch_size: images per device at a time, through the extractor.
@@ -808,6 +812,7 @@ class EvalConfig:
     reference_split: str = key("", Role.RESULT)
     reference_num: int = key(0, Role.RESULT, at_least=0, at_most=LARGEST_INDEX)
     extractor: ExtractorName = key("inception", Role.RESULT)
+    extractor_path: str = key("", Role.RESULT, is_path=True, is_later=True)
     inception_path: str = key("", Role.RESULT, is_path=True)
     resize: ResizeProtocol = key("tf1", Role.RESULT)
     metrics: tuple[MetricName, ...] = key(("fid", "is", "kid", "precision_recall"), Role.RESULT, is_filled=True)
