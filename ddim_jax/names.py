@@ -83,8 +83,9 @@ EditTask = Literal["recover", "inpaint"]
 # --- measuring ----------------------------------------------------------------------------------
 
 MetricName = Literal[
-    "fid", "is", "kid", "cmmd", "precision_recall", "density_coverage", "psnr", "ssim", "lpips", "accuracy"
-]
+    "fid", "fid_infinity", "is", "kid", "cmmd", "precision_recall", "density_coverage", "psnr", "ssim", "lpips",
+    "accuracy", "memorization",
+]  # fmt: skip
 ExtractorName = Literal[
     "inception", "dinov2", "dinov2_vitb14", "dinov2_vits14", "clip", "clip_vitb32", "pixels", "pixels_pca", "classifier"
 ]

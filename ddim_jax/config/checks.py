@@ -558,6 +558,9 @@ def _check_eval(evaluation: EvalConfig) -> None:
             evaluation.checkpoints,
             "choose from: latest, best, all, or steps",
         )
+    _require(
+        evaluation.bootstrap != 1, "eval.bootstrap", evaluation.bootstrap, "a spread needs 2 or more; 0 computes none"
+    )
     rows = {name: len(getattr(evaluation, name)) for name in ("checkpoints", "samplers", "etas", "steps", "seeds")}
     rows["spacings"] = max(1, len(evaluation.spacings))
     _require(

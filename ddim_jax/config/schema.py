@@ -782,7 +782,9 @@ class EvalConfig:
             or ``clean`` (clean-fid).
         metrics: which of ``fid``, ``is``, ``kid``, ``cmmd``, ``precision_recall`` and ``density_coverage`` are
             computed; and, of images drawn from conditions, ``psnr``, ``ssim`` and ``lpips`` to the truth, where that is
-            known, and ``accuracy``, the share that ``classifier`` takes for the class asked for.
+            known, and ``accuracy``, the share that ``classifier`` takes for the class asked for. ``fid_infinity`` is
+            FID extrapolated to infinitely many images; ``memorization`` says whether images are those of the training,
+            see ``metrics/memorization.py``.
         lpips_path: weights of ``lpips``, the state dict of ``lpips.LPIPS(net="vgg")`` as ``torch.save`` writes it.
         is_splits: splits of the inception score; 10 as usual, 1 as in DDPM's paper.
         kid_subsets: random subsets of KID.
@@ -791,6 +793,9 @@ class EvalConfig:
         features_kept: images whose features are kept, evenly spread, for KID, CMMD, precision, recall, density and
             coverage.
         components: principal components of ``pixels_pca``.
+        bootstrap: times that a row's images are drawn again from themselves, with replacement; figures that can be
+            computed so (``fid``, ``memorization`` and means over images) get the standard deviation as ±. 0 for none;
+            20 are enough to see its size, 200 for two digits.
         keep_images: also write each row's images, as PNG files.
         batch_size: images per device at a time, through the extractor.
         out: file that ``--mode=stats`` writes, ``WORKDIR/stats/NAME.npz`` when empty; it measures ``images`` or
@@ -823,6 +828,7 @@ class EvalConfig:
     neighbours: int = key(3, Role.RESULT, at_least=1, at_most=LARGEST_INDEX)
     features_kept: int = key(10_000, Role.RESULT, at_least=2, at_most=LARGEST_INDEX)
     components: int = key(64, Role.RESULT, at_least=1, at_most=1_000_000)
+    bootstrap: int = key(0, Role.RESULT, at_least=0, at_most=100_000)
     keep_images: bool = key(False, Role.STORAGE)
     batch_size: int = key(64, Role.MACHINE, at_least=1, at_most=LARGEST_BATCH)
     out: str = key("", Role.STORAGE, is_path=True)

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,14 @@ from ddim_jax.measuring.figures import Counts, check_known, chosen_metrics, comp
 from ddim_jax.measuring.measurement import Measurement
 from ddim_jax.measuring.reference import reference_for
 from ddim_jax.measuring.reference_file import Reference
+from ddim_jax.measuring.training_images import TrainingImages, training_facts, training_images
 from ddim_jax.measuring.wanted import NO_WEIGHTS, Known
 from ddim_jax.memory import check_room
+from ddim_jax.metrics.memorization import Neighbours
 from ddim_jax.tables.claim_file import FILE_NAME, CheckedLine, Claim
 from ddim_jax.tables.folder import TableFolder
 from ddim_jax.tables.lines import Comparison, comparison, format_figure, lines, sampler_label
+from ddim_jax.tables.neighbours import Strip, make_strip, nearest_samples
 from ddim_jax.tables.published_figures import PUBLISHED
 from ddim_jax.tables.row_images import RowImages, row_images
 from ddim_jax.tables.row_progress import RowProgress
@@ -78,12 +81,16 @@ def evaluate(config: Config, workdir: epath.PathLike) -> epath.Path:
     Measurement(extractor, settings, source.num, source.known)
     check_known(settings, extractor, source.known)
     reference = reference_for(config, extractor)
+    searched = {}
+    if _needs_training(settings):
+        searched = {"training": training_facts(config)}
+        reference = reference._replace(training=_training_images(config, extractor, source))
     counts = _counts(settings, extractor, source.num, reference)
     _check_counts(settings, counts)
     compared = _comparison(config, extractor, source.num)
     if settings.check:
         _check_can_be_held(config, extractor, source)
-    shared = _shared_settings(settings, extractor, reference, source.num)
+    shared = _shared_settings(settings, extractor, reference, source.num) | searched
     if source.drawn_from is not None:
         shared["drawn_from"] = source.drawn_from
     if source.known.perceptual is not None:
@@ -178,8 +185,9 @@ def _measure(
                 saved = time.monotonic()
         _finish(writing)
     state.seconds = before + time.perf_counter() - started
-    if process_count > 1:
+    if process_count > 1 or (len(todo) and state.measurement.is_slow):
         state.save(partial)
+    if process_count > 1:
         parallel.barrier("row measured")
         if process == 0:
             for other in range(1, process_count):
@@ -188,7 +196,7 @@ def _measure(
     result = None
     if process == 0:
         started = time.perf_counter()
-        figures = state.measurement.figures(reference)
+        figures, deviations = state.measurement.figures(reference), state.measurement.deviations(reference)
         result = Result(
             name=row.name,
             columns=row.columns,
@@ -200,13 +208,58 @@ def _measure(
             seconds=state.seconds + time.perf_counter() - started,
             device=parallel.device_description(),
             versions=versions(),
+            deviations=deviations,
         )
+        strips = _strips(row, source, state.measurement.neighbours(reference), reference, extractor, config)
         # Another job may have taken this one for dead, and been faster.
         if not table.has(row):
-            table.add(result, pictures(config, state.first_images()))
+            table.add(result, pictures(config, state.first_images()), strips)
         table.remove_partials(row)
     parallel.barrier("row written")
     return result
+
+
+def _training_images(config: Config, extractor: Extractor, source: RowImages) -> TrainingImages:
+    """Returns the training images, among which copies of the measured ones are looked for.
+
+    Raises:
+        UserError: they cannot be read, or have another size.
+    """
+    if source.shape != config.data.image_shape:
+        raise UserError(
+            f"eval.metrics: memorization compares pixels, but the images are {list(source.shape)} and those of the "
+            f"training {list(config.data.image_shape)} (data.image_size, data.channels); leave it out, or resize them"
+        )
+    return training_images(config, extractor)
+
+
+def _strips(
+    row: Row,
+    source: RowImages,
+    found: Mapping[str, Neighbours],
+    reference: Reference,
+    extractor: Extractor,
+    config: Config,
+) -> list[Strip]:
+    """Shows the samples that are nearest to the training images, drawn once more, beside these."""
+    strips = []
+    for space, of_space in found.items():
+        assert reference.training is not None, "they are near to the training images"
+        chosen = nearest_samples(of_space)
+        batches = list(source.batches(row, np.sort(chosen)))
+        drawn = np.concatenate([batch.image for batch in batches])
+        index = np.concatenate([batch.index for batch in batches])
+        images = pictures(config, drawn[np.searchsorted(index, chosen)])
+        rows = of_space.index[chosen]
+        training = pictures(config, reference.training.load(rows.ravel()))
+        words = f"by {extractor.prefix.replace('_', ' ')} features" if space == "features" else "by pixels"
+        strips.append(
+            make_strip(
+                f"Samples nearest to the training images {words}, with distances",
+                *(of_space, chosen, images, training.reshape(*rows.shape, *training.shape[1:])),
+            )
+        )
+    return strips
 
 
 def _image_store(row: Row, source: RowImages, config: Config, table: TableFolder) -> ImageFiles:
@@ -378,6 +431,10 @@ def _counts(settings: EvalConfig, extractor: Extractor, num: int, reference: Ref
     if reference.features is not None:
         kept = min(kept, len(reference.features))
     return Counts(num, kept, extractor.dimension)
+
+
+def _needs_training(settings: EvalConfig) -> bool:
+    return any(metric.needs_training for metric in chosen_metrics(settings))
 
 
 def _check_counts(settings: EvalConfig, counts: Counts) -> None:

@@ -85,7 +85,7 @@ class RowImages(Protocol):
 def row_images(config: Config, workdir: epath.PathLike) -> tuple[Config, RowImages]:
     """Finds what is to be measured; returns the config of the job with it."""
     if config.eval.images:
-        return config, _FoundImages(open_image_set(config.eval.images, config.data), config.eval.num)
+        return config, _FoundImages(open_image_set(config.eval.images, config.data), config)
     config = config_for_job(workdir, config)
     return config, _ModelImages(config, workdir)
 
@@ -102,7 +102,9 @@ class _ModelImages:
         if self._conditions is not None:
             _check_num(config, self._conditions)
         fields = self._known_fields() & fields_needed(config.eval)
-        self.known = Known(fields, build_normalization(config), _perceptual(config) if "truth" in fields else None)
+        self.known = Known(
+            fields, build_normalization(config), _perceptual(config) if "truth" in fields else None, self.shape
+        )
         self.drawn_from: dict[str, Any] | None = None
         if self._conditions is not None:
             self.drawn_from = {**self._conditions.identity(), "per_condition": config.sample.per_condition}
@@ -265,15 +267,15 @@ def _steps_in(directory: epath.Path) -> list[int]:
 class _FoundImages:
     """Images made elsewhere: one row."""
 
-    def __init__(self, images: ImageSet, most: int) -> None:
+    def __init__(self, images: ImageSet, config: Config) -> None:
         self.name = images.name
-        self.num = min(most, len(images))
+        self.num = min(config.eval.num, len(images))
         if self.num < 2:
             raise UserError(f"eval.images={images.name} holds {len(images)} image; 2 are needed at least")
         self.rows = [images_row(images.name, images.identity)]
         height, width, channels = images.load(np.zeros(1, np.int64)).image.shape[1:]
         self.shape = (height, width, channels)
-        self.known = Known()
+        self.known = Known(normalization=build_normalization(config), shape=self.shape)
         self.drawn_from: dict[str, Any] | None = None
         self._images = images
         self._chosen = spread_indices(len(images), self.num)

@@ -81,6 +81,7 @@ class Result:
         seconds: time that the row took in all, interruptions left out.
         device: that did it.
         versions: of the packages that did it.
+        deviations: of figures, by ``eval.bootstrap``; by name, none without it.
     """
 
     name: str
@@ -93,10 +94,13 @@ class Result:
     seconds: float
     device: str
     versions: dict[str, str]
+    deviations: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
         """Returns the result as JSON, with a checksum."""
         values = dataclasses.asdict(self)
+        if not self.deviations:
+            del values["deviations"]
         return json.dumps({**values, _CHECKSUM: digest_of_facts(values)}, indent=2) + "\n"
 
     @classmethod
@@ -112,9 +116,12 @@ class Result:
         checksum = values.pop(_CHECKSUM, None)
         if checksum not in (None, digest_of_facts(values)):
             raise UserError(f"{path} cannot be used: its {_CHECKSUM} is not that of its values; {remedy}")
-        if values.keys() != _KINDS_OF_RESULT.keys() or not _are_columns(values["columns"]):
+        if values.keys() - {"deviations"} != _KINDS_OF_RESULT.keys() or not _are_columns(values["columns"]):
             raise UserError(f"{path} cannot be used: not the result of a row; {remedy}")
-        if any(type(value) not in (int, float) for value in values["figures"].values()):
+        deviations = values.get("deviations", {})
+        if not isinstance(deviations, dict):
+            raise UserError(f"{path} cannot be used: its deviations are no numbers by name; {remedy}")
+        if any(type(value) not in (int, float) for value in (*values["figures"].values(), *deviations.values())):
             raise UserError(f"{path} cannot be used: a figure is no number; {remedy}")
         if values["name"] != path.stem:
             raise UserError(f"{path} cannot be used: it is the result of {shown(values['name'])}; {remedy}")
