@@ -83,14 +83,17 @@ EditTask = Literal["recover", "inpaint"]
 # --- measuring ----------------------------------------------------------------------------------
 
 MetricName = Literal[
-    "fid", "fid_infinity", "is", "kid", "precision_recall", "psnr", "ssim", "lpips", "accuracy", "memorization",
+    "fid", "fid_infinity", "is", "kid", "cmmd", "precision_recall", "density_coverage", "psnr", "ssim", "lpips",
+    "accuracy", "memorization",
 ]  # fmt: skip
-ExtractorName = Literal["inception", "pixels", "pixels_pca", "classifier"]
+ExtractorName = Literal[
+    "inception", "dinov2", "dinov2_vitb14", "dinov2_vits14", "clip", "clip_vitb32", "pixels", "pixels_pca", "classifier"
+]
 ResizeProtocol = Literal["tf1", "pytorch", "clean"]
 TableName = Literal[
     "ddim-table1", "ddim-table1-cifar10", "ddim-table1-celeba",
     "ddim-table3", "ddim-table3-bedroom", "ddim-table3-church",
-    "ddpm-ddim", "step-times",
+    "ddpm-ddim", "ddpm", "improved-diffusion", "guided-diffusion-64", "edm-cifar10", "edm-cifar10-cond", "step-times",
 ]  # fmt: skip
 StatisticsFormat = Literal["ddim_jax", "adm"]
 LikelihoodMethod = Literal["bound", "ode"]

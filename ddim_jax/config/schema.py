@@ -640,6 +640,7 @@ class ReconstructConfig:
         steps: numbers of steps S tried; S to encode and S to decode.
         iterations: 0 encodes explicitly, as the paper; k > 0 implicitly, by k evaluations a step.
         shown: images in the picture.
+        check: hold the errors against those of DDIM's table 2, and end with exit status 1 where one is larger.
     """
 
     num: int = key(64, Role.RESULT, at_least=1, at_most=LARGEST_INDEX)
@@ -650,6 +651,7 @@ class ReconstructConfig:
     )
     iterations: int = key(0, Role.RESULT, at_least=0, at_most=10_000)
     shown: int = key(8, Role.RESULT, at_least=1, at_most=1_000_000)
+    check: bool = key(False, Role.STORAGE, is_later=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -756,6 +758,8 @@ class EvalConfig:
         preset: the rows of a published table, see ``tables/published_figures.py``; replaces ``samplers``, ``etas``,
             ``spacings`` and ``steps``, which are refused beside it on the command line. ``ddim-table1`` and
             ``ddim-table3`` are the parts that are about ``data.name``.
+        check: hold the figures against those of ``preset``: end with a verdict on each row, exit status 1 where one is
+            worse by more than the table's tolerance, and ``claim.json``, which says all that they rest on.
         num: images per row.
         checkpoints: steps of checkpoints, or ``latest``, ``best``, ``all``.
         samplers: see ``sample.sampler``.
@@ -768,21 +772,26 @@ class EvalConfig:
             empty.
         reference_split: split of the data to compare with; that of the training when empty.
         reference_num: images of the reference used, evenly spread; 0 for all.
-        extractor: ``inception`` (that of FID), ``pixels``, ``pixels_pca`` (their principal components) or
-            ``classifier`` (trained on the data set itself). Only figures with ``inception`` are called FID, IS, KID.
+        extractor: ``inception`` (that of FID), ``dinov2`` (ViT-L/14; smaller ones are ``dinov2_vitb14`` and
+            ``dinov2_vits14``), ``clip`` (ViT-L/14 at 336 pixels, that of CMMD; ``clip_vitb32`` is a smaller one),
+            ``pixels``, ``pixels_pca`` (their principal components) or ``classifier`` (trained on the data set itself).
+            Only figures with ``inception`` are called FID, IS, KID.
+        extractor_path: weights of ``dinov2`` and ``clip`` of any size; downloaded once when empty.
         inception_path: weights of ``inception``; downloaded once when empty.
         resize: how images become 299x299 for ``inception``: ``tf1`` (torch-fidelity, TTUR), ``pytorch`` (pytorch-fid)
             or ``clean`` (clean-fid).
-        metrics: which of ``fid``, ``is``, ``kid``, ``precision_recall`` are computed; and, of images drawn from
-            conditions, ``psnr``, ``ssim`` and ``lpips`` to the truth, where that is known, and ``accuracy``, the share
-            that ``classifier`` takes for the class asked for. ``fid_infinity`` is FID extrapolated to infinitely many
-            images; ``memorization`` says whether images are those of the training, see ``metrics/memorization.py``.
+        metrics: which of ``fid``, ``is``, ``kid``, ``cmmd``, ``precision_recall`` and ``density_coverage`` are
+            computed; and, of images drawn from conditions, ``psnr``, ``ssim`` and ``lpips`` to the truth, where that is
+            known, and ``accuracy``, the share that ``classifier`` takes for the class asked for. ``fid_infinity`` is
+            FID extrapolated to infinitely many images; ``memorization`` says whether images are those of the training,
+            see ``metrics/memorization.py``.
         lpips_path: weights of ``lpips``, the state dict of ``lpips.LPIPS(net="vgg")`` as ``torch.save`` writes it.
         is_splits: splits of the inception score; 10 as usual, 1 as in DDPM's paper.
         kid_subsets: random subsets of KID.
         kid_subset_size: images in each.
-        neighbours: k of precision and recall.
-        features_kept: images whose features are kept, evenly spread, for KID and precision and recall.
+        neighbours: k of precision and recall, and of density and coverage.
+        features_kept: images whose features are kept, evenly spread, for KID, CMMD, precision, recall, density and
+            coverage.
         components: principal components of ``pixels_pca``.
         bootstrap: times that a row's images are drawn again from themselves, with replacement; figures that can be
             computed so (``fid``, ``memorization`` and means over images) get the standard deviation as ±. 0 for none;
@@ -795,6 +804,7 @@ class EvalConfig:
     """
 
     preset: Literal[""] | TableName = key("", Role.SELECTION)
+    check: bool = key(False, Role.STORAGE, is_later=True)
     num: int = key(50_000, Role.RESULT, at_least=2, at_most=LARGEST_INDEX + 1)
     checkpoints: tuple[str, ...] = key(("latest",), Role.SELECTION, is_filled=True)
     samplers: tuple[SamplerName, ...] = key(("ddim",), Role.SELECTION, is_filled=True)
@@ -807,6 +817,7 @@ class EvalConfig:
     reference_split: str = key("", Role.RESULT)
     reference_num: int = key(0, Role.RESULT, at_least=0, at_most=LARGEST_INDEX)
     extractor: ExtractorName = key("inception", Role.RESULT)
+    extractor_path: str = key("", Role.RESULT, is_path=True, is_later=True)
     inception_path: str = key("", Role.RESULT, is_path=True)
     resize: ResizeProtocol = key("tf1", Role.RESULT)
     metrics: tuple[MetricName, ...] = key(("fid", "is", "kid", "precision_recall"), Role.RESULT, is_filled=True)

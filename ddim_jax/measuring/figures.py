@@ -17,16 +17,17 @@ from ddim_jax.errors import UserError
 from ddim_jax.measuring.accumulators import input_obstacle
 from ddim_jax.measuring.extractor import Extractor
 from ddim_jax.measuring.feature_sums import FeatureSums
+from ddim_jax.measuring.neighbours import fast_overlap
 from ddim_jax.measuring.reference_file import Reference
 from ddim_jax.measuring.wanted import COMPARISONS, NO_WEIGHTS, Known
 from ddim_jax.metrics.extrapolation import SMALLEST_SHARE, frechet_at_infinity, gaussian_of_rows
 from ddim_jax.metrics.frechet import frechet_distance
-from ddim_jax.metrics.kernel_distance import kernel_distance
+from ddim_jax.metrics.kernel_distance import gaussian_distance, kernel_distance
 from ddim_jax.metrics.memorization import Neighbours, authentic, copy_test, near_copy, neighbours
-from ddim_jax.metrics.precision_recall import precision_recall
 
-# The extractor whose figures have the names that papers use.
-_STANDARD = "inception"
+# The extractors whose figures have the names that papers use.
+_INCEPTION = "inception"
+_CLIP = "clip"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Figure:
     """A number that a metric gives.
 
     Attributes:
-        name: with Inception's features, e.g. ``fid``.
+        name: with the standard extractor's features, e.g. ``fid``.
         general: with another extractor's, after its prefix, e.g. ``frechet``: FID, IS and KID are Inception's alone.
-        heading: of its column, with Inception's features.
+        heading: of its column, with the standard extractor's features.
         general_heading: of its column with another extractor's, after the prefix; the general name when empty.
         higher_is_better: whether it is; None where neither is, as of a deviation.
         decides: whether the best checkpoint is found by this figure, where it is found by this metric.
@@ -44,6 +45,7 @@ class Figure:
         has_published: whether published figures may stand beside it.
         of_features: whether it depends on the extractor, so that its name says which; else it is called the same with
             all of them.
+        standard: prefix of the extractor with which papers report it.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Figure:
     is_main: bool = False
     has_published: bool = False
     of_features: bool = True
+    standard: str = _INCEPTION
 
     def name_with(self, prefix: str) -> str:
         """Returns the name of this figure with an extractor's prefix.
@@ -63,7 +66,7 @@ class Figure:
         >>> fid.name_with("inception"), fid.name_with("pixels"), is_mean.name_with("classifier")
         ('fid', 'pixels_frechet', 'classifier_score_mean')
         """
-        return self.name if prefix == _STANDARD or not self.of_features else f"{prefix}_{self.general}"
+        return self.name if prefix == self.standard or not self.of_features else f"{prefix}_{self.general}"
 
     def heading_with(self, prefix: str) -> str:
         """Returns the heading of the figure's column with an extractor's prefix.
@@ -71,7 +74,7 @@ class Figure:
         >>> METRICS["fid"].figures[0].heading_with("pixels_pca")
         'pixels pca Fréchet distance'
         """
-        if prefix == _STANDARD or not self.of_features:
+        if prefix == self.standard or not self.of_features:
             return self.heading
         words = self.general_heading or self.general.replace("_", " ")
         return f"{prefix.replace('_', ' ')} {words}"
@@ -221,19 +224,33 @@ def _kernel(sums: FeatureSums, reference: Reference, settings: EvalConfig) -> Se
     return [found.mean, found.std]
 
 
+def _gaussian(sums: FeatureSums, reference: Reference, settings: EvalConfig) -> Sequence[float]:
+    del settings
+    assert reference.features is not None, "features of single images are needed"
+    return [gaussian_distance(sums.kept_features, reference.features)]
+
+
 def _precision_recall(sums: FeatureSums, reference: Reference, settings: EvalConfig) -> Sequence[float]:
     assert reference.features is not None, "features of single images are needed"
-    found = precision_recall(sums.kept_features, reference.features, settings.neighbours)
+    found = fast_overlap(sums.kept_features, reference.features, settings.neighbours)
     return [found.precision, found.recall]
 
 
-def _too_few_neighbours(counts: Counts, settings: EvalConfig) -> str:
-    if counts.kept > settings.neighbours:
-        return ""
-    return (
-        f"eval.neighbours={settings.neighbours}: precision and recall need more than so many images, on both "
-        f"sides, but there are {counts.kept}; leave precision_recall out of eval.metrics"
-    )
+def _density_coverage(sums: FeatureSums, reference: Reference, settings: EvalConfig) -> Sequence[float]:
+    assert reference.features is not None, "features of single images are needed"
+    return fast_overlap(sums.kept_features, reference.features, settings.neighbours).density_coverage
+
+
+def _too_few_neighbours(words: str, metric: str) -> Callable[[Counts, EvalConfig], str]:
+    def too_few(counts: Counts, settings: EvalConfig) -> str:
+        if counts.kept > settings.neighbours:
+            return ""
+        return (
+            f"eval.neighbours={settings.neighbours}: {words} need more than so many images, on both "
+            f"sides, but there are {counts.kept}; leave {metric} out of eval.metrics"
+        )
+
+    return too_few
 
 
 def _means_of(*names: str) -> Callable[[FeatureSums, Reference, EvalConfig], Sequence[float | None]]:
@@ -372,6 +389,12 @@ METRICS: dict[str, Metric] = {
         needs_single_images=True,
         settings=("kid_subsets", "kid_subset_size"),
     ),
+    "cmmd": Metric(
+        figures=(Figure("cmmd", "gaussian_distance", "CMMD", higher_is_better=False, decides=True, standard=_CLIP),),
+        compute=_gaussian,
+        words=("Gaussian kernel distance",),
+        needs_single_images=True,
+    ),
     "precision_recall": Metric(
         figures=(
             Figure("precision", "precision", "precision", higher_is_better=True),
@@ -381,7 +404,19 @@ METRICS: dict[str, Metric] = {
         words=("precision", "recall"),
         needs_single_images=True,
         settings=("neighbours",),
-        too_few=_too_few_neighbours,
+        too_few=_too_few_neighbours("precision and recall", "precision_recall"),
+    ),
+    "density_coverage": Metric(
+        figures=(
+            # Above 1 it says that images crowd, and no more that they are good.
+            Figure("density", "density", "density"),
+            Figure("coverage", "coverage", "coverage", higher_is_better=True),
+        ),
+        compute=_density_coverage,
+        words=("density", "coverage"),
+        needs_single_images=True,
+        settings=("neighbours",),
+        too_few=_too_few_neighbours("density and coverage", "density_coverage"),
     ),
     "psnr": _beside_bicubic("psnr", "PSNR", unit=", dB", higher_is_better=True),
     "ssim": _beside_bicubic("ssim", "SSIM", higher_is_better=True),
@@ -471,6 +506,16 @@ def heading(name: str) -> str:
     return name.replace("_", " ") if known is None else known[0].heading_with(known[1])
 
 
+def higher_is_better(name: str) -> bool | None:
+    """Returns whether more of a figure is better; None where neither is, or the figure is not known.
+
+    >>> higher_is_better("is_mean"), higher_is_better("pixels_frechet"), higher_is_better("is_std")
+    (True, False, None)
+    """
+    known = _known(name)
+    return None if known is None else known[0].higher_is_better
+
+
 def main_figure(figures: Iterable[str]) -> str | None:
     """Returns the figure that a table is read for: a main one, else the first, else None.
 
@@ -502,7 +547,7 @@ def has_published(name: str) -> bool:
     (True, False, False)
     """
     known = _known(name)
-    return known is not None and known[0].has_published and known[1] == _STANDARD
+    return known is not None and known[0].has_published and known[1] == _INCEPTION
 
 
 def _known(name: str) -> tuple[Figure, str] | None:
@@ -510,7 +555,7 @@ def _known(name: str) -> tuple[Figure, str] | None:
     figures = [figure for metric in METRICS.values() for figure in metric.figures]
     for figure in figures:
         if figure.name == name:
-            return figure, _STANDARD
+            return figure, figure.standard
     for figure in figures:
         if name.endswith(f"_{figure.general}"):
             return figure, name.removesuffix(f"_{figure.general}")

@@ -43,10 +43,25 @@ class Comparison(NamedTuple):
     Attributes:
         data_name: ``data.name`` of the model.
         obstacle: why they may not, as a sentence; empty if they may.
+        preset: name of the published table whose rows were asked for; or empty.
+        model: values by the config's keys, which tell the models of tables with the same rows apart.
     """
 
     data_name: str
     obstacle: str
+    preset: str = ""
+    model: Mapping[str, Any] = {}
+
+    def row_for(self, columns: Mapping[str, Any]) -> PublishedRow | None:
+        """Returns what was published for a setting of a sampler, by the columns of a table; None where nothing was."""
+        if "sampler" not in columns or columns["other"]:
+            return None
+        return published_row(
+            self.data_name,
+            *(columns["sampler"], columns["eta"] or 0.0, columns["spacing"], columns["clip"], columns["steps"]),
+            self.model,
+            self.preset,
+        )
 
 
 class Estimate(NamedTuple):
@@ -136,12 +151,7 @@ def lines(results: Iterable[Result], compared: Comparison) -> list[Line]:
 def _line(results: list[Result], compared: Comparison) -> Line:
     columns = results[0].columns
     names = [name for name in results[0].figures if all(name in result.figures for result in results)]
-    published = None
-    if not compared.obstacle and "sampler" in columns and not columns["other"]:
-        published = published_row(
-            compared.data_name,
-            *(columns["sampler"], columns["eta"] or 0.0, columns["spacing"], columns["clip"], columns["steps"]),
-        )
+    published = None if compared.obstacle else compared.row_for(columns)
     times = [result.sampling_seconds for result in results if result.sampling_seconds is not None]
     return Line(
         columns,

@@ -12,6 +12,7 @@ from ddim_jax import parallel
 from ddim_jax.conditions import DataCondition
 from ddim_jax.config import Config
 from ddim_jax.configured import build_normalization, build_sampler
+from ddim_jax.digests import digest_of_arrays
 from ddim_jax.errors import UserError
 from ddim_jax.measuring.figures import fields_needed
 from ddim_jax.measuring.image_sets import ImageSet, open_image_set, spread_indices
@@ -24,6 +25,7 @@ from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for, image_
 from ddim_jax.sampling.tuned_steps import with_tuned
 from ddim_jax.tables.rows import Row, images_row, model_rows
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
+from ddim_jax.training.checksums import by_path
 from ddim_jax.training.guide import load_guide
 from ddim_jax.training.state import TrainState, abstract_state, make_optimizer
 from ddim_jax.workdir import best_dir, checkpoint_dir, config_for_job
@@ -73,6 +75,10 @@ class RowImages(Protocol):
 
     def evaluations(self, row: Row) -> int | None:
         """Returns the network evaluations per image; None where no network is evaluated."""
+        ...
+
+    def weights(self) -> dict[str, Any]:
+        """Says what draws the images, as JSON's types: by checkpoint, the SHA-256 of its weights; of a set, its own."""
         ...
 
 
@@ -164,6 +170,15 @@ class _ModelImages:
 
     def evaluations(self, row: Row) -> int:
         return build_sampler(self._drawing(row)).evaluations
+
+    def weights(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for step in self._checkpoints:
+            values = parallel.host_copy(self._variables(step))
+            found[str(step)] = {"sha256": digest_of_arrays(by_path(values)), "ema": self._config.sample.ema}
+        if self._guide is not None:
+            found["guide"] = {"step": self._guide.step}
+        return found
 
     def _drawing(self, row: Row) -> Config:
         assert row.sample is not None, "a row of a model"
@@ -272,3 +287,6 @@ class _FoundImages:
 
     def evaluations(self, row: Row) -> None:
         del row
+
+    def weights(self) -> dict[str, Any]:
+        return {"images": self._images.identity}

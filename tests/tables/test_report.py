@@ -101,7 +101,7 @@ def test_every_published_row_finds_its_own_figure():
     for name, table in PUBLISHED.items():
         for row in table.rows:
             for data_name in table.data_names if row.figures else ():
-                compared = COMPARABLE._replace(data_name=data_name)
+                compared = COMPARABLE._replace(data_name=data_name, preset=name, model=table.model)
                 one = result(row.sampler, row.eta, row.steps, spacing=row.spacing, clip=row.clip)
                 (line,) = lines([one], compared)
                 assert line.published == row, name
