@@ -13,6 +13,7 @@ from ddim_jax.data.sources import check_labels
 from ddim_jax.errors import UserError
 from ddim_jax.models import build_model, parameter_count
 from ddim_jax.one_writer import check_no_other_writer, one_writer
+from ddim_jax.training.averages import AverageSnapshots
 from ddim_jax.training.best import BestCheckpoint, check_metric
 from ddim_jax.training.checkpoint import Checkpoints, newest_step
 from ddim_jax.training.data import batches_for, count_steps, live_on_devices, open_sources, with_statistics
@@ -155,6 +156,7 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
                 validation=validation,
                 best=best,
                 average=average,
+                snapshots=AverageSnapshots(config, workdir) if config.train.ema_widths else None,
             )
             with catch_stop_signals() as stop, explaining_out_of_memory(config, num_params, len(devices), needed, free):
                 state, stopped_at = loop.run(program, state, batches, start, stop)

@@ -22,7 +22,7 @@ from ddim_jax.pixels import to_float
 from ddim_jax.random_streams import Stream, example_keys, normal_each, root_key
 from ddim_jax.training.augmentation import augment
 from ddim_jax.training.conditions import batch_condition
-from ddim_jax.training.state import TrainState, ema_decay, update_ema
+from ddim_jax.training.state import PowerTrainState, TrainState, ema_decay, update_ema, update_power_averages
 
 
 class Losses(NamedTuple):
@@ -182,7 +182,7 @@ def make_train_step(
         batch_losses: what is learned; None for :func:`make_batch_losses`.
 
     Returns:
-        The step; it leaves the average alone under ``train.ema_on_host``. Its batch is a
+        The step; it leaves the averages alone under ``train.ema_on_host``. Its batch is a
         :class:`~ddim_jax.data.batches.Batch`, the device's share; the constants, if any, are handed to
         ``batch_losses``.
     """
@@ -239,6 +239,8 @@ def make_train_step(
                 ema_params=update_ema(state.ema_params, params, decay),
                 ema_batch_stats=update_ema(state.ema_batch_stats, batch_stats, decay),
             )
+            if isinstance(new_state, PowerTrainState):
+                new_state = update_power_averages(train, new_state)
         return new_state, StepMetrics(mean.loss, mean.image_loss, optax.tree.norm(grads))
 
     return train_step
