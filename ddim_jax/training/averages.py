@@ -46,20 +46,21 @@ class Plan(NamedTuple):
         snapshots: steps of the snapshots that are needed, all before that.
         weights: float64, of the averages in these, a row of ``train.ema_widths`` for each; the last row is of those in
             the checkpoint.
-        record: what decides the average beside the checkpoint, as JSON's types; its ``error`` is how far the profile is
-            off, see :attr:`~ddim_jax.training.power_average.Combination.error`.
+        record: what decides the average beside the checkpoint, as JSON's types.
+        error: how far the profile is off, see :attr:`~ddim_jax.training.power_average.Combination.error`.
     """
 
     step: int
     snapshots: list[int]
     weights: np.ndarray
     record: dict[str, Any]
+    error: float
 
     def in_words(self) -> str:
         """What it is made of."""
         count = len(self.snapshots)
         what = f"made of {count:,} snapshot{'' if count == 1 else 's'} and the checkpoint" if count else "tracked"
-        error = f"; its profile is {self.record['error']:.2%} off" if self.record["error"] else ""
+        error = f"; its profile is {self.error:.2%} off" if self.error else ""
         return f"average of width {self.record['width']:g} at step {self.step:,}: {what}{error}"
 
 
@@ -158,8 +159,7 @@ def plan_average(workdir: epath.PathLike, config: Config, step: int, width: floa
     if found.error == 0:
         steps = []
     weights = found.weights.reshape(-1, len(tracked))[-len(steps) - 1 :]
-    error = float(f"{found.error:.2g}")
-    return Plan(step, steps, weights, {"width": width, "tracked": list(tracked), "snapshots": steps, "error": error})
+    return Plan(step, steps, weights, {"width": width, "tracked": list(tracked), "snapshots": steps}, found.error)
 
 
 def averaged_variables(workdir: epath.PathLike, config: Config, state: TrainState, plan: Plan) -> dict[str, Any]:
@@ -264,4 +264,4 @@ def _read_anywhere(path: epath.Path) -> ArrayFile:
 
 
 def _is_variance(name: str) -> bool:
-    return name.startswith("batch_stats/") and name.endswith("/var")
+    return name.startswith("batch_stats/") and name.endswith("/variance")
