@@ -55,7 +55,7 @@ _PROCESS_FLAGS = ("coordinator", "num_processes", "process_id", "distributed", "
 # A job on a trained model, unless it measures images of others: the model is what the workdir says.
 _ON_A_RUN: tuple[Mode, ...] = (
     *("sample", "trajectory", "interpolate", "reconstruct", "edit", "sweep", "evaluate", "likelihood"),
-    *("tune", "export"),
+    *("tune", "average", "export"),
 )
 
 # They go on from where they were stopped, and say so.

@@ -10,6 +10,8 @@ Inception score, which looks at the generated ones alone. Everything is computed
 - ``kernel_distance.py``: the kernel (inception) distance, KID, which has no bias for small sets; and CMMD.
 - ``precision_recall.py``: realism and diversity told apart, twice: precision and recall, density and coverage.
 - ``inception_score.py``: the Inception score, from class probabilities.
+- ``extrapolation.py``: the Fréchet distance of infinitely many images.
+- ``memorization.py``: whether images are copies of those of the training, by their nearest ones (``nearest.py``).
 
 Of images whose truth is known, ``image_distance.py`` (:func:`psnr`, :func:`ssim`) compares each with its own.
 

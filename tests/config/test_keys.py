@@ -31,6 +31,7 @@ def test_a_resumed_run_may_change_these_and_nothing_else():
     train = (
         "steps epochs checkpoint_every keep_last keep_every log_every sample_every sample_every_epochs validate_every "
         "sample_num final_sample_steps tensorboard overwrite measure_every measure_num measure_metric ema_on_host "
+        "ema_snapshot_every ema_snapshot_dtype "
         "cpu_devices compilation_cache"
     )
     expected = {f"data.{name}" for name in data.split()} | {f"train.{name}" for name in train.split()}

@@ -173,7 +173,7 @@ def test_a_metric_from_outside_is_one_row(added):
 
 
 def test_without_its_row_a_metric_is_refused():
-    with pytest.raises(UserError, match="metric 'brightness' does not exist; choose from: fid, is, kid"):
+    with pytest.raises(UserError, match="metric 'brightness' does not exist; choose from: fid, fid_infinity, is, kid"):
         Measurement(extractor(), dataclasses.replace(SETTINGS, metrics=("brightness",)), NUM)
 
 
