@@ -73,7 +73,10 @@ def neighbours(samples: np.ndarray, training: np.ndarray, block: int = 2048) -> 
     index, distance = nearest(samples, training, _NEIGHBOURS, block=block)
     # Only of training images that are somebody's nearest it matters how far they are from the others.
     chosen, place = np.unique(index[:, 0], return_inverse=True)
-    own = nearest(training[chosen], training, excluded=chosen, block=block).distance[:, 0]
+    own = np.empty(len(chosen))
+    for start in range(0, len(chosen), block):
+        rows = chosen[start : start + block]
+        own[start : start + block] = nearest(training[rows], training, excluded=rows, block=block).distance[:, 0]
     return Neighbours(index, distance, own[place])
 
 

@@ -189,9 +189,13 @@ class _ModelImages:
 
     def weights(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for step in self._checkpoints:
-            values = parallel.host_copy(self._variables(step))
-            found[str(step)] = {"sha256": digest_of_arrays(by_path(values)), "ema": self._config.sample.ema}
+        for row in self.rows:
+            assert row.sample is not None, "a row of a model"
+            step, width = row.columns["checkpoint"], row.sample.ema_width
+            name = f"{step}, ema_width {width:g}" if width else str(step)
+            if name not in found:
+                values = parallel.host_copy(self._variables(row))
+                found[name] = {"sha256": digest_of_arrays(by_path(values)), "ema": self._config.sample.ema}
         if self._guide is not None:
             found["guide"] = {"step": self._guide.step}
         return found

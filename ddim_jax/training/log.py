@@ -69,11 +69,11 @@ class StepLog:
         written = False
         for steps, result in groups:
             for i, step in enumerate(steps):
-                losses = result.metrics.losses
-                self._losses.append(float(losses.loss[i]))
-                self._image_losses.append(float(losses.image_loss[i]))
-                self._quartiles.append((losses.quartile_loss[i], losses.quartile_share[i]))
-                self._norms.append(float(result.metrics.grad_norm[i]))
+                metrics = result.metrics
+                self._losses.append(float(metrics.loss[i]))
+                self._image_losses.append(float(metrics.image_loss[i]))
+                self._quartiles.append((metrics.quartile_loss[i], metrics.quartile_share[i]))
+                self._norms.append(float(metrics.grad_norm[i]))
                 if step % every == 0 or step == self._total_steps:
                     self._write(step, float(result.learning_rate[i]), rate)
                     written = True

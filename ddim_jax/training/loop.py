@@ -149,7 +149,7 @@ class TrainingLoop:
         """Hears of finished steps: checks and logs their losses."""
         for steps, result in groups:
             for i, step in enumerate(steps):
-                loss, norm = result.metrics.losses.loss[i], result.metrics.grad_norm[i]
+                loss, norm = result.metrics.loss[i], result.metrics.grad_norm[i]
                 if not (np.isfinite(loss) and np.isfinite(norm)):
                     saved = self.checkpoints.latest_step()
                     newest = (

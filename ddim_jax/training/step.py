@@ -80,11 +80,17 @@ class StepMetrics(NamedTuple):
     """What is told of one step, over the global batch: float32.
 
     Attributes:
-        losses: means over examples.
+        loss: see :class:`MeanLosses`, as the next three.
+        image_loss: likewise.
+        quartile_loss: likewise.
+        quartile_share: likewise.
         grad_norm: global norm of the gradient before clipping.
     """
 
-    losses: MeanLosses
+    loss: Any
+    image_loss: Any
+    quartile_loss: Any
+    quartile_share: Any
     grad_norm: Any
 
 
@@ -278,6 +284,6 @@ def make_train_step(
             )
             if isinstance(new_state, PowerTrainState):
                 new_state = update_power_averages(train, new_state)
-        return new_state, StepMetrics(mean, optax.tree.norm(grads))
+        return new_state, StepMetrics(*mean, optax.tree.norm(grads))
 
     return train_step

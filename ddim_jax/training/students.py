@@ -49,6 +49,7 @@ _REPLACED = {
     "eval.spacings": _MEASURED,
     "eval.steps": _MEASURED,
     "eval.ema_widths": _MEASURED,
+    "sample.ema_width": "as distill.teacher an import of what --mode=average writes",
     "eval.images": _MEASURED,
     "distill.teacher_sha256": "distill.teacher alone; the job fills it in",
     "distill.teacher_objective": "distill.teacher alone; the job fills it in",
