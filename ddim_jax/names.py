@@ -18,7 +18,7 @@ from ddim_jax.errors import UserError
 
 Mode = Literal[
     "train", "distill", "sample", "trajectory", "interpolate", "reconstruct", "edit", "sweep",
-    "evaluate", "stats", "likelihood", "tune", "import", "export", "describe",
+    "evaluate", "stats", "likelihood", "tune", "average", "import", "export", "describe",
 ]  # fmt: skip
 
 # --- data ---------------------------------------------------------------------------------------
@@ -104,6 +104,7 @@ Variance = Literal["small", "large", "learned"]
 
 WeightsFormat = Literal["diffusers", "npz", "safetensors"]
 StoredDtype = Literal["float32", "bfloat16", "float16"]
+SnapshotDtype = Literal["float32", "float16"]
 QkvOrder = Literal["auto", "legacy", "new"]
 
 # ------------------------------------------------------------------------------------------------

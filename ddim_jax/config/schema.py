@@ -41,6 +41,7 @@ from ddim_jax.names import (
     ResizeProtocol,
     SamplerName,
     ScheduleName,
+    SnapshotDtype,
     Spacing,
     StatisticsFormat,
     StoredDtype,
@@ -59,6 +60,10 @@ LARGEST_WIDTH = 2**16  # channels of a network; the largest known have some thou
 LARGEST_LEVEL = 100_000  # published models have up to 4,000 levels; tables of steps are made row by row
 LARGEST_BATCH = 2**20
 NEVER = 10**12  # of intervals: larger than any step
+
+# Widths of power-function averages: narrower ones are the newest weights, and 0.289 is the mean of all steps.
+NARROWEST_AVERAGE = 0.001
+WIDEST_AVERAGE = 0.28
 
 # What a network is told of an image's augmentation, see ``training/augmentation.py``.
 AUGMENTATION_INPUTS = 9
@@ -359,8 +364,15 @@ class TrainConfig:
             augments nothing.
         ema_decay: decay of the moving average of the parameters.
         ema_warmup: use min(ema_decay, (1 + step) / (10 + step)).
-        ema_on_host: keep the moving average in the host's memory, not the devices'. Each step then waits for its
+        ema_on_host: keep the moving averages in the host's memory, not the devices'. Each step then waits for its
             parameters to be fetched.
+        ema_widths: widths of power-function averages (Karras et al. 2024) that are kept beside the moving average, e.g.
+            (0.05, 0.10), and of which snapshots are taken: from these an average of any width can be had afterwards,
+            see ``sample.ema_width`` and ``training/power_average.py``. Each takes as much memory as the parameters.
+        ema_snapshot_every: steps between snapshots, ``WORKDIR/averages/``, which stay when checkpoints are deleted; 0
+            for ``checkpoint_every``. The more there are, the wider the range of widths that can be had.
+        ema_snapshot_dtype: type of the values in snapshots; ``float16`` halves the files and rounds by 1/4096 of a
+            value at most.
         checkpoint_every: steps between checkpoints.
         keep_last: newest checkpoints kept.
         keep_every: also keep every checkpoint whose step is a multiple of this; 0 keeps no others.
@@ -411,6 +423,11 @@ class TrainConfig:
     ema_decay: float = key(0.9999, Role.TRAINING, at_least=0, below=1)
     ema_warmup: bool = key(False, Role.TRAINING)
     ema_on_host: bool = key(False, Role.MACHINE)
+    ema_widths: tuple[float, ...] = key(
+        (), Role.TRAINING, at_least=NARROWEST_AVERAGE, at_most=WIDEST_AVERAGE, longest=4, is_later=True
+    )
+    ema_snapshot_every: int = key(0, Role.PROGRESS, at_least=0, at_most=NEVER, is_later=True)
+    ema_snapshot_dtype: SnapshotDtype = key("float32", Role.PROGRESS, is_later=True)
     checkpoint_every: int = key(5000, Role.PROGRESS, at_least=1, at_most=NEVER)
     keep_last: int = key(2, Role.PROGRESS, at_least=1, at_most=NEVER)
     keep_every: int = key(0, Role.PROGRESS, at_least=0, at_most=NEVER)
@@ -542,6 +559,9 @@ class SampleConfig:
             network; see ``data.condition_augmentation``.
         per_condition: images drawn from each condition.
         ema: use the moving average of the parameters (published results all do).
+        ema_width: instead of that of ``train.ema_decay`` use an average of this width, reconstructed from the snapshots
+            of a run with ``train.ema_widths``, see ``training/power_average.py``; 0 for that of ``train.ema_decay``. It
+            is for jobs on a trained model: pictures and figures of a run under way, and ``guide_workdir``, have that.
         checkpoint: step of the checkpoint to use; the newest when unset.
         batch_size: images per device at a time; 0 takes as many as its free memory holds, in reason.
         format: a file for each image, ``png`` or ``npy``, or one ``npz`` of all. ``auto`` is ``png`` where that holds
@@ -588,6 +608,7 @@ class SampleConfig:
     condition_augmentation: float = key(0.0, Role.PIXELS, at_least=0, at_most=1, is_later=True)
     per_condition: int = key(1, Role.SELECTION, at_least=1, at_most=LARGEST_INDEX, is_later=True)
     ema: bool = key(True, Role.PIXELS)
+    ema_width: float = key(0.0, Role.PIXELS, at_least=0, at_most=WIDEST_AVERAGE, is_traced=True, is_later=True)
     checkpoint: int | None = key(None, Role.WEIGHTS, at_least=0, at_most=LARGEST_INDEX)
     batch_size: int = key(0, Role.MACHINE, at_least=0, at_most=LARGEST_BATCH)
     format: ImageFormat = key("auto", Role.STORAGE)
@@ -767,6 +788,8 @@ class EvalConfig:
         spacings: see ``sample.spacing``; that one when empty.
         steps: numbers of steps S.
         seeds: of the images; several give mean and spread.
+        ema_widths: see ``sample.ema_width``, e.g. (0, 0.02, 0.05, 0.1); that one when empty. Those that
+            ``--mode=average`` writes.
         images: folder or ``.npz`` of images to measure instead of a model's.
         reference: folder, ``.npz`` of images, or ``.npz`` of statistics to compare with; the training images when
             empty.
@@ -812,6 +835,7 @@ class EvalConfig:
     spacings: tuple[Spacing, ...] = key((), Role.SELECTION)
     steps: tuple[int, ...] = key((10, 20, 50, 100), Role.SELECTION, at_least=1, at_most=LARGEST_LEVEL, is_filled=True)
     seeds: tuple[int, ...] = key((0,), Role.SELECTION, at_least=0, at_most=LARGEST_INDEX, is_filled=True)
+    ema_widths: tuple[float, ...] = key((), Role.SELECTION, at_least=0, at_most=WIDEST_AVERAGE, is_later=True)
     images: str = key("", Role.RESULT, is_path=True)
     reference: str = key("", Role.RESULT, is_path=True)
     reference_split: str = key("", Role.RESULT)

@@ -24,6 +24,7 @@ from ddim_jax.sampling.conditions import enlarged
 from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for, image_labels
 from ddim_jax.sampling.tuned_steps import with_tuned
 from ddim_jax.tables.rows import Row, images_row, model_rows
+from ddim_jax.training.averages import Plan, averaged_variables, plan_average
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
 from ddim_jax.training.checksums import by_path
 from ddim_jax.training.guide import load_guide
@@ -111,11 +112,16 @@ class _ModelImages:
         self._model = build_model(config)
         self._guide = load_guide(config)
         self._like = abstract_state(config, self._model, make_optimizer(config.train, 1))
-        self._loaded: tuple[int, Any] | None = None
+        self._workdir = workdir
+        self._plans: dict[tuple[int, float], Plan] = {}
+        self._loaded: tuple[tuple[int, float], Any] | None = None
         self._checkpoints = self._found(workdir)
         guide_step = None if self._guide is None else self._guide.step
         self.rows = model_rows(
-            config, self._checkpoints, lambda config, step: with_tuned(config, workdir, step, guide_step)
+            config,
+            self._checkpoints,
+            lambda config, step: with_tuned(config, workdir, step, guide_step),
+            self._average_of,
         )
         self._batch_size = batch_size_for(config, -(-self.num // parallel.process_count()))
         self._samplers: list[ImageSampler] = []
@@ -133,12 +139,22 @@ class _ModelImages:
             if not checkpoints.steps():
                 return found
             latest, state = checkpoints.restore_newest(self._like, together=True)
-        self._keep(latest, state)
+        widths = self._config.eval.ema_widths or (self._config.sample.ema_width,)
+        self._average_of(latest, widths[0])
+        self._keep((latest, widths[0]), state)
         return checkpoint_steps(workdir, [str(latest) if name == "latest" else name for name in names])
+
+    def _average_of(self, step: int, width: float) -> dict[str, Any] | None:
+        """Plans the average of a row; returns what it is made of."""
+        if not width:
+            return None
+        if (step, width) not in self._plans:
+            self._plans[step, width] = plan_average(self._workdir, self._config, step, width)
+        return self._plans[step, width].record
 
     def batches(self, row: Row, indices: np.ndarray) -> Iterator[RowBatch]:
         """Draws a batch at a time: not ahead, so that its time is that of drawing alone."""
-        variables, sampler = self._variables(row.columns["checkpoint"]), self._sampler(row)
+        variables, sampler = self._variables(row), self._sampler(row)
         sampler.compile(variables)
         # What fits in memory for one sampler fits for the next.
         self._batch_size = dataclasses.replace(self._batch_size, size=sampler.batch_size)
@@ -173,9 +189,13 @@ class _ModelImages:
 
     def weights(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for step in self._checkpoints:
-            values = parallel.host_copy(self._variables(step))
-            found[str(step)] = {"sha256": digest_of_arrays(by_path(values)), "ema": self._config.sample.ema}
+        for row in self.rows:
+            assert row.sample is not None, "a row of a model"
+            step, width = row.columns["checkpoint"], row.sample.ema_width
+            name = f"{step}, ema_width {width:g}" if width else str(step)
+            if name not in found:
+                values = parallel.host_copy(self._variables(row))
+                found[name] = {"sha256": digest_of_arrays(by_path(values)), "ema": self._config.sample.ema}
         if self._guide is not None:
             found["guide"] = {"step": self._guide.step}
         return found
@@ -193,19 +213,27 @@ class _ModelImages:
         self._samplers.append(ImageSampler(drawing, self._model, self._batch_size, self._guide))
         return self._samplers[-1]
 
-    def _variables(self, checkpoint: int) -> Any:
-        """Loads a checkpoint's weights to all devices of this process; those of one checkpoint are kept."""
-        if self._loaded is None or self._loaded[0] != checkpoint:
+    def _variables(self, row: Row) -> Any:
+        """Loads a row's weights to all devices of this process; those of one row are kept."""
+        assert row.sample is not None, "a row of a model"
+        which = row.columns["checkpoint"], row.sample.ema_width
+        if self._loaded is None or self._loaded[0] != which:
             self._loaded = None
-            with Checkpoints(self._checkpoints[checkpoint], read_only=True) as checkpoints:
-                state = checkpoints.restore(checkpoint, self._like)
-            self._keep(checkpoint, state)
+            with Checkpoints(self._checkpoints[which[0]], read_only=True) as checkpoints:
+                state = checkpoints.restore(which[0], self._like)
+            self._keep(which, state)
         assert self._loaded is not None, "just loaded"
         return self._loaded[1]
 
-    def _keep(self, checkpoint: int, state: TrainState) -> None:
-        variables = select_weights(state, self._config.sample.ema)
-        self._loaded = (checkpoint, parallel.replicate(variables, parallel.local_devices()))
+    def _keep(self, which: tuple[int, float], state: TrainState) -> None:
+        """Puts the weights of a checkpoint, averaged with a width, on the devices."""
+        plan = self._plans.get(which)
+        variables = (
+            select_weights(state, self._config.sample.ema)
+            if plan is None
+            else averaged_variables(self._workdir, self._config, state, plan)
+        )
+        self._loaded = (which, parallel.replicate(variables, parallel.local_devices()))
 
 
 def _perceptual(config: Config) -> PerceptualDistance | None:

@@ -167,9 +167,12 @@ def _are_columns(columns: dict[str, Any]) -> bool:
 
 
 def model_rows(
-    config: Config, checkpoints: Iterable[int], filled_in: Callable[[Config, int], Config] = lambda config, step: config
+    config: Config,
+    checkpoints: Iterable[int],
+    filled_in: Callable[[Config, int], Config] = lambda config, step: config,
+    average_of: Callable[[int, float], dict[str, Any] | None] = lambda step, width: None,
 ) -> list[Row]:
-    """Makes the rows that ``config.eval`` asks for: by checkpoint, sampler, eta, spacing, S, seed.
+    """Makes the rows that ``config.eval`` asks for: by checkpoint, average, sampler, eta, spacing, S, seed.
 
     The sampler ``tuned`` has rows on the spacing ``tuned`` alone.
 
@@ -177,6 +180,7 @@ def model_rows(
         config: ``eval`` says which rows, ``sample`` what they have in common.
         checkpoints: steps.
         filled_in: puts the levels of the spacing ``tuned`` into a config, by the step of the checkpoint.
+        average_of: what an average is made of, as JSON's types, by step and width; None for the usual one.
 
     Raises:
         UserError: the model cannot be sampled so, or ``sample`` has settings that rows would pass over.
@@ -203,7 +207,12 @@ def model_rows(
                 "add tuned to eval.spacings"
             )
     rows = []
-    for checkpoint in checkpoints:
+    averages = [
+        (checkpoint, width, average_of(checkpoint, width))
+        for checkpoint in checkpoints
+        for width in (settings.ema_widths or (sample.ema_width,))
+    ]
+    for checkpoint, width, average in averages:
         for sampler, eta, spacing, clip, steps in samplings:
             if steps > config.diffusion.num_levels:
                 where = f"eval.preset={settings.preset}" if settings.preset else f"eval.steps={settings.steps}"
@@ -214,14 +223,14 @@ def model_rows(
                 drawn = with_sample(
                     config,
                     **{"preset": "", "sampler": sampler, "eta": eta, "spacing": spacing, "clip": clip},
-                    **{"steps": steps, "seed": seed},
+                    **{"steps": steps, "seed": seed, "ema_width": width},
                 )
-                rows.append(_model_row(checkpoint, filled_in(drawn, checkpoint).sample))
+                rows.append(_model_row(checkpoint, filled_in(drawn, checkpoint).sample, average))
     # Asked for twice, measured once.
     return list({row.name: row for row in rows}.values())
 
 
-def _model_row(checkpoint: int, sample: SampleConfig) -> Row:
+def _model_row(checkpoint: int, sample: SampleConfig, average: dict[str, Any] | None) -> Row:
     deciding = deciding_values(sample, _DECIDING)
     plain = dataclasses.asdict(SampleConfig())
     others = {key: value for key, value in deciding.items() if key not in _IN_COLUMNS and value != plain[key]}
@@ -233,6 +242,8 @@ def _model_row(checkpoint: int, sample: SampleConfig) -> Row:
     if sample.spacing == "tuned":
         # Tuned again, they are other images.
         identity["tuned"] = {name: list(getattr(sample, name)) for name in ("levels", "sigmas", "coefficients")}
+    if average is not None:
+        identity["average"] = average
     return Row(columns, sample.seed, sample, identity)
 
 

@@ -8,6 +8,7 @@
 The file's hash belongs to every figure: other weights make another metric.
 """
 
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -268,7 +269,7 @@ def convert_state(state: Any, network: VisionTransformer, source: str) -> dict[s
         )
     found = {name: value for name, value in state.items() if not str(name).startswith(naming.passed_over)}
     positions = found.get(naming.positions)
-    if network.has_layer_scale and isinstance(positions, np.ndarray) and positions.ndim == 3:
+    if network.has_layer_scale and isinstance(positions, np.ndarray) and positions.ndim == 3 and len(positions) == 1:
         found[naming.positions] = positions_for(np.asarray(positions[0], np.float64), network.grid)[None]
     wrong = different_shapes(array_shapes(found), dict(_expected(network, naming)))
     if wrong:
@@ -326,8 +327,8 @@ def positions_for(positions: np.ndarray, grid: int) -> np.ndarray:
         [1 + grid², width].
     """
     width = positions.shape[1]
-    given = round((len(positions) - 1) ** 0.5)
-    if given == grid or given**2 != len(positions) - 1:
+    given = math.isqrt(max(0, len(positions) - 1))
+    if given in (0, grid) or given**2 != len(positions) - 1:
         return positions
     weights = _cubic_weights(given, grid)
     plane = positions[1:].reshape(given, given, width)

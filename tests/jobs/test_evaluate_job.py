@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from runs import Run, arguments, completed, linked_run
 from small import small_digits
+from small_transformers import SMALL_DINOV2, dinov2_state, random_parameters
+from weight_files import write_torch
 
 from ddim_jax.claims import Claims
 from ddim_jax.config import EvalConfig, with_sample
@@ -35,6 +37,7 @@ from ddim_jax.tables.row_images import checkpoint_steps
 from ddim_jax.tables.row_progress import RowProgress
 from ddim_jax.training.checkpoint import restore_trained, select_weights
 from ddim_jax.training.checksums import by_path
+from ddim_jax.weights.vision_transformers import TRANSFORMERS
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
@@ -102,6 +105,26 @@ def test_figures_are_those_of_the_images_that_sample_draws(finished, trained):
     (name,) = [name for name in figures(finished) if "-S3-" in name]
     grid = load_png(finished / "rows" / f"{name}.png")
     assert (grid[2:10, 2:10] == images[0]).all()
+
+
+def test_a_vision_transformer_of_given_weights(workdir, tmp_path, monkeypatch):
+    row = TRANSFORMERS["dinov2"]._replace(network=SMALL_DINOV2)
+    monkeypatch.setitem(TRANSFORMERS, "dinov2", row)
+    path = write_torch(tmp_path / "weights.pth", dinov2_state(SMALL_DINOV2, random_parameters(SMALL_DINOV2)))
+    config = asked(extractor="dinov2", extractor_path=str(path), steps=(2,), metrics=("fid", "density_coverage"))
+    folder = evaluate(config, workdir)
+    assert folder.name.startswith("dinov2-n24-")
+    (found,) = figures(folder).values()
+    assert found.keys() == {"dinov2_frechet", "dinov2_density", "dinov2_coverage"} and found["dinov2_frechet"] > 0
+    # Statistics of other weights, of the same name, are refused.
+    reference = tmp_path / "reference.npz"
+    write_reference(reference, reference_for(config, make_extractor(config)))
+    write_torch(path, dinov2_state(SMALL_DINOV2, random_parameters(SMALL_DINOV2, seed=1)))
+    with pytest.raises(UserError, match=r"cannot be compared with extractor 'dinov2': .* weights_sha256"):
+        reference_for(
+            dataclasses.replace(config, eval=dataclasses.replace(config.eval, reference=str(reference))),
+            make_extractor(config),
+        )
 
 
 def test_the_folder_says_all_there_is_to_know(finished, trained):

@@ -125,7 +125,7 @@ def test_a_download_of_something_else_is_refused(tmp_path, monkeypatch):
         ({"norm.bias": None}, r"norm\.bias \(there none, here \(16,\)\)"),
         ({"register_tokens": np.zeros((1, 4, 16))}, r"register_tokens \(there \(1, 4, 16\), here none\)"),
         ({"blocks.2.norm1.bias": np.zeros(16)}, r"blocks\.2\.norm1\.bias"),
-        ({"pos_embed": np.zeros((1, 1 + 17, 16))}, r"pos_embed"),
+        *(({"pos_embed": np.zeros(shape)}, r"pos_embed") for shape in ((1, 18, 16), (1, 0, 16), (0, 17, 16), (17, 16))),
         ({"blocks.0.mlp.fc1.weight": np.zeros((32, 16))}, r"blocks\.0\.mlp\.fc1\.weight \(there \(32, 16\)"),
         ({"norm.weight": np.full(16, np.nan)}, r"not finite in norm\.weight"),
         ({"cls_token": None}, r"no network of DINOv2 or CLIP"),
