@@ -232,7 +232,7 @@ def test_a_notebook_is_told_why_there_are_no_pictures(broken):
 
 
 def test_a_job_writes_no_picture_of_nan(broken, workdir, monkeypatch):
-    monkeypatch.setattr("ddim_jax.pipeline.load", lambda *_: broken)
+    monkeypatch.setattr("ddim_jax.pipeline.load", lambda *_, **__: broken)
     with pytest.raises(UserError, match="NaN or infinity in place of image 77"):
         sample(with_sample(broken.config, start=77, num=2), workdir)
     assert not list(workdir.glob("sample/*/00007*.png"))
