@@ -131,7 +131,7 @@ def compile_program(config: Config, program: str, devices: parallel.Devices, bat
         pictures = jax.ShapeDtypeStruct((num, *config.data.image_shape), jnp.uint8)
         parts = jax.eval_shape(lambda images: parallel.split_batch(images, len(devices)), pictures)
         return features.lower(_inception_variables(), parts).compile()
-    model = build_model(config, parallel.mean_over_devices)
+    model = build_model(config, parallel.mean_over_devices, compute_capability=cuda.compute_capability(devices))
     optimizer = make_optimizer(config.train, max(1, config.train.steps))
     state = abstract_state(config, model, optimizer)
     if program == "sample":
@@ -141,14 +141,16 @@ def compile_program(config: Config, program: str, devices: parallel.Devices, bat
         variables = {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
         # Shapes and no arrays: those would have to be where the program runs.
         items = jax.eval_shape(lambda: parallel.split_batch(blank_items(config, num), len(devices)))
-        return sampler.lower(variables, items).compile()
+        with cuda.as_if_there(devices):
+            return sampler.lower(variables, items).compile()
     step: Any = parallel.step_over_batch(
         make_train_step(config, model, optimizer, parallel.mean_over_devices), devices, donate=True
     )
     index = jax.ShapeDtypeStruct((num,), jnp.int32)
     images: Any = Batch(jax.ShapeDtypeStruct((num, *config.data.image_shape), jnp.uint8), index, index)  # pyright: ignore[reportArgumentType]
     parts = jax.eval_shape(lambda batch: parallel.split_batch(batch, len(devices)), images)
-    return step.lower(state, parts).compile()
+    with cuda.as_if_there(devices):
+        return step.lower(state, parts).compile()
 
 
 def _features(config: Config) -> Callable[[Any, jax.Array], Any]:

@@ -1,9 +1,12 @@
 """NVIDIA GPUs for XLA's compiler, none of which need be there."""
 
+import contextlib
 import importlib
 import importlib.util
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 from jax.experimental import topologies
@@ -12,6 +15,8 @@ from ddim_jax import parallel
 from ddim_jax.errors import UserError
 
 _DEVICES_OF_A_HOST = 8
+
+_CUDNN_VERSION = 91000
 
 # The plugin with the compiler that ``jax[cuda13]`` installs, and the one of ``jax[cuda12]``.
 _PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
@@ -124,3 +129,25 @@ def devices(name: str) -> parallel.Devices:
         topology_name=name, platform="cuda", target_config=gpu.description, topology=f"1x{hosts}x{each}"
     )
     return list(described.devices)
+
+
+def compute_capability(chosen: parallel.Devices) -> str:
+    """That of GPUs, such as ``9.0``; empty for other devices."""
+    return chosen[0].compute_capability if chosen[0].platform == "gpu" else ""
+
+
+@contextlib.contextmanager
+def as_if_there(chosen: parallel.Devices) -> Iterator[None]:
+    """Lets JAX believe that it has these GPUs where it asks whether cuDNN has a kernel for attention."""
+    capability = compute_capability(chosen)
+    if not capability:
+        yield
+        return
+    asks: Any = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
+    answers = {
+        "check_cudnn_version": lambda: _CUDNN_VERSION,
+        "check_compute_capability": lambda least: float(capability) >= float(least),
+        "is_cuda_compute_capability_equal": lambda other: capability == other,
+    }
+    with mock.patch.multiple(asks, **{name: answer for name, answer in answers.items() if hasattr(asks, name)}):
+        yield
