@@ -141,16 +141,14 @@ def compile_program(config: Config, program: str, devices: parallel.Devices, bat
         variables = {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
         # Shapes and no arrays: those would have to be where the program runs.
         items = jax.eval_shape(lambda: parallel.split_batch(blank_items(config, num), len(devices)))
-        with cuda.as_if_there(devices):
-            return sampler.lower(variables, items).compile()
+        return sampler.lower(variables, items).compile()
     step: Any = parallel.step_over_batch(
         make_train_step(config, model, optimizer, parallel.mean_over_devices), devices, donate=True
     )
     index = jax.ShapeDtypeStruct((num,), jnp.int32)
     images: Any = Batch(jax.ShapeDtypeStruct((num, *config.data.image_shape), jnp.uint8), index, index)  # pyright: ignore[reportArgumentType]
     parts = jax.eval_shape(lambda batch: parallel.split_batch(batch, len(devices)), images)
-    with cuda.as_if_there(devices):
-        return step.lower(state, parts).compile()
+    return step.lower(state, parts).compile()
 
 
 def _features(config: Config) -> Callable[[Any, jax.Array], Any]:
@@ -191,7 +189,8 @@ def inspect(config: Config, program: str, devices: parallel.Devices, batch: int)
         batch: images on each device.
     """
     start = time.perf_counter()
-    compiled = compile_program(config, program, devices, batch)
+    with cuda.as_if_there(devices):
+        compiled = compile_program(config, program, devices, batch)
     seconds = time.perf_counter() - start
     hlo = compiled.as_text() or ""
     analysis: Any = compiled.cost_analysis() or {}

@@ -72,12 +72,25 @@ class Dense(nn.Module):
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, x: jax.Array | tuple[jax.Array, ...]) -> jax.Array:
-        """Maps [..., c], or several arrays for what their concatenation is, to [..., features]."""
+    def __call__(
+        self, x: jax.Array | tuple[jax.Array, ...], *, apart: bool = False, passed: jax.Array | None = None
+    ) -> Any:
+        """Maps [..., c], or several arrays for what their concatenation is, to [..., features].
+
+        Args:
+            x: the input.
+            apart: do not add the bias, and return it beside the result.
+            passed: float32 [c], a bias that x lacks, of the layer that it comes from.
+        """
         parts = x if isinstance(x, tuple) else (x,)
         kernel = self.param("kernel", self.kernel_init, (sum(part.shape[-1] for part in parts), self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
-        narrow, start, total = kernel.astype(self.dtype), 0, bias
+        if passed is not None:
+            bias = bias + jnp.dot(passed, kernel)
+        narrow, start = kernel.astype(self.dtype), 0
+        if apart:
+            return jnp.dot(x.astype(self.dtype), narrow), bias
+        total = bias
         for part in parts:
             product = jnp.dot(part.astype(self.dtype), narrow[start : start + part.shape[-1]])
             total, start = product.astype(jnp.float32) + total, start + part.shape[-1]
@@ -166,8 +179,10 @@ def dense(
     dtype: jax.typing.DTypeLike,
     *,
     zero: bool = False,
-) -> jax.Array:
+    apart: bool = False,
+    passed: jax.Array | None = None,
+) -> Any:
     """A dense layer (on images: a 1x1 convolution) of the calling module, applied to x."""
     fan_in = sum(part.shape[-1] for part in x) if isinstance(x, tuple) else x.shape[-1]
     kernel_init, bias_init = initializers(initialization, fan_in, zero)
-    return Dense(features, dtype, kernel_init, bias_init, name=name)(x)
+    return Dense(features, dtype, kernel_init, bias_init, name=name)(x, apart=apart, passed=passed)

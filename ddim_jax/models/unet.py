@@ -22,6 +22,7 @@ differ in some of these, and so do OpenAI's improved-diffusion (Nichol and Dhari
 attributes of :class:`UNet`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -354,18 +355,22 @@ class Attention(nn.Module):
         whole = (n, height * width, 1, c)
         head = c // self.num_heads if self.num_heads else self.head_channels or c
         tokens = GroupNorm(self.num_groups, self.dtype, self.norm_eps, self.few_passes, name="norm")(x).reshape(whole)
-        # XLA would make one product of three that have the same operand, and cut it in three afterwards.
-        query, key, value = (
-            dense(c, given, name, self.initialization, self.dtype).reshape(n, height * width, c // head, head)
-            for name, given in zip(
-                ("query", "key", "value"),
-                jax.lax.optimization_barrier((tokens,) * 3) if self.few_passes else (tokens,) * 3,
-                strict=True,
-            )
-        )
+        layer = functools.partial(dense, initialization=self.initialization, dtype=self.dtype)
+        if self.few_passes:
+            # XLA would make one product of three that have the same operand, and cut it in three afterwards.
+            tokens = jax.lax.optimization_barrier((tokens,) * 3)
+            query = layer(c, tokens[0], "query")
+            # A key's bias adds the same to all logits of a query, which softmax does not see.
+            key, _ = layer(c, tokens[1], "key", apart=True)
+            # Weights of a query's pixels add up to 1: a value's bias passes through.
+            value, passed = layer(c, tokens[2], "value", apart=True)
+        else:
+            query, key, value = (layer(c, tokens, name) for name in ("query", "key", "value"))
+            passed = None
+        query, key, value = (x.reshape(n, height * width, c // head, head) for x in (query, key, value))
         flash = takes_flash_kernel(self.flash_width, channels=head, pixels=height * width)
         attended = jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if flash else "xla")
-        out = dense(c, attended.reshape(whole), "proj_out", self.initialization, self.dtype, zero=True)
+        out = layer(c, attended.reshape(whole), "proj_out", zero=True, passed=passed)
         return x + out.reshape(x.shape)
 
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from ddim_jax.conditions import Condition
 from ddim_jax.config import Config
@@ -23,6 +22,7 @@ from ddim_jax.pixels import to_float
 from ddim_jax.random_streams import Stream, example_keys, normal_each, root_key
 from ddim_jax.training.augmentation import augment
 from ddim_jax.training.conditions import batch_condition
+from ddim_jax.training.gradients import global_norm, laid_out_as_parameters
 from ddim_jax.training.state import TrainState, ema_decay, update_ema
 
 
@@ -228,7 +228,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Any, *constants: Any) -> tuple[TrainState, StepMetrics]:
         mean, batch_stats, grads = mean_over_devices(gradient(state, batch, constants))
-        grads = _in_order(grads)
+        grads = laid_out_as_parameters(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new_state = dataclasses.replace(
@@ -241,19 +241,6 @@ def make_train_step(
                 ema_params=update_ema(state.ema_params, params, decay),
                 ema_batch_stats=update_ema(state.ema_batch_stats, batch_stats, decay),
             )
-        return new_state, StepMetrics(mean.loss, mean.image_loss, optax.tree.norm(grads))
+        return new_state, StepMetrics(mean.loss, mean.image_loss, global_norm(grads))
 
     return train_step
-
-
-def _in_order(grads: Any) -> Any:
-    """Gradients, which on NVIDIA GPUs are laid out in memory as parameters are.
-
-    cuDNN gives those of kernels in another order. XLA would have the optimiser work in that, and copy parameters and
-    averages to it and back.
-    """
-
-    def ordered(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: with_layout_constraint(leaf, Layout(tuple(range(leaf.ndim)))), tree)
-
-    return jax.lax.platform_dependent(grads, cuda=ordered, default=lambda tree: tree)

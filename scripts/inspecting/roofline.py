@@ -228,8 +228,28 @@ def _bytes(program: Program, each: Instruction) -> int:
 
 def _bytes_read(lines: Mapping[str, Line], parameter: Line) -> int:
     """How much of a fusion's parameter it reads: of one that is only sliced, the slices."""
-    whole = sum(shape.bytes for shape in shapes(parameter.type))
-    users = [line for line in lines.values() if parameter.name in line.arguments]
-    if not users or any(line.opcode not in _SLICES or line.arguments[0] != parameter.name for line in users):
-        return whole
-    return min(whole, sum(shape.bytes for line in users for shape in shapes(line.type)))
+    whole = shapes(parameter.type)
+    cut = _values_read(lines, parameter.name)
+    size = sum(shape.size for shape in whole)
+    return (
+        sum(shape.bytes for shape in whole) * min(size, cut) // size
+        if cut is not None and size
+        else sum(shape.bytes for shape in whole)
+    )
+
+
+def _values_read(lines: Mapping[str, Line], name: str) -> int | None:
+    """How many values of an array in a fusion are used, where it is only sliced; None where all are."""
+    users = [line for line in lines.values() if name in line.arguments]
+    found = 0
+    for line in users:
+        if line.opcode in _SLICES and line.arguments[0] == name:
+            found += sum(shape.size for shape in shapes(line.type))
+        elif line.opcode in ("convert", "bitcast"):
+            inner = _values_read(lines, line.name)
+            if inner is None:
+                return None
+            found += inner
+        else:
+            return None
+    return found if users else None
