@@ -14,7 +14,9 @@ Widths and depths of a network made of stages of given widths, e.g. 64, 128, 256
 ``model.channels=64``, ``model.multipliers='(1, 2, 4)'`` and ``model.num_blocks=2``.
 
 Variants (``configs/mnist.py:VARIANT``): ``bk``, ``bbno`` and ``bgano`` are the three networks of ``configs/flowers.py``
-with its recipe, at 32x32; ``cond`` is class-conditional, for guidance; ``tiny`` (a trial run of seconds).
+with its recipe, at 32x32; ``cond`` is class-conditional, for guidance; ``small`` is the network and recipe of the
+bundled model ``mnist-small``, class-conditional too: 1,806,529 parameters, 5,000 steps; ``tiny`` (a trial run of
+seconds).
 """
 
 from ddim_jax.config import ConfigTree, apply_variants, default_config, recipes
@@ -55,7 +57,7 @@ def get_config(variant: str | None = None) -> ConfigTree:
     # be derived anew: kept as predicted, as in diffusers, many steps of it eat the digits up.
     config.sample.clip = "rederive_eps"
 
-    return apply_variants(config, variant, {"bk": _bk, "bbno": _bbno, "bgano": _bgano, "cond": _cond})
+    return apply_variants(config, variant, {"bk": _bk, "bbno": _bbno, "bgano": _bgano, "cond": _cond, "small": _small})
 
 
 def _bk(config: ConfigTree) -> None:
@@ -82,3 +84,17 @@ def _cond(config: ConfigTree) -> None:
     config.model.num_classes = 10
     config.train.label_dropout = 0.1
     config.sample.guidance_scale = 2.0
+
+
+def _small(config: ConfigTree) -> None:
+    _cond(config)
+    config.model.multipliers = (1, 2, 3)
+    # As for configs/digits.py: the linear schedule spends most of its levels on noise.
+    config.diffusion.schedule = "cosine"
+    config.diffusion.objective = "v"
+    config.train.epochs = 0.0
+    config.train.steps = 5000
+    config.train.ema_decay = 0.999
+    config.train.sample_every_epochs = 0.0
+    config.train.sample_every = 1000
+    config.train.checkpoint_every = 500

@@ -24,6 +24,12 @@ class ConfigError(UserError):
     """A config that cannot be used; the message names the key and what to do."""
 
 
+class RefutedError(UserError):
+    """Figures that are worse than those published: no mistake, but scripts must hear of it."""
+
+    status = 1
+
+
 class PeerLostError(UserError):
     """Another process of the run ended: nobody's mistake here, and starting all of them again goes on with the run."""
 

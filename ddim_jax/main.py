@@ -18,7 +18,9 @@ import pathlib
 import pkgutil
 import re
 import select
+import shutil
 import sys
+import textwrap
 import traceback
 import typing
 from collections.abc import Collection, Sequence
@@ -32,6 +34,7 @@ from ddim_jax.config import (
     beside_preset,
     check_key,
     check_path,
+    documentation,
     from_config_dict,
     keys_of,
     shipped_configs,
@@ -55,7 +58,7 @@ _PROCESS_FLAGS = ("coordinator", "num_processes", "process_id", "distributed", "
 # A job on a trained model, unless it measures images of others: the model is what the workdir says.
 _ON_A_RUN: tuple[Mode, ...] = (
     *("sample", "trajectory", "interpolate", "reconstruct", "edit", "sweep", "evaluate", "likelihood"),
-    *("tune", "export"),
+    *("tune", "average", "export"),
 )
 
 # They go on from where they were stopped, and say so.
@@ -66,7 +69,7 @@ _NO_CONFIG = "--config is missing: name a config, e.g. --config=digits, or a --w
 _CONFIG_HELP = (
     "One of the package's configs by name, or a config file, perhaps with variants, e.g. digits:tiny or "
     "configs/digits.py:tiny; or the config.json of a run. Not given, it is that of the run in --workdir. "
-    "--config.GROUP.KEY=VALUE changes a key (ddim_jax/config/schema.py explains all of them)"
+    "--config.GROUP.KEY=VALUE changes a key (--mode=MODE --help lists those of a mode)"
 )
 
 # How ml_collections begins the errors that hide what a config file raised.
@@ -380,7 +383,32 @@ def _help() -> str:
         for name in ("config", "workdir", "mode", *_PROCESS_FLAGS, "stopped_status")
     )
     modes = "\n".join(f"  {mode:<12} {_mode_help(mode)}" for mode in choices(Mode))
-    return f"{(__doc__ or '').splitlines()[0]}\n\n{listed}\n\nmodes:\n\n{modes}"
+    first_line = (__doc__ or "").splitlines()[0]
+    return f"{first_line}\n\n{listed}\n\nmodes (--mode=MODE --help lists the keys of one):\n\n{modes}"
+
+
+def _help_of_mode(mode: str) -> str:
+    """What a mode does, and the keys of the config that are its own, with defaults."""
+    if mode not in choices(Mode):
+        raise UserError(f"--mode={mode}: no such mode; choose from: {', '.join(choices(Mode))}")
+    width = max(60, min(120, shutil.get_terminal_size().columns))
+    lines = [f"--mode={mode}: {_mode_help(mode)}", ""]
+    for group in documentation.GROUPS_OF_MODES[mode]:
+        lines += [f"--config.{group}.KEY=VALUE", ""]
+        for known in documentation.documented_keys(group):
+            bounds = f"; {known.bounds}" if known.bounds else ""
+            kind = f"{known.kind}{bounds}, default {known.default}"
+            lines += _wrapped(f"{known.name}  ({kind})", width, "  ", "    ")
+            lines += _wrapped(known.text, width, "      ", "      ")
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
+def _wrapped(text: str, width: int, first: str, others: str) -> list[str]:
+    # Names are pasted into commands: they stay whole.
+    return textwrap.wrap(
+        text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False, break_long_words=False
+    )
 
 
 def _mode_help(mode: str) -> str:
@@ -472,7 +500,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv if argv is None else argv
     try:
         if {"-h", "--help"} & set(argv[1:]):
-            print(_help(), flush=True)
+            mode, _ = _take_flag(argv, "mode")
+            print(_help_of_mode(mode) if mode else _help(), flush=True)
             return 0
         config, own = parse(argv)
         # Some libraries refuse to work as long as absl's own flags are unparsed.

@@ -60,12 +60,13 @@ class ModelJob:
         """
         started = time.perf_counter()
         config = config_for_job(workdir, config)
-        pipe = pipeline.load(workdir, config.sample.checkpoint, config.sample.ema)
+        which = {"ema": config.sample.ema, "ema_width": config.sample.ema_width}
+        pipe = pipeline.load(workdir, config.sample.checkpoint, **which)
         if config.sample.checkpoint is None:
             # The newest that is whole; another process may have found another.
             chosen = parallel.value_of_main_process(pipe.step)
             if chosen != pipe.step:
-                pipe = pipeline.load(workdir, chosen, config.sample.ema)
+                pipe = pipeline.load(workdir, chosen, **which)
         pipe = dataclasses.replace(pipe, config=config)
         if pipe.guide is not None and config.sample.guide_checkpoint is None:
             # The newest one now, by which images and so their folder are decided.
@@ -109,6 +110,8 @@ class ModelJob:
             "sample": deciding_values(self.config.sample, _DECIDING),
             "settings": None if settings is None else deciding_values(settings),
         }
+        if self.pipe.average is not None:
+            decides["average"] = self.pipe.average
         if drawn_from is not None:
             decides["drawn_from"] = drawn_from
         if self.tuned:
@@ -127,6 +130,7 @@ class ModelJob:
             mode=mode,
             seed=self.config.sample.seed,
             checkpoint_step=self.pipe.step,
+            **({} if self.pipe.average is None else {"average": self.pipe.average}),
             device=parallel.device_description(),
             seconds=round(time.perf_counter() - self.started, 3),
             **facts,

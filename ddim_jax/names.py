@@ -18,7 +18,7 @@ from ddim_jax.errors import UserError
 
 Mode = Literal[
     "train", "distill", "sample", "trajectory", "interpolate", "reconstruct", "edit", "sweep",
-    "evaluate", "stats", "likelihood", "tune", "import", "export", "describe",
+    "evaluate", "stats", "likelihood", "tune", "average", "import", "export", "describe",
 ]  # fmt: skip
 
 # --- data ---------------------------------------------------------------------------------------
@@ -82,13 +82,18 @@ EditTask = Literal["recover", "inpaint"]
 
 # --- measuring ----------------------------------------------------------------------------------
 
-MetricName = Literal["fid", "is", "kid", "precision_recall", "psnr", "ssim", "lpips", "accuracy"]
-ExtractorName = Literal["inception", "pixels", "pixels_pca", "classifier"]
+MetricName = Literal[
+    "fid", "fid_infinity", "is", "kid", "cmmd", "precision_recall", "density_coverage", "psnr", "ssim", "lpips",
+    "accuracy", "memorization",
+]  # fmt: skip
+ExtractorName = Literal[
+    "inception", "dinov2", "dinov2_vitb14", "dinov2_vits14", "clip", "clip_vitb32", "pixels", "pixels_pca", "classifier"
+]
 ResizeProtocol = Literal["tf1", "pytorch", "clean"]
 TableName = Literal[
     "ddim-table1", "ddim-table1-cifar10", "ddim-table1-celeba",
     "ddim-table3", "ddim-table3-bedroom", "ddim-table3-church",
-    "ddpm-ddim", "step-times",
+    "ddpm-ddim", "ddpm", "improved-diffusion", "guided-diffusion-64", "edm-cifar10", "edm-cifar10-cond", "step-times",
 ]  # fmt: skip
 StatisticsFormat = Literal["ddim_jax", "adm"]
 LikelihoodMethod = Literal["bound", "ode"]
@@ -99,6 +104,7 @@ Variance = Literal["small", "large", "learned"]
 
 WeightsFormat = Literal["diffusers", "npz", "safetensors"]
 StoredDtype = Literal["float32", "bfloat16", "float16"]
+SnapshotDtype = Literal["float32", "float16"]
 QkvOrder = Literal["auto", "legacy", "new"]
 
 # ------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import dataclasses
 import html
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ from PIL import Image
 from ddim_jax import arguments, parallel, writers
 from ddim_jax.conditions import DataCondition
 from ddim_jax.config import Config, with_sample
+from ddim_jax.config.schema import NARROWEST_AVERAGE, WIDEST_AVERAGE
 from ddim_jax.configured import (
     Guide,
     build_encoder,
@@ -56,6 +57,7 @@ from ddim_jax.sampling.image_sampler import (
 )
 from ddim_jax.sampling.tuned_steps import CHOOSING, FILLED_IN, with_tuned
 from ddim_jax.sharded_map import ShardedMap
+from ddim_jax.training.averages import averaged_variables, plan_average
 from ddim_jax.training.checkpoint import restore_trained, select_weights
 from ddim_jax.training.guide import load_guide
 from ddim_jax.weights.forms import read_weights
@@ -65,6 +67,7 @@ from ddim_jax.weights.shipped import SHIPPED, meant_by, shipped_file
 _DECIDED_ELSEWHERE = {
     "checkpoint": "load(workdir, step=...) chooses it",
     "ema": "load(workdir, ema=...) chooses it",
+    "ema_width": "load(workdir, ema_width=...) chooses it",
     "format": "images are returned as an array",
 }
 
@@ -127,6 +130,8 @@ class Pipeline:
         step: training steps done.
         workdir: where it was loaded from, which has the steps that were tuned for it; None for other files of weights.
         ema: whether the weights are moving averages, as far as there was a choice.
+        average: of weights of a width that was asked for, what they were made of, see ``training/averages.py``; else
+            None.
     """
 
     config: Config
@@ -135,6 +140,7 @@ class Pipeline:
     step: int
     workdir: epath.PathLike | None = None
     ema: bool = True
+    average: Mapping[str, Any] | None = None
     _compiled: dict[Any, ShardedMap] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     _guides: dict[Any, Guide] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
@@ -669,7 +675,7 @@ class Pipeline:
         if config.sample.spacing != "tuned":
             return config
         guide = self._guide(config)
-        of_weights = with_sample(config, ema=self.ema)
+        of_weights = with_sample(config, ema=self.ema, ema_width=self.average["width"] if self.average else 0.0)
         sample = with_tuned(of_weights, self.workdir, self.step, guide and guide.step).sample
         return with_sample(config, **{name: getattr(sample, name) for name in FILLED_IN})
 
@@ -791,10 +797,16 @@ def show(images: np.ndarray, columns: int | None = None) -> Image.Image:
     return to_pillow(grid(images.reshape(-1, *images.shape[-3:]), columns))
 
 
-def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema: bool = True) -> Pipeline:
+def load(
+    workdir: epath.PathLike,
+    step: int | Literal["best"] | None = None,
+    ema: bool = True,
+    ema_width: float | None = None,
+) -> Pipeline:
     """Loads a trained model.
 
     >>> pipe = ddim_jax.load("mnist-small")  # doctest: +SKIP
+    >>> pipe = ddim_jax.load("runs/digits", ema_width=0.08)  # doctest: +SKIP
     >>> pipe = ddim_jax.load("google/ddpm-cifar10-32")  # doctest: +SKIP
 
     Args:
@@ -804,9 +816,10 @@ def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema
         step: step of the checkpoint; the newest when None; ``"best"`` is the one whose samples were measured best
             (``train.measure_every``).
         ema: take the moving averages of the parameters, as all published results do.
+        ema_width: instead of those of ``train.ema_decay`` take averages of this width, see ``sample.ema_width``.
 
     Raises:
-        UserError: the workdir holds no config or no such checkpoint.
+        UserError: the workdir holds no config or no such checkpoint, or an average that it has not the snapshots for.
     """
     if not isinstance(workdir, (str, os.PathLike)):
         raise UserError(f"load({shown(workdir)}): the path of a workdir is meant, or one of {', '.join(SHIPPED)}")
@@ -815,15 +828,16 @@ def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema
     if step is not None and not isinstance(step, str):
         step = arguments.whole_number(step, "step", 0)
     ema = arguments.switch(ema, "ema")
+    width = _width(ema_width, ema)
     workdir = os.path.expanduser(workdir)
     shipped = shipped_file(workdir)
     if shipped is not None:
-        if step is not None or not ema:
-            raise UserError(f"{workdir} has one checkpoint, of averaged weights; load it without step and ema")
+        if step is not None or not ema or width:
+            raise UserError(f"{workdir} has one checkpoint, of averaged weights; load it without step, ema, ema_width")
         return load_weights(shipped)
     if (elsewhere := meant_elsewhere(workdir)) is not None:
-        if step is not None:
-            raise UserError(f"{workdir} has one checkpoint: load it without step")
+        if step is not None or width:
+            raise UserError(f"{workdir} has one checkpoint: load it without step and ema_width")
         try:
             return load_weights(elsewhere, ema=ema)
         except UserError as error:
@@ -833,8 +847,28 @@ def load(workdir: epath.PathLike, step: int | Literal["best"] | None = None, ema
     if (meant := meant_by(workdir)) is not None:
         raise UserError(f"there is no workdir {workdir}; did you mean '{meant}', a model in the package?")
     trained = restore_trained(workdir, step)
-    variables = select_weights(trained.state, ema)
-    return Pipeline(trained.config, build_model(trained.config), variables, trained.step, workdir, ema)
+    plan = plan_average(workdir, trained.config, trained.step, width) if width else None
+    variables = (
+        select_weights(trained.state, ema)
+        if plan is None
+        else averaged_variables(workdir, trained.config, trained.state, plan)
+    )
+    record = None if plan is None else plan.record
+    return Pipeline(trained.config, build_model(trained.config), variables, trained.step, workdir, ema, record)
+
+
+def _width(ema_width: Any, ema: bool) -> float:
+    """The width asked for, 0 for none, checked."""
+    if ema_width is None:
+        return 0.0
+    is_number = isinstance(ema_width, (int, float, np.integer, np.floating)) and not isinstance(ema_width, bool)
+    if not is_number or not (ema_width == 0 or NARROWEST_AVERAGE <= ema_width <= WIDEST_AVERAGE):
+        raise UserError(
+            f"ema_width={shown(ema_width)}: a width in {NARROWEST_AVERAGE} ... {WIDEST_AVERAGE} is meant, or None"
+        )
+    if ema_width and not ema:
+        raise UserError(f"ema_width={ema_width:g}: ema=False asks for the raw parameters, which have no width")
+    return float(ema_width)
 
 
 def load_weights(path: str | os.PathLike[str], config: Config | None = None, ema: bool = True) -> Pipeline:

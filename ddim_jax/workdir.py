@@ -4,6 +4,7 @@
 
     WORKDIR/config.json            the resolved config of the training run
     WORKDIR/checkpoints/STEP/      Orbax checkpoints; STEP.damaged is one that training found damaged and set aside
+    WORKDIR/averages/STEP.safetensors   snapshots of ``train.ema_widths``, see ``training/averages.py``
     WORKDIR/best/STEP/, best.json  the checkpoint whose samples were measured best, and all figures
     WORKDIR/metrics.jsonl          one JSON object a line, with ``step``
     WORKDIR/tensorboard/           TensorBoard event files
@@ -59,6 +60,11 @@ def config_path(workdir: epath.PathLike) -> epath.Path:
 def checkpoint_dir(workdir: epath.PathLike) -> epath.Path:
     """``WORKDIR/checkpoints``."""
     return epath.Path(workdir) / "checkpoints"
+
+
+def averages_dir(workdir: epath.PathLike) -> epath.Path:
+    """``WORKDIR/averages``."""
+    return epath.Path(workdir) / "averages"
 
 
 def best_dir(workdir: epath.PathLike) -> epath.Path:

@@ -19,17 +19,15 @@ from ddim_jax import main as program
 from ddim_jax.config import WeightsConfig
 from ddim_jax.errors import UserError
 from ddim_jax.jobs.import_weights import import_weights
-from ddim_jax.tables.published_figures import NUM_IMAGES, published_row
+from ddim_jax.tables.published_figures import NUM_IMAGES, PUBLISHED, TOLERANCES, published_row
 from ddim_jax.weights.forms import read_weights
 from ddim_jax.weights.origins import fetched
 from ddim_jax.workdir import config_path
 
-# To each side of a published figure. What is known of the spread: DDIM's author measured 4.26 where the paper has 4.16
-# (ermongroup/ddim, issue 3), and pesser 3.246 and 3.212 with the same weights in two frameworks.
-BAND = 0.05
+# To each side of a published figure.
+BAND = TOLERANCES["fid"]
 
 _PESSER = "https://github.com/pesser/pytorch_diffusion, measured with torch-fidelity"
-_EDM = "Karras, Aittala, Aila, Laine, NeurIPS 2022, the least of three times 50,000 images"
 _EDM_STATISTICS = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs"
 _GUIDED = "https://github.com/openai/guided-diffusion, table in its README"
 _GUIDED_STATISTICS = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/lsun"
@@ -96,22 +94,17 @@ CLAIMS: dict[str, Claim] = {
     "ddpm-cifar10": Claim("published:ema-cifar10", "cifar10", _DDPM_LARGE, 3.21213, _PESSER),
     "ddpm-cifar10-raw": Claim("published:cifar10", "cifar10", _DDPM_LARGE, 12.13775, _PESSER),
     **_of_tables(),
-    "edm-cifar10-uncond": Claim(
-        "published:edm-cifar10-32x32-uncond-vp",
-        "",
-        ("edm", 0.0, "linspace", "none", 18),
-        1.97,
-        _EDM,
-        f"{_EDM_STATISTICS}/cifar10-32x32.npz",
-    ),
-    "edm-cifar10-cond": Claim(
-        "published:edm-cifar10-32x32-cond-vp",
-        "",
-        ("edm", 0.0, "linspace", "none", 18),
-        1.79,
-        _EDM,
-        f"{_EDM_STATISTICS}/cifar10-32x32.npz",
-    ),
+    **{
+        f"edm-cifar10-{name}": Claim(
+            f"published:edm-cifar10-32x32-{name}-vp",
+            "",
+            row[:5],
+            row.figures["fid"],
+            row.source,
+            f"{_EDM_STATISTICS}/cifar10-32x32.npz",
+        )
+        for name, row in (("uncond", PUBLISHED["edm-cifar10"].rows[0]), ("cond", PUBLISHED["edm-cifar10-cond"].rows[0]))
+    },
     **{
         f"openai-lsun-{name}": Claim(
             f"published:openai-lsun-{name}",

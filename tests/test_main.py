@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from ddim_jax import main
-from ddim_jax.config import shipped_configs, with_sample, with_values
+from ddim_jax.config import documentation, shipped_configs, with_sample, with_values
 from ddim_jax.errors import UserError
 from ddim_jax.images import load_png
+from ddim_jax.names import Mode, choices
 from ddim_jax.workdir import config_for_job, prepare_for_training
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -175,9 +176,29 @@ def test_help(tmp_path, module):
         assert name in result.stdout
 
 
-def test_help_does_not_import_jax(tmp_path):
-    program = ("-c", "import sys; from ddim_jax import main; main.run(['main', '--help']); print('jax' in sys.modules)")
+@pytest.mark.parametrize("flags", ["'--help'", "'--mode=sample', '--help'"])
+def test_help_does_not_import_jax(tmp_path, flags):
+    program = ("-c", f"import sys; from ddim_jax import main; main.run(['', {flags}]); print('jax' in sys.modules)")
     assert command(tmp_path, program=program).stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("mode", choices(Mode))
+def test_help_of_a_mode_lists_its_keys_with_defaults(mode, capsys):
+    assert main.run(["ddim_jax", f"--mode={mode}", "--help"]) == 0
+    assert set(documentation.GROUPS_OF_MODES) == set(choices(Mode))
+    said = capsys.readouterr().out
+    assert said.startswith(f"--mode={mode}: ")
+    assert max(map(len, said.splitlines())) <= 120
+    known = [key for group in documentation.GROUPS_OF_MODES[mode] for key in documentation.documented_keys(group)]
+    words = " ".join(said.split())
+    for key in known:
+        assert f"{key.name} ({key.kind}" in words
+        assert key.text and " ".join(key.text.split()) in words, key.name
+
+
+def test_help_of_a_mode_that_does_not_exist_is_refused(capsys):
+    assert main.run(["ddim_jax", "--mode=smaple", "--help"]) == 2
+    assert "--mode=smaple: no such mode; choose from: train, distill, sample" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ names the key and the remedy.
 - ``shipped``: the config files that come with the package.
 - ``tree``: the ConfigDict that users write, and variants such as ``tiny``.
 - ``convert``: between the forms.
+- ``documentation``: the schema in words.
 """
 
 from ddim_jax.config import recipes

@@ -10,6 +10,8 @@ from typing import Any
 from ddim_jax.config.keys import LARGEST_INDEX, check_values
 from ddim_jax.config.schema import (
     AUGMENTATION_INPUTS,
+    NARROWEST_AVERAGE,
+    WIDEST_AVERAGE,
     Config,
     DataConfig,
     DiffusionConfig,
@@ -342,6 +344,12 @@ def _check_train(config: Config) -> None:
         "train.ema_on_host needs the parameters of every step; use 1",
     )
     _require(
+        len(set(train.ema_widths)) == len(train.ema_widths),
+        "train.ema_widths",
+        train.ema_widths,
+        "a width occurs more than once; name each once",
+    )
+    _require(
         train.sample_every_epochs == 0 or train.sample_every_epochs >= 1e-9,
         "train.sample_every_epochs",
         train.sample_every_epochs,
@@ -499,6 +507,20 @@ def _check_sample(config: Config) -> None:
         sample.coefficients,
         f"sample.sampler={sample.sampler} has its own; leave them out, or use tuned",
     )
+    asked = [("sample.ema_width", sample.ema_width), *(("eval.ema_widths", width) for width in config.eval.ema_widths)]
+    for key, width in asked:
+        _require(
+            width == 0 or width >= NARROWEST_AVERAGE,
+            key,
+            width,
+            f"must be 0, for the average of train.ema_decay, or lie in {NARROWEST_AVERAGE} ... {WIDEST_AVERAGE}",
+        )
+        _require(
+            width == 0 or sample.ema,
+            key,
+            width,
+            "sample.ema=False asks for the raw parameters, which have no width; use one of the two",
+        )
     guided = sample.guidance_scale != 1 or sample.guidance_levels
     _require(
         (not sample.per_class and (not guided or bool(config.model.kinds or sample.guide_workdir)))
@@ -558,6 +580,9 @@ def _check_eval(evaluation: EvalConfig) -> None:
             evaluation.checkpoints,
             "choose from: latest, best, all, or steps",
         )
+    _require(
+        evaluation.bootstrap != 1, "eval.bootstrap", evaluation.bootstrap, "a spread needs 2 or more; 0 computes none"
+    )
     rows = {name: len(getattr(evaluation, name)) for name in ("checkpoints", "samplers", "etas", "steps", "seeds")}
     rows["spacings"] = max(1, len(evaluation.spacings))
     _require(

@@ -41,6 +41,7 @@ from ddim_jax.names import (
     ResizeProtocol,
     SamplerName,
     ScheduleName,
+    SnapshotDtype,
     Spacing,
     StatisticsFormat,
     StoredDtype,
@@ -59,6 +60,10 @@ LARGEST_WIDTH = 2**16  # channels of a network; the largest known have some thou
 LARGEST_LEVEL = 100_000  # published models have up to 4,000 levels; tables of steps are made row by row
 LARGEST_BATCH = 2**20
 NEVER = 10**12  # of intervals: larger than any step
+
+# Widths of power-function averages: narrower ones are the newest weights, and 0.289 is the mean of all steps.
+NARROWEST_AVERAGE = 0.001
+WIDEST_AVERAGE = 0.28
 
 # What a network is told of an image's augmentation, see ``training/augmentation.py``.
 AUGMENTATION_INPUTS = 9
@@ -359,8 +364,15 @@ class TrainConfig:
             augments nothing.
         ema_decay: decay of the moving average of the parameters.
         ema_warmup: use min(ema_decay, (1 + step) / (10 + step)).
-        ema_on_host: keep the moving average in the host's memory, not the devices'. Each step then waits for its
+        ema_on_host: keep the moving averages in the host's memory, not the devices'. Each step then waits for its
             parameters to be fetched.
+        ema_widths: widths of power-function averages (Karras et al. 2024) that are kept beside the moving average, e.g.
+            (0.05, 0.10), and of which snapshots are taken: from these an average of any width can be had afterwards,
+            see ``sample.ema_width`` and ``training/power_average.py``. Each takes as much memory as the parameters.
+        ema_snapshot_every: steps between snapshots, ``WORKDIR/averages/``, which stay when checkpoints are deleted; 0
+            for ``checkpoint_every``. The more there are, the wider the range of widths that can be had.
+        ema_snapshot_dtype: type of the values in snapshots; ``float16`` halves the files and rounds by 1/4096 of a
+            value at most.
         checkpoint_every: steps between checkpoints.
         keep_last: newest checkpoints kept.
         keep_every: also keep every checkpoint whose step is a multiple of this; 0 keeps no others.
@@ -411,6 +423,11 @@ class TrainConfig:
     ema_decay: float = key(0.9999, Role.TRAINING, at_least=0, below=1)
     ema_warmup: bool = key(False, Role.TRAINING)
     ema_on_host: bool = key(False, Role.MACHINE)
+    ema_widths: tuple[float, ...] = key(
+        (), Role.TRAINING, at_least=NARROWEST_AVERAGE, at_most=WIDEST_AVERAGE, longest=4, is_later=True
+    )
+    ema_snapshot_every: int = key(0, Role.PROGRESS, at_least=0, at_most=NEVER, is_later=True)
+    ema_snapshot_dtype: SnapshotDtype = key("float32", Role.PROGRESS, is_later=True)
     checkpoint_every: int = key(5000, Role.PROGRESS, at_least=1, at_most=NEVER)
     keep_last: int = key(2, Role.PROGRESS, at_least=1, at_most=NEVER)
     keep_every: int = key(0, Role.PROGRESS, at_least=0, at_most=NEVER)
@@ -542,6 +559,9 @@ class SampleConfig:
             network; see ``data.condition_augmentation``.
         per_condition: images drawn from each condition.
         ema: use the moving average of the parameters (published results all do).
+        ema_width: instead of that of ``train.ema_decay`` use an average of this width, reconstructed from the snapshots
+            of a run with ``train.ema_widths``, see ``training/power_average.py``; 0 for that of ``train.ema_decay``. It
+            is for jobs on a trained model: pictures and figures of a run under way, and ``guide_workdir``, have that.
         checkpoint: step of the checkpoint to use; the newest when unset.
         batch_size: images per device at a time; 0 takes as many as its free memory holds, in reason.
         format: a file for each image, ``png`` or ``npy``, or one ``npz`` of all. ``auto`` is ``png`` where that holds
@@ -588,6 +608,7 @@ class SampleConfig:
     condition_augmentation: float = key(0.0, Role.PIXELS, at_least=0, at_most=1, is_later=True)
     per_condition: int = key(1, Role.SELECTION, at_least=1, at_most=LARGEST_INDEX, is_later=True)
     ema: bool = key(True, Role.PIXELS)
+    ema_width: float = key(0.0, Role.PIXELS, at_least=0, at_most=WIDEST_AVERAGE, is_traced=True, is_later=True)
     checkpoint: int | None = key(None, Role.WEIGHTS, at_least=0, at_most=LARGEST_INDEX)
     batch_size: int = key(0, Role.MACHINE, at_least=0, at_most=LARGEST_BATCH)
     format: ImageFormat = key("auto", Role.STORAGE)
@@ -640,6 +661,7 @@ class ReconstructConfig:
         steps: numbers of steps S tried; S to encode and S to decode.
         iterations: 0 encodes explicitly, as the paper; k > 0 implicitly, by k evaluations a step.
         shown: images in the picture.
+        check: hold the errors against those of DDIM's table 2, and end with exit status 1 where one is larger.
     """
 
     num: int = key(64, Role.RESULT, at_least=1, at_most=LARGEST_INDEX)
@@ -650,6 +672,7 @@ class ReconstructConfig:
     )
     iterations: int = key(0, Role.RESULT, at_least=0, at_most=10_000)
     shown: int = key(8, Role.RESULT, at_least=1, at_most=1_000_000)
+    check: bool = key(False, Role.STORAGE, is_later=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -756,6 +779,8 @@ class EvalConfig:
         preset: the rows of a published table, see ``tables/published_figures.py``; replaces ``samplers``, ``etas``,
             ``spacings`` and ``steps``, which are refused beside it on the command line. ``ddim-table1`` and
             ``ddim-table3`` are the parts that are about ``data.name``.
+        check: hold the figures against those of ``preset``: end with a verdict on each row, exit status 1 where one is
+            worse by more than the table's tolerance, and ``claim.json``, which says all that they rest on.
         num: images per row.
         checkpoints: steps of checkpoints, or ``latest``, ``best``, ``all``.
         samplers: see ``sample.sampler``.
@@ -763,26 +788,37 @@ class EvalConfig:
         spacings: see ``sample.spacing``; that one when empty.
         steps: numbers of steps S.
         seeds: of the images; several give mean and spread.
+        ema_widths: see ``sample.ema_width``, e.g. (0, 0.02, 0.05, 0.1); that one when empty. Those that
+            ``--mode=average`` writes.
         images: folder or ``.npz`` of images to measure instead of a model's.
         reference: folder, ``.npz`` of images, or ``.npz`` of statistics to compare with; the training images when
             empty.
         reference_split: split of the data to compare with; that of the training when empty.
         reference_num: images of the reference used, evenly spread; 0 for all.
-        extractor: ``inception`` (that of FID), ``pixels``, ``pixels_pca`` (their principal components) or
-            ``classifier`` (trained on the data set itself). Only figures with ``inception`` are called FID, IS, KID.
+        extractor: ``inception`` (that of FID), ``dinov2`` (ViT-L/14; smaller ones are ``dinov2_vitb14`` and
+            ``dinov2_vits14``), ``clip`` (ViT-L/14 at 336 pixels, that of CMMD; ``clip_vitb32`` is a smaller one),
+            ``pixels``, ``pixels_pca`` (their principal components) or ``classifier`` (trained on the data set itself).
+            Only figures with ``inception`` are called FID, IS, KID.
+        extractor_path: weights of ``dinov2`` and ``clip`` of any size; downloaded once when empty.
         inception_path: weights of ``inception``; downloaded once when empty.
         resize: how images become 299x299 for ``inception``: ``tf1`` (torch-fidelity, TTUR), ``pytorch`` (pytorch-fid)
             or ``clean`` (clean-fid).
-        metrics: which of ``fid``, ``is``, ``kid``, ``precision_recall`` are computed; and, of images drawn from
-            conditions, ``psnr``, ``ssim`` and ``lpips`` to the truth, where that is known, and ``accuracy``, the share
-            that ``classifier`` takes for the class asked for.
+        metrics: which of ``fid``, ``is``, ``kid``, ``cmmd``, ``precision_recall`` and ``density_coverage`` are
+            computed; and, of images drawn from conditions, ``psnr``, ``ssim`` and ``lpips`` to the truth, where that is
+            known, and ``accuracy``, the share that ``classifier`` takes for the class asked for. ``fid_infinity`` is
+            FID extrapolated to infinitely many images; ``memorization`` says whether images are those of the training,
+            see ``metrics/memorization.py``.
         lpips_path: weights of ``lpips``, the state dict of ``lpips.LPIPS(net="vgg")`` as ``torch.save`` writes it.
         is_splits: splits of the inception score; 10 as usual, 1 as in DDPM's paper.
         kid_subsets: random subsets of KID.
         kid_subset_size: images in each.
-        neighbours: k of precision and recall.
-        features_kept: images whose features are kept, evenly spread, for KID and precision and recall.
+        neighbours: k of precision and recall, and of density and coverage.
+        features_kept: images whose features are kept, evenly spread, for KID, CMMD, precision, recall, density and
+            coverage.
         components: principal components of ``pixels_pca``.
+        bootstrap: times that a row's images are drawn again from themselves, with replacement; figures that can be
+            computed so (``fid``, ``memorization`` and means over images) get the standard deviation as ±. 0 for none;
+            20 are enough to see its size, 200 for two digits.
         keep_images: also write each row's images, as PNG files.
         batch_size: images per device at a time, through the extractor.
         out: file that ``--mode=stats`` writes, ``WORKDIR/stats/NAME.npz`` when empty; it measures ``images`` or
@@ -791,6 +827,7 @@ class EvalConfig:
     """
 
     preset: Literal[""] | TableName = key("", Role.SELECTION)
+    check: bool = key(False, Role.STORAGE, is_later=True)
     num: int = key(50_000, Role.RESULT, at_least=2, at_most=LARGEST_INDEX + 1)
     checkpoints: tuple[str, ...] = key(("latest",), Role.SELECTION, is_filled=True)
     samplers: tuple[SamplerName, ...] = key(("ddim",), Role.SELECTION, is_filled=True)
@@ -798,11 +835,13 @@ class EvalConfig:
     spacings: tuple[Spacing, ...] = key((), Role.SELECTION)
     steps: tuple[int, ...] = key((10, 20, 50, 100), Role.SELECTION, at_least=1, at_most=LARGEST_LEVEL, is_filled=True)
     seeds: tuple[int, ...] = key((0,), Role.SELECTION, at_least=0, at_most=LARGEST_INDEX, is_filled=True)
+    ema_widths: tuple[float, ...] = key((), Role.SELECTION, at_least=0, at_most=WIDEST_AVERAGE, is_later=True)
     images: str = key("", Role.RESULT, is_path=True)
     reference: str = key("", Role.RESULT, is_path=True)
     reference_split: str = key("", Role.RESULT)
     reference_num: int = key(0, Role.RESULT, at_least=0, at_most=LARGEST_INDEX)
     extractor: ExtractorName = key("inception", Role.RESULT)
+    extractor_path: str = key("", Role.RESULT, is_path=True, is_later=True)
     inception_path: str = key("", Role.RESULT, is_path=True)
     resize: ResizeProtocol = key("tf1", Role.RESULT)
     metrics: tuple[MetricName, ...] = key(("fid", "is", "kid", "precision_recall"), Role.RESULT, is_filled=True)
@@ -813,6 +852,7 @@ class EvalConfig:
     neighbours: int = key(3, Role.RESULT, at_least=1, at_most=LARGEST_INDEX)
     features_kept: int = key(10_000, Role.RESULT, at_least=2, at_most=LARGEST_INDEX)
     components: int = key(64, Role.RESULT, at_least=1, at_most=1_000_000)
+    bootstrap: int = key(0, Role.RESULT, at_least=0, at_most=100_000)
     keep_images: bool = key(False, Role.STORAGE)
     batch_size: int = key(64, Role.MACHINE, at_least=1, at_most=LARGEST_BATCH)
     out: str = key("", Role.STORAGE, is_path=True)

@@ -5,11 +5,13 @@ and compares the output with the target. For the noise as target and mean square
 of DDPM (Ho et al. 2020, eq. 14 and algorithm 1), which DDIM shares: its models are DDPM's.
 """
 
+import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ddim_jax.diffusion.objectives import OBJECTIVES
 from ddim_jax.diffusion.prediction import per_image
@@ -147,28 +149,79 @@ def _uniform_levels(keys: jax.Array, num_levels: int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.randint(key, (), 1, num_levels + 1, jnp.int32))(keys)
 
 
+def _even(schedule: Schedule, share: np.ndarray, mean: float, std: float) -> np.ndarray:
+    return schedule.num_levels * share
+
+
+def _lognormal_quantile(schedule: Schedule, share: np.ndarray, mean: float, std: float) -> np.ndarray:
+    return np.asarray(schedule.level_at(-2 * normal_quantile(share, mean, std)), np.float64)
+
+
+def _logitnormal_quantile(schedule: Schedule, share: np.ndarray, mean: float, std: float) -> np.ndarray:
+    return schedule.num_levels / (1 + np.exp(-normal_quantile(share, mean, std)))
+
+
+def normal_quantile(share: np.ndarray, mean: float, std: float) -> np.ndarray:
+    """What so large a share of normal draws lie below: float64, like ``share``."""
+    return np.array([statistics.NormalDist(mean, std).inv_cdf(each) for each in share])
+
+
+def quartile_levels(kind: TimeSampling, schedule: Schedule, mean: float = 0.0, std: float = 1.0) -> np.ndarray:
+    """The three levels between the quarters of what :func:`draw_levels` draws: float64 [3], least noise first.
+
+    Noise grows with the level, so that these are also the quartiles of the log SNR.
+
+    >>> from ddim_jax.diffusion import make_schedule
+    >>> quartile_levels("uniform", make_schedule("linear", num_levels=1000)).tolist()
+    [250.0, 500.0, 750.0]
+
+    Args:
+        kind: as there, like the others.
+        schedule: the levels.
+        mean: of the normal distribution of the last two kinds.
+        std: its standard deviation.
+
+    Raises:
+        UserError: an unknown kind, or real levels of a schedule that has whole ones only.
+    """
+    return lookup(TIME_SAMPLINGS, kind, "time sampling").quantile(schedule, np.array([0.25, 0.5, 0.75]), mean, std)
+
+
+def quartile_of(value: jax.Array, between: np.ndarray) -> jax.Array:
+    """The quarter in which each value lies: int32, like ``value``, from 0.
+
+    Args:
+        value: [n].
+        between: the three values between the quarters, ascending.
+    """
+    return jnp.sum(value[:, None] > jnp.asarray(between, jnp.float32), axis=1, dtype=jnp.int32)
+
+
 class TimeSamplingRule(NamedTuple):
     """What makes a way to draw levels: a row of ``TIME_SAMPLINGS``.
 
     Attributes:
         draw: from the schedule, the step's key, positions in the global batch, its size, and mean and deviation, to
             levels.
+        quantile: from the schedule, shares of the draws, and mean and deviation, to the levels that so many of them are
+            at or below.
         is_continuous: whether there are levels between the levels among them.
         needs_real_levels: whether it draws noise, and asks the schedule for its level.
     """
 
     draw: Callable[[Schedule, jax.Array, jax.Array, int, float, float], jax.Array]
+    quantile: Callable[[Schedule, np.ndarray, float, float], np.ndarray]
     is_continuous: bool = False
     needs_real_levels: bool = False
 
 
 TIME_SAMPLINGS: dict[str, TimeSamplingRule] = {
-    "antithetic": TimeSamplingRule(_antithetic),
-    "uniform": TimeSamplingRule(_uniform),
-    "stratified": TimeSamplingRule(_stratified),
-    "continuous": TimeSamplingRule(_continuous, is_continuous=True),
-    "lognormal": TimeSamplingRule(_lognormal, is_continuous=True, needs_real_levels=True),
-    "logitnormal": TimeSamplingRule(_logitnormal, is_continuous=True),
+    "antithetic": TimeSamplingRule(_antithetic, _even),
+    "uniform": TimeSamplingRule(_uniform, _even),
+    "stratified": TimeSamplingRule(_stratified, _even),
+    "continuous": TimeSamplingRule(_continuous, _even, is_continuous=True),
+    "lognormal": TimeSamplingRule(_lognormal, _lognormal_quantile, is_continuous=True, needs_real_levels=True),
+    "logitnormal": TimeSamplingRule(_logitnormal, _logitnormal_quantile, is_continuous=True),
 }
 
 # Distance of the values of two images.

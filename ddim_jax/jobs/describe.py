@@ -24,7 +24,9 @@ from ddim_jax.models import build_model, parameter_count
 from ddim_jax.pixels import whole_range
 from ddim_jax.sampling.image_sampler import batch_size_for, blank_items, image_count
 from ddim_jax.sampling.programs import Given, Program, image_program
+from ddim_jax.training.averages import snapshot_bytes
 from ddim_jax.training.fitting import largest_batch
+from ddim_jax.training.host_average import HostAverage
 from ddim_jax.training.program import compile_ahead, make_program
 from ddim_jax.training.state import TrainState, abstract_state, make_optimizer
 from ddim_jax.training.students import described
@@ -239,7 +241,10 @@ def _training_memory_parts(config: Config, state: TrainState) -> _Memory:
             "a checkpoint on its way to the disk": 2 * _bytes_of(state),
         }
         if config.train.ema_on_host:
-            parts["the moving average"] = _bytes_of((state.ema_params, state.ema_batch_stats))
+            parts["the moving averages"] = _bytes_of(state) - _bytes_of(HostAverage.part_for_devices(state))
+        if config.train.ema_widths:
+            # The values, and the file made of them.
+            parts["a snapshot of the averages, likewise"] = 2 * snapshot_bytes(config, state)
         in_training = sum(parts.values())
         parts["before that, to compile: at most"] = resident.peak
         parts["main memory, without images kept there"] = max(in_training, resident.peak)

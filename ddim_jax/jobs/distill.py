@@ -15,7 +15,7 @@ from ddim_jax.training.checkpoint import Checkpoints, newest_step
 from ddim_jax.training.data import open_sources
 from ddim_jax.training.fitting import check_could_fit
 from ddim_jax.training.log import announce
-from ddim_jax.training.pictures import TrainingPictures, condition_of_examples
+from ddim_jax.training.pictures import TrainingPictures, condition_of_examples, data_figures_for
 from ddim_jax.training.rounds import Outputs, Students
 from ddim_jax.training.stop_signals import catch_stop_signals
 from ddim_jax.training.students import Round, described, resumed_config, rounds_of, settled_config
@@ -76,7 +76,15 @@ def distill(config: Config, workdir: epath.PathLike) -> int | None:
         _check_not_past(workdir, total_steps)
     students = Students(config, source, devices, free)
     condition = condition_of_examples(config, source, config.train.sample_num)
-    pictures = TrainingPictures(config, students.model, epath.Path(workdir), total_steps, len(source), condition)
+    pictures = TrainingPictures(
+        config,
+        students.model,
+        epath.Path(workdir),
+        total_steps,
+        len(source),
+        condition,
+        of_data=data_figures_for(config, source),
+    )
     with contextlib.ExitStack() as stack:
         writing = stack.enter_context(one_writer(*run_in(workdir)))
         prepare_for_training(workdir, config, write=parallel.is_main_process())

@@ -11,16 +11,17 @@ import dataclasses
 import hashlib
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from ddim_jax import parallel
-from ddim_jax.config import Config, EvalConfig
+from ddim_jax.config import Config, EvalConfig, flatten
 from ddim_jax.configured import build_normalization, pictures
-from ddim_jax.errors import UserError
+from ddim_jax.errors import RefutedError, UserError
+from ddim_jax.files import write_whole
 from ddim_jax.jobs.sample import ImageFiles, still_written
 from ddim_jax.measuring.extractor import Extractor
 from ddim_jax.measuring.extractors import make_extractor
@@ -28,14 +29,19 @@ from ddim_jax.measuring.figures import Counts, check_known, chosen_metrics, comp
 from ddim_jax.measuring.measurement import Measurement
 from ddim_jax.measuring.reference import reference_for
 from ddim_jax.measuring.reference_file import Reference
+from ddim_jax.measuring.training_images import TrainingImages, training_facts, training_images
 from ddim_jax.measuring.wanted import NO_WEIGHTS, Known
 from ddim_jax.memory import check_room
+from ddim_jax.metrics.memorization import Neighbours
+from ddim_jax.tables.claim_file import FILE_NAME, CheckedLine, Claim
 from ddim_jax.tables.folder import TableFolder
-from ddim_jax.tables.lines import Comparison, comparison, format_figure
+from ddim_jax.tables.lines import Comparison, comparison, format_figure, lines, sampler_label
+from ddim_jax.tables.neighbours import Strip, make_strip, nearest_samples
 from ddim_jax.tables.published_figures import PUBLISHED
 from ddim_jax.tables.row_images import RowImages, row_images
 from ddim_jax.tables.row_progress import RowProgress
 from ddim_jax.tables.rows import Result, Row
+from ddim_jax.tables.verdicts import obstacles, verdicts_of
 from ddim_jax.workdir import job_dir, versions, write_run_record
 from ddim_jax.writers import progress, say
 
@@ -75,10 +81,16 @@ def evaluate(config: Config, workdir: epath.PathLike) -> epath.Path:
     Measurement(extractor, settings, source.num, source.known)
     check_known(settings, extractor, source.known)
     reference = reference_for(config, extractor)
+    searched = {}
+    if _needs_training(settings):
+        searched = {"training": training_facts(config)}
+        reference = reference._replace(training=_training_images(config, extractor, source))
     counts = _counts(settings, extractor, source.num, reference)
     _check_counts(settings, counts)
     compared = _comparison(config, extractor, source.num)
-    shared = _shared_settings(settings, extractor, reference, source.num)
+    if settings.check:
+        _check_can_be_held(config, extractor, source)
+    shared = _shared_settings(settings, extractor, reference, source.num) | searched
     if source.drawn_from is not None:
         shared["drawn_from"] = source.drawn_from
     if source.known.perceptual is not None:
@@ -120,7 +132,10 @@ def evaluate(config: Config, workdir: epath.PathLike) -> epath.Path:
         table.write(_with_missing(notes, left))
         _record(table, config, started, measured, source)
         say(f"the table is {folder / 'table.md'}, with pictures {folder / 'report.html'}")
+    claim = _claim(config, source, table, title, shared, compared) if settings.check else None
     parallel.barrier("evaluate written")
+    if claim is not None and not claim.holds:
+        raise RefutedError(f"figures are worse than published ones: see the verdicts above, and {folder / FILE_NAME}")
     return folder
 
 
@@ -170,8 +185,9 @@ def _measure(
                 saved = time.monotonic()
         _finish(writing)
     state.seconds = before + time.perf_counter() - started
-    if process_count > 1:
+    if process_count > 1 or (len(todo) and state.measurement.is_slow):
         state.save(partial)
+    if process_count > 1:
         parallel.barrier("row measured")
         if process == 0:
             for other in range(1, process_count):
@@ -180,7 +196,7 @@ def _measure(
     result = None
     if process == 0:
         started = time.perf_counter()
-        figures = state.measurement.figures(reference)
+        figures, deviations = state.measurement.figures(reference), state.measurement.deviations(reference)
         result = Result(
             name=row.name,
             columns=row.columns,
@@ -192,13 +208,60 @@ def _measure(
             seconds=state.seconds + time.perf_counter() - started,
             device=parallel.device_description(),
             versions=versions(),
+            deviations=deviations,
         )
+        strips = _strips(row, source, state.measurement.neighbours(reference), reference, extractor, config)
         # Another job may have taken this one for dead, and been faster.
         if not table.has(row):
-            table.add(result, pictures(config, state.first_images()))
+            table.add(result, pictures(config, state.first_images()), strips)
         table.remove_partials(row)
     parallel.barrier("row written")
     return result
+
+
+def _training_images(config: Config, extractor: Extractor, source: RowImages) -> TrainingImages:
+    """Returns the training images, among which copies of the measured ones are looked for.
+
+    Raises:
+        UserError: they cannot be read, or have another size.
+    """
+    if source.shape != config.data.image_shape:
+        raise UserError(
+            f"eval.metrics: memorization compares pixels, but the images are {list(source.shape)} and those of the "
+            f"training {list(config.data.image_shape)} (data.image_size, data.channels); leave it out, or resize them"
+        )
+    return training_images(config, extractor)
+
+
+def _strips(
+    row: Row,
+    source: RowImages,
+    found: Mapping[str, Neighbours],
+    reference: Reference,
+    extractor: Extractor,
+    config: Config,
+) -> list[Strip]:
+    """Shows the samples that are nearest to the training images, drawn once more, beside these."""
+    chosen_by = {space: nearest_samples(of_space) for space, of_space in found.items()}
+    if not chosen_by:
+        return []
+    index = np.unique(np.concatenate(list(chosen_by.values())))
+    drawn = pictures(config, np.concatenate([batch.image for batch in source.batches(row, index)]))
+    strips = []
+    for space, of_space in found.items():
+        assert reference.training is not None, "they are near to the training images"
+        chosen = chosen_by[space]
+        images = drawn[np.searchsorted(index, chosen)]
+        rows = of_space.index[chosen]
+        training = pictures(config, reference.training.load(rows.ravel()))
+        words = f"by {extractor.prefix.replace('_', ' ')} features" if space == "features" else "by pixels"
+        strips.append(
+            make_strip(
+                f"Samples nearest to the training images {words}, with distances",
+                *(of_space, chosen, images, training.reshape(*rows.shape, *training.shape[1:])),
+            )
+        )
+    return strips
 
 
 def _image_store(row: Row, source: RowImages, config: Config, table: TableFolder) -> ImageFiles:
@@ -251,6 +314,79 @@ def _turns(rows: Sequence[Row], table: TableFolder) -> Generator[int]:
             return
 
 
+# --- held against published figures -------------------------------------------------------------
+
+
+def _check_can_be_held(config: Config, extractor: Extractor, source: RowImages) -> None:
+    """Refuses ``eval.check`` where figures could not be held against published ones, before they are measured.
+
+    Raises:
+        UserError: no published table is asked for, or something is measured otherwise than there.
+    """
+    settings = config.eval
+    if settings.images or not settings.preset:
+        given = f"eval.images={settings.images}" if settings.images else "eval.preset is empty"
+        tables = ", ".join(name for name, table in PUBLISHED.items() if any(row.figures for row in table.rows))
+        raise UserError(f"eval.check holds a model's figures against a published table, but {given}; one of: {tables}")
+    table = PUBLISHED[settings.preset]
+    if not any(row.figures for row in table.rows):
+        raise UserError(f"eval.check: nothing was published of the rows of eval.preset={settings.preset}")
+    reference, is_training_set = _reference_in_words(config)
+    found = obstacles(
+        table,
+        data_name=config.data.name,
+        model=flatten(config),
+        extractor=extractor.prefix,
+        resize=str(extractor.provenance.get("protocol", "")),
+        num=source.num,
+        reference=reference,
+        # Which images a file is of cannot be known; that it is there can.
+        of_training_images=is_training_set and (table.protocol.is_of_training_images or not settings.reference),
+    )
+    if found:
+        raise UserError(f"eval.check cannot hold these figures against '{settings.preset}': {'; '.join(found)}")
+
+
+def _claim(
+    config: Config,
+    source: RowImages,
+    table: TableFolder,
+    title: str,
+    shared: dict[str, Any],
+    compared: Comparison,
+) -> Claim | None:
+    """Gives a verdict on each row asked for, and writes them with all that they rest on; process 0 does it.
+
+    Where other jobs are still measuring rows, it is left to them.
+    """
+    if not parallel.is_main_process():
+        return None
+    if not all(table.has(row) for row in source.rows):
+        say("there are no verdicts yet: the job that measures the last row gives them")
+        return None
+    asked = {row.name for row in source.rows}
+    found = lines([result for result in table.results() if result.name in asked], compared)
+    published = PUBLISHED[config.eval.preset]
+    checked = []
+    for line in found:
+        row = compared.row_for(line.columns)
+        row = row if row in published.rows else None
+        checked.append(CheckedLine(line, row, [] if row is None else verdicts_of(line, row, published)))
+        for verdict in checked[-1].verdicts:
+            say(f"{sampler_label(line)}, S = {line.columns['steps']}: {verdict.in_words()}")
+        if not checked[-1].verdicts:
+            why = "nothing was published of it" if row is None or not row.figures else "its figures were not measured"
+            say(f"{sampler_label(line)}, S = {line.columns['steps']}: no verdict, {why}")
+    if published.lowest_of > len(config.eval.seeds):
+        say(f"published is the least of {published.lowest_of} seeds; here are {len(config.eval.seeds)} (eval.seeds)")
+    claim = Claim.of(
+        title, config.eval.preset, checked, config=flatten(config), weights=source.weights(), measured=shared
+    )
+    write_whole(table.folder / FILE_NAME, claim.to_json())
+    say(f"all that the verdicts rest on is in {table.folder / FILE_NAME}")
+    return claim
+
+
 # --- what is told -------------------------------------------------------------------------------
 
 
@@ -269,17 +405,27 @@ def _shared_settings(settings: EvalConfig, extractor: Extractor, reference: Refe
     }
 
 
-def _comparison(config: Config, extractor: Extractor, num: int) -> Comparison:
+def _reference_in_words(config: Config) -> tuple[str, bool]:
+    """What figures compare with, and whether that is, or may be, all images of the training."""
     settings = config.eval
     other_split = settings.reference_split not in ("", config.data.split)
-    if settings.reference_num:
+    if settings.reference:
+        reference = settings.reference
+    elif settings.reference_num:
         reference = f"{settings.reference_num:,} images"
-    else:
+    elif other_split:
         reference = f"the split '{settings.reference_split}'"
-    is_training_set = bool(settings.reference) or not (other_split or settings.reference_num)
-    return comparison(
-        "" if settings.images else config.data.name, extractor.provenance, num, reference, is_training_set
-    )
+    else:
+        reference = "the training images"
+    return reference, bool(settings.reference) or not (other_split or settings.reference_num)
+
+
+def _comparison(config: Config, extractor: Extractor, num: int) -> Comparison:
+    settings = config.eval
+    reference, is_training_set = _reference_in_words(config)
+    data_name = "" if settings.images else config.data.name
+    found = comparison(data_name, extractor.provenance, num, reference, is_training_set)
+    return found._replace(preset=settings.preset, model=flatten(config))
 
 
 def _counts(settings: EvalConfig, extractor: Extractor, num: int, reference: Reference) -> Counts:
@@ -287,6 +433,10 @@ def _counts(settings: EvalConfig, extractor: Extractor, num: int, reference: Ref
     if reference.features is not None:
         kept = min(kept, len(reference.features))
     return Counts(num, kept, extractor.dimension)
+
+
+def _needs_training(settings: EvalConfig) -> bool:
+    return any(metric.needs_training for metric in chosen_metrics(settings))
 
 
 def _check_counts(settings: EvalConfig, counts: Counts) -> None:

@@ -43,7 +43,8 @@ def export(config: Config, workdir: epath.PathLike) -> epath.Path:
     All of them can be imported again; stored as float32 they come back bit by bit.
 
     Args:
-        config: the command line's config; its ``weights`` group and ``sample.checkpoint`` count.
+        config: the command line's config; its ``weights`` group, ``sample.checkpoint`` and
+            ``sample.ema_width`` count.
         workdir: a trained workdir.
 
     Returns:
@@ -54,6 +55,8 @@ def export(config: Config, workdir: epath.PathLike) -> epath.Path:
             values that the dtype cannot hold, another export in the way, or another job that writes it.
     """
     settings = config.weights
+    if config.sample.ema_width and not settings.ema:
+        raise UserError("weights.ema=false asks for the raw parameters, which have no sample.ema_width; use one")
     loading = dataclasses.replace(config, sample=dataclasses.replace(config.sample, ema=settings.ema))
     job = ModelJob.load(loading, workdir)
     pipe = job.pipe
@@ -65,7 +68,7 @@ def export(config: Config, workdir: epath.PathLike) -> epath.Path:
     description = Description(shared_config(job.config), pipe.step, settings.ema, settings.dtype, sha256)
     out = _out(job.config, workdir, pipe.step)
     if parallel.is_main_process():
-        _write_once(out, settings.format, stored, description)
+        write_once(out, settings.format, stored, description)
         if settings.format == "diffusers":
             for difference in not_in_scheduler(job.config):
                 say(f"warning: {difference}")
@@ -80,7 +83,8 @@ def _out(config: Config, workdir: epath.PathLike, step: int) -> epath.Path:
     settings = config.weights
     form = EXPORT_FORMATS[settings.format]
     if not settings.out:
-        which = "ema" if settings.ema else "raw"
+        width = config.sample.ema_width
+        which = f"width{width:g}" if width else "ema" if settings.ema else "raw"
         return epath.Path(workdir) / "export" / f"step{step}-{which}-{settings.dtype}{form.ending}"
     out = epath.Path(settings.out)
     if not form.is_folder and out.suffix != form.ending:
@@ -88,10 +92,20 @@ def _out(config: Config, workdir: epath.PathLike, step: int) -> epath.Path:
     return out
 
 
-def _write_once(
+def write_once(
     out: epath.Path, weights_format: WeightsFormat, stored: Mapping[str, np.ndarray], description: Description
 ) -> None:
-    """Writes the file or folder, unless it is there."""
+    """Writes the file or folder, unless it is there.
+
+    Args:
+        out: where to.
+        weights_format: in which form.
+        stored: arrays by their paths.
+        description: what they are.
+
+    Raises:
+        UserError: something else is there, it cannot be written, or another job writes it.
+    """
     if _is_there(out, description):
         return
     with one_writer(out.parent, out.name, str(out), "name another place by weights.out"):

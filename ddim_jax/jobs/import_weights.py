@@ -13,7 +13,7 @@ from ddim_jax.files import make_folder
 from ddim_jax.models import parameter_count
 from ddim_jax.one_writer import check_no_other_writer, one_writer
 from ddim_jax.training.checkpoint import Checkpoints, newest_step
-from ddim_jax.training.state import TrainState, fresh_optimizer_state, make_optimizer
+from ddim_jax.training.state import TrainState, fresh_optimizer_state, make_optimizer, with_power_averages
 from ddim_jax.weights.download import sha256_of_file
 from ddim_jax.weights.forms import Weights, read_weights
 from ddim_jax.workdir import (
@@ -127,7 +127,7 @@ def _state(weights: Weights) -> TrainState:
     """Makes a training state with these weights and a fresh optimiser."""
     averages, raw = weights.variables, weights.raw or weights.variables
     optimizer = make_optimizer(weights.config.train, max(1, weights.config.train.steps))
-    return TrainState(
+    state = TrainState(
         step=np.int32(weights.step),
         params=raw["params"],
         opt_state=fresh_optimizer_state(optimizer, raw["params"], weights.step),
@@ -135,6 +135,7 @@ def _state(weights: Weights) -> TrainState:
         batch_stats=raw["batch_stats"],
         ema_batch_stats=averages["batch_stats"],
     )
+    return with_power_averages(state, weights.config.train, averages["params"], averages["batch_stats"])
 
 
 def _record_dir(workdir: epath.Path) -> epath.Path:

@@ -13,16 +13,18 @@ from ddim_jax.data.sources import check_labels
 from ddim_jax.errors import UserError
 from ddim_jax.models import build_model, parameter_count
 from ddim_jax.one_writer import check_no_other_writer, one_writer
+from ddim_jax.training.averages import AverageSnapshots
 from ddim_jax.training.best import BestCheckpoint, check_metric
 from ddim_jax.training.checkpoint import Checkpoints, newest_step
 from ddim_jax.training.data import batches_for, count_steps, live_on_devices, open_sources, with_statistics
 from ddim_jax.training.fitting import check_could_fit, explaining_out_of_memory
+from ddim_jax.training.groups import group_ending_at
 from ddim_jax.training.guide import load_guide
 from ddim_jax.training.host_average import HostAverage
 from ddim_jax.training.initial_weights import read_initial_weights
 from ddim_jax.training.log import announce
 from ddim_jax.training.loop import TrainingLoop
-from ddim_jax.training.pictures import TrainingPictures, condition_of_examples
+from ddim_jax.training.pictures import TrainingPictures, condition_of_examples, data_figures_for
 from ddim_jax.training.program import compile_ahead, make_program
 from ddim_jax.training.state import abstract_state, init_state, make_optimizer
 from ddim_jax.training.stop_signals import catch_stop_signals
@@ -75,7 +77,16 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
     guide = load_guide(config)
     shown_source = source if validation_source is None else validation_source
     shown = condition_of_examples(config, shown_source, config.train.sample_num)
-    pictures = TrainingPictures(config, model, epath.Path(workdir), total_steps, len(source), shown, guide)
+    pictures = TrainingPictures(
+        config,
+        model,
+        epath.Path(workdir),
+        total_steps,
+        len(source),
+        shown,
+        guide,
+        data_figures_for(config, source),
+    )
     validation = best = None
     if main_process and config.train.validate_every and validation_source is not None:
         validation = Validation(config, model, validation_source)
@@ -135,6 +146,8 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
         if best is not None and start and (start == total_steps or start % config.train.measure_every == 0):
             # The run may have been killed while this was being measured.
             best.measure_if_missing(start, state, writer)
+        if 0 < start < total_steps:
+            pictures.draw_if_missing(group_ending_at(start, config.train.steps_per_call), state, writer)
         if start < total_steps:
             if batches is None or start:
                 batches = stack.enter_context(contextlib.closing(batches_for(program, config, source, start)))
@@ -155,6 +168,7 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
                 validation=validation,
                 best=best,
                 average=average,
+                snapshots=AverageSnapshots(config, workdir) if config.train.ema_widths else None,
             )
             with catch_stop_signals() as stop, explaining_out_of_memory(config, num_params, len(devices), needed, free):
                 state, stopped_at = loop.run(program, state, batches, start, stop)

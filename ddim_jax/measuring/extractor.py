@@ -1,14 +1,15 @@
 """What an image looks like to a metric: features, and what makes them."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from ddim_jax import parallel
 from ddim_jax.errors import UserError
 from ddim_jax.names import PixelType
+from ddim_jax.pixels import Normalization
 from ddim_jax.sharded_map import BatchSize, ShardedMap
 
 # Of ADM's sFID: 17 x 17 places with 7 channels.
@@ -101,6 +102,19 @@ class Extractor:
         if self.spatial:
             widths["spatial"] = SPATIAL_DIMENSION
         return widths
+
+    def of_pictures(
+        self, normalization: Normalization, to_pictures: Callable[[np.ndarray], np.ndarray], channels: Sequence[int]
+    ) -> Self:
+        """Returns this extractor for images that are no pictures of 8 bits: it sees what people are shown of them.
+
+        Args:
+            normalization: of the images.
+            to_pictures: makes the pictures.
+            channels: of the images, those shown.
+        """
+        provenance = {**self.provenance, "pictures": {**normalization.facts, "shown_channels": list(channels)}}
+        return dataclasses.replace(self, provenance=provenance, dtype=normalization.dtype, to_pictures=to_pictures)
 
     def __call__(self, images: np.ndarray) -> Features:
         """Computes features of images [n, h, w, c], as NumPy arrays; an image's depend on it alone.

@@ -1,11 +1,12 @@
 """The extractors that ``eval.extractor`` names: what images are compared by.
 
 - ``inception``: the features that FID, KID and Inception Score are defined by.
+- ``dinov2`` and ``clip``, each in several sizes: those of newer networks, see ``vision_transformers.py``.
 - ``pixels``: the pixels themselves, where no trained network is at hand or wanted.
 - ``pixels_pca``: their principal components, where there are too many pixels for a covariance.
 - ``classifier``: the features of a small network trained on the data set itself, see ``classifier.py``.
 
-Inception sees 8-bit pictures of 1 or 3 channels: of other data those that people are shown (``configured.pictures``).
+These see 8-bit pictures of 1 or 3 channels: of other data those that people are shown (``configured.pictures``).
 The last three see all values of the data, whatever their type and channels, scaled from the data's range to [0, 1].
 They are for trying things out and for data that Inception knows nothing of. Their figures compare with each
 other alone, and are never called FID, IS or KID.
@@ -29,6 +30,7 @@ from ddim_jax.measuring.extractor import Extractor, FeatureProgram, Features
 from ddim_jax.measuring.image_sets import ImageSet, spread_indices
 from ddim_jax.measuring.reference import reference_images
 from ddim_jax.measuring.resize import resize
+from ddim_jax.measuring.vision_transformers import PROTOCOLS, transformer_extractor
 from ddim_jax.models.inception import NUM_FEATURES, NUM_LOGITS, Inception
 from ddim_jax.names import ResizeProtocol
 from ddim_jax.pixels import Normalization, scaled, to_pictures
@@ -91,29 +93,42 @@ def inception_extractor(
         "logits": "without bias",
     }
     program = FeatureProgram(function, weights.params, batch_size)
+    extractor = Extractor("inception", provenance, program, NUM_FEATURES, NUM_LOGITS, spatial)
     if channels is None:
-        return Extractor("inception", provenance, program, NUM_FEATURES, NUM_LOGITS, spatial)
-    provenance["pictures"] = {**normalization.facts, "shown_channels": list(channels)}
-    return Extractor(
-        "inception", provenance, program, NUM_FEATURES, NUM_LOGITS, spatial, dtype=normalization.dtype,
-        to_pictures=lambda images: to_pictures(images, normalization, channels),
-    )  # fmt: skip
+        return extractor
+    return extractor.of_pictures(normalization, lambda images: to_pictures(images, normalization, channels), channels)
 
 
 def _inception_for(config: Config, spatial: bool) -> Extractor:
     """Makes Inception for images of any type: it sees what people see of them."""
-    settings, data, normalization = config.eval, config.data, build_normalization(config)
-    is_seen = normalization.is_plain and data.channels in (1, 3) and not data.shown_channels
-    if not is_seen:
-        say(
-            f"Inception sees pictures of images of {data.channels} channels and data.dtype={data.dtype}, 8-bit grey or "
-            "colours as grids show them (data.range, data.shown_channels); for all of their values, use "
-            "eval.extractor=pixels, pixels_pca or classifier"
-        )
+    settings = config.eval
     return inception_extractor(
-        settings.inception_path, settings.resize, settings.batch_size, spatial, normalization,
-        None if is_seen else data.shown_channels,
+        settings.inception_path, settings.resize, settings.batch_size, spatial, build_normalization(config),
+        _shown_channels(config, "Inception"),
     )  # fmt: skip
+
+
+def _transformer_for(config: Config, spatial: bool) -> Extractor:
+    """Makes DINOv2 or CLIP for images of any type likewise."""
+    del spatial
+    settings = config.eval
+    return transformer_extractor(
+        settings.extractor, settings.extractor_path, settings.batch_size, build_normalization(config),
+        _shown_channels(config, settings.extractor),
+    )  # fmt: skip
+
+
+def _shown_channels(config: Config, network: str) -> tuple[int, ...] | None:
+    """Returns the channels that pictures of the data show to a network; None where they are such pictures already."""
+    data = config.data
+    if build_normalization(config).is_plain and data.channels in (1, 3) and not data.shown_channels:
+        return None
+    say(
+        f"{network} sees pictures of images of {data.channels} channels and data.dtype={data.dtype}, 8-bit grey or "
+        "colours as grids show them (data.range, data.shown_channels); for all of their values, use "
+        "eval.extractor=pixels, pixels_pca or classifier"
+    )
+    return data.shown_channels
 
 
 def _spatial_features(inside: Any) -> jax.Array:
@@ -259,6 +274,7 @@ def _flat_pixels(images: jax.Array, normalization: Normalization) -> jax.Array:
 # By ``eval.extractor``: functions of the config and of whether Inception's spatial features are wanted.
 EXTRACTORS: dict[str, Callable[[Config, bool], Extractor]] = {
     "inception": _inception_for,
+    **dict.fromkeys(PROTOCOLS, _transformer_for),
     "pixels": lambda config, spatial: pixels_extractor(
         config.data.image_shape, config.eval.batch_size, build_normalization(config)
     ),

@@ -12,6 +12,7 @@ from ddim_jax.config import EvalConfig
 from ddim_jax.measuring.accumulators import ACCUMULATORS, input_obstacle
 from ddim_jax.measuring.extractor import Extractor, Features
 from ddim_jax.measuring.image_sets import spread_indices
+from ddim_jax.measuring.rows_on_disk import flush
 from ddim_jax.measuring.wanted import COMPARISONS, Known
 
 # Features wait until there are so many, since adding to a covariance costs as much for one image as for thousands.
@@ -32,6 +33,9 @@ class FeatureSums:
         sums: by name of an accumulator.
         waiting_index: int64 [w], images that have come but are in no sum yet.
         waiting: by input of an accumulator, what is to be added of them.
+        rows: float32 [num, width] by name, what is kept of every image: ``features``, or ``pixels``. On disk, and no
+            part of :meth:`to_arrays`.
+        derived: what was computed from the finished sums and rows and is needed again, by name.
     """
 
     seen: np.ndarray
@@ -40,6 +44,8 @@ class FeatureSums:
     sums: dict[str, Any]
     waiting_index: np.ndarray
     waiting: dict[str, np.ndarray]
+    rows: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    derived: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def empty(
@@ -94,7 +100,7 @@ class FeatureSums:
         Args:
             index: int [b], which image each row is.
             features: of them.
-            compared: by name of :attr:`comparisons`, float64 [b, 1].
+            compared: by name of :attr:`comparisons`, float64 [b, 1]; and of :attr:`rows` but the features, [b, width].
 
         Raises:
             ValueError: an image that is out of range, or came before.
@@ -112,6 +118,8 @@ class FeatureSums:
 
         self.waiting_index = np.concatenate([self.waiting_index, index])
         given = {**features._asdict(), **compared}
+        for name, rows in self.rows.items():
+            rows[index] = given[name]
         self.waiting = {field: np.concatenate([before, given[field]]) for field, before in self.waiting.items()}
         while len(self.waiting_index) >= _BLOCK:
             self._sum_up(_BLOCK)
@@ -127,6 +135,11 @@ class FeatureSums:
         self.finish()
         other.finish()
         self.kept[other.seen[self.kept_index]] = other.kept[other.seen[self.kept_index]]
+        theirs = np.flatnonzero(other.seen)
+        for name, rows in self.rows.items():
+            for start in range(0, len(theirs), _BLOCK):
+                some = theirs[start : start + _BLOCK]
+                rows[some] = other.rows[name][some]
         self.seen |= other.seen
         self.sums = {name: sums.merge(other.sums[name]) for name, sums in self.sums.items()}
 
@@ -141,7 +154,9 @@ class FeatureSums:
         return self.kept[self.seen[self.kept_index]]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Returns everything as arrays by name, for ``numpy.savez``."""
+        """Returns everything but the rows as arrays by name, for ``numpy.savez``; the rows are on the disk by then."""
+        for rows in self.rows.values():
+            flush(rows)
         arrays = {name: getattr(self, name) for name in ("seen", "kept_index", "kept", "waiting_index")}
         for name, sums in self.sums.items():
             arrays |= with_prefix(name, sums.to_arrays())

@@ -7,6 +7,7 @@ import numpy as np
 from etils import epath
 
 from ddim_jax.errors import UserError
+from ddim_jax.measuring.training_images import TrainingImages
 from ddim_jax.metrics.moments import Gaussian
 from ddim_jax.names import StatisticsFormat
 from ddim_jax.npz import array_names, load_arrays, save_arrays
@@ -23,6 +24,7 @@ class Reference(NamedTuple):
         features: float32 [m, d] of some of the images, evenly spread, for KID, precision and recall; or None.
         provenance: how they were made, see ``reference_provenance`` in ``reference.py``; empty if not known.
         spatial: of Inception's spatial features, which ADM's sFID needs; or None.
+        training: the training images themselves, for what looks for copies of them; or None. No part of a file.
     """
 
     mean: np.ndarray
@@ -31,6 +33,7 @@ class Reference(NamedTuple):
     features: np.ndarray | None
     provenance: dict[str, Any]
     spatial: Gaussian | None = None
+    training: TrainingImages | None = None
 
     @property
     def gaussian(self) -> Gaussian:

@@ -1,4 +1,7 @@
-"""Images as the Inception network gets them: 299x299 RGB, by the protocol of one of three published codes.
+"""Images as the networks that compare them get them: square, RGB, by the protocols of published codes.
+
+Inception gets 299x299 pixels by one of three protocols (:func:`resize`), DINOv2 and CLIP theirs by that of dgm-eval and
+CMMD (:func:`resize_as_pillow`).
 
 FID depends on how small images are enlarged: 32x32 noise made 299x299 by ``tf1`` and by ``pytorch`` differs by 37 of
 255 grey levels on average. A figure is comparable only with figures by the same protocol.
@@ -38,9 +41,7 @@ def resize(images: jax.typing.ArrayLike, protocol: ResizeProtocol, size: int = I
             dimensions or channels.
         UserError: no protocol has that name.
     """
-    images = jnp.asarray(images)
-    if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise ValueError(f"images must be uint8 [n, h, w, 1 or 3], got {images.dtype} {images.shape}")
+    images = _checked(images)
     height, width = images.shape[1:3]
     rows = jnp.asarray(resize_matrix(height, size, protocol), jnp.float32)
     columns = jnp.asarray(resize_matrix(width, size, protocol), jnp.float32)
@@ -112,6 +113,58 @@ def _cubic_matrix(length: int, size: int) -> np.ndarray:
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     weights = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
     return weights / weights.sum(axis=1, keepdims=True)
+
+
+# --- Pillow's 8-bit pictures --------------------------------------------------------------------
+
+# Of a weight's fraction in Pillow.
+_FRACTION_BITS = 22
+
+
+def resize_as_pillow(images: jax.typing.ArrayLike, size: int) -> jax.Array:
+    """Resizes 8-bit images to the bit as Pillow does (``BICUBIC``); may be part of a compiled function.
+
+    Rows of pixels are resized first, and rounded to 8 bits, then columns. Pillow computes with whole numbers, weights
+    being multiples of 2^-22, and so does this: float32 would round to another grey level here and there. (From version
+    13 on, Pillow takes columns first in pictures whose height shrinks much more than their width; figures that are
+    published were made by earlier ones, and square pictures are the same.)
+
+    Args:
+        images: uint8 [n, h, w, 1 or 3]; grey becomes three equal channels. Pictures that are not square become so.
+        size: side of the result in pixels.
+
+    Returns:
+        float32 [n, size, size, 3], whole numbers 0 ... 255.
+
+    Raises:
+        ValueError: images are not uint8, have another number of dimensions or channels.
+    """
+    pixels = _checked(images)
+    height, width = pixels.shape[1:3]
+    pixels = _mixed("nhwc,xw->nhxc", pixels, width, size)
+    pixels = _mixed("nhxc,yh->nyxc", pixels, height, size).astype(jnp.float32)
+    return jnp.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+
+
+def _mixed(axes: str, pixels: jax.Array, length: int, size: int) -> jax.Array:
+    """Resizes one axis of 8-bit pixels, which stay so: int32 in 0 ... 255."""
+    if length == size:
+        return pixels.astype(jnp.int32)
+    # Rounded half away from zero, as in C.
+    weights = _cubic_matrix(length, size) * 2**_FRACTION_BITS
+    whole = jnp.asarray(np.trunc(weights + np.copysign(0.5, weights)), jnp.int32)
+    sums = jnp.einsum(axes, pixels.astype(jnp.int32), whole)
+    return jnp.clip((sums + 2 ** (_FRACTION_BITS - 1)) >> _FRACTION_BITS, 0, 255)
+
+
+def _checked(images: jax.typing.ArrayLike) -> jax.Array:
+    images = jnp.asarray(images)
+    if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise ValueError(f"images must be uint8 [n, h, w, 1 or 3], got {images.dtype} {images.shape}")
+    return images
+
+
+# --- Inception's protocols ----------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)

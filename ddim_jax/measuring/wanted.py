@@ -42,11 +42,13 @@ class Known(NamedTuple):
         fields: those of :class:`Wanted` that come with each batch.
         normalization: says which values of the data are pixels 0 and 1.
         perceptual: computes LPIPS; None where there are no weights for it.
+        shape: of an image, [h, w, c], where pixels are kept.
     """
 
     fields: frozenset[str] = frozenset()
     normalization: Normalization = Normalization()
     perceptual: PerceptualDistance | None = None
+    shape: tuple[int, int, int] = (1, 1, 1)
 
 
 class Drawn(NamedTuple):

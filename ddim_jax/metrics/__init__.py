@@ -7,9 +7,11 @@ Inception score, which looks at the generated ones alone. Everything is computed
 - ``features.py``: what a set of features is, and what is wrong with some.
 - ``moments.py``: mean and covariance, of batches that come one by one on any number of machines.
 - ``frechet.py``: the Fréchet (inception) distance, FID, between two means and covariances.
-- ``kernel_distance.py``: the kernel (inception) distance, KID, which has no bias for small sets.
-- ``precision_recall.py``: realism and diversity told apart.
+- ``kernel_distance.py``: the kernel (inception) distance, KID, which has no bias for small sets; and CMMD.
+- ``precision_recall.py``: realism and diversity told apart, twice: precision and recall, density and coverage.
 - ``inception_score.py``: the Inception score, from class probabilities.
+- ``extrapolation.py``: the Fréchet distance of infinitely many images.
+- ``memorization.py``: whether images are copies of those of the training, by their nearest ones (``nearest.py``).
 
 Of images whose truth is known, ``image_distance.py`` (:func:`psnr`, :func:`ssim`) compares each with its own.
 

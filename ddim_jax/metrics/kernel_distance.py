@@ -7,6 +7,8 @@ of one set are, on average, than two of different sets,
 
 Unlike FID its estimate has no bias, whatever the number of images, so it is the one to take when there are few. It may
 come out below 0 when the sets are nearly alike: that is no mistake, since its expectation is 0 there.
+
+CMMD (Jayasumana et al. 2024) is the same of CLIP's embeddings with a Gaussian kernel, see :func:`gaussian_distance`.
 """
 
 from typing import NamedTuple
@@ -14,6 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ddim_jax.metrics.features import check_pair
+
+# CMMD's, for embeddings of length 1.
+_DEVIATION = 10.0
+_SCALE = 1000.0
 
 
 class KernelDistance(NamedTuple):
@@ -91,3 +97,43 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     base = x @ y.T / x.shape[1] + 1
     # Powers of arrays go through pow, several times slower than two products.
     return base * base * base
+
+
+def gaussian_distance(generated: np.ndarray, real: np.ndarray, block: int = 2048) -> float:
+    """Computes CMMD: 1000 MMD² with k(x, y) = exp(-|x - y|² / (2 · 10²)), of all images.
+
+    It is the form with the least variance, as in the paper's code: each image counts beside itself, too. So it is never
+    below 0, and larger than the unbiased one by what two of its means have for x = x'; of 10,000 images each, whose
+    embeddings have length 1, by 0.004 at most.
+
+    >>> round(gaussian_distance(np.array([[0.0, 1.0]]), np.array([[1.0, 0.0]])), 3)
+    19.9
+
+    Args:
+        generated: [n, d] of any dtype; computed in float64.
+        real: [m, d].
+        block: distances are computed for this many features of both sides at a time.
+
+    Raises:
+        ValueError: not two axes, or block below 1.
+        UserError: different d, NaN or infinity, or no images.
+    """
+    generated, real = np.asarray(generated), np.asarray(real)
+    if block < 1:
+        raise ValueError(f"block={block}: must be at least 1")
+    check_pair(generated, real, at_least=1)
+    alike = _mean_likeness(generated, generated, block) + _mean_likeness(real, real, block)
+    return _SCALE * (alike - 2 * _mean_likeness(generated, real, block))
+
+
+def _mean_likeness(x: np.ndarray, y: np.ndarray, block: int) -> float:
+    """The mean of k - 1 over all pairs; ones cancel in the distance, and most kernels are near 1."""
+    total = 0.0
+    for i in range(0, len(x), block):
+        rows = x[i : i + block].astype(np.float64)
+        for j in range(0, len(y), block):
+            columns = y[j : j + block].astype(np.float64)
+            norms = np.sum(rows * rows, axis=1)[:, None] + np.sum(columns * columns, axis=1)
+            distances = np.maximum(norms - 2 * (rows @ columns.T), 0)
+            total += float(np.expm1(-distances / (2 * _DEVIATION**2)).sum())
+    return total / (len(x) * len(y))

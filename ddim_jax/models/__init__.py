@@ -2,8 +2,8 @@
 
 A network is called by :func:`call`, with what its images are drawn from, and knows nothing of schedules, losses or
 devices. Their parts: ``convolution.py``, ``group_norm.py``, ``dropout.py``, ``padding.py``, ``flash_attention.py``
-(which GPU computes attention without keeping its logits), ``initialization.py``. ``inception.py`` and
-``classifier.py`` are the networks that images are measured by.
+(which GPU computes attention without keeping its logits), ``initialization.py``. ``inception.py``,
+``vision_transformer.py`` and ``classifier.py`` are the networks that images are measured by.
 """
 
 from collections.abc import Callable, Mapping
@@ -49,7 +49,8 @@ def build_model(
     """
     build = lookup(NETWORKS, config.model.name, "model.name")
     if compute_capability is None:
-        compute_capability = local_compute_capability()
+        # Devices are looked for only where it matters: who counts parameters may not want them started.
+        compute_capability = "" if config.model.dtype == "float32" else local_compute_capability()
     return build(config, mean_over_devices, compute_capability)
 
 

@@ -24,11 +24,12 @@ from ddim_jax.workdir import versions
 # What is filled in.
 FILLED_IN = ("levels", "sigmas", "coefficients")
 
-# What decides the network as it is sampled: all that is part of a compiled program, and the class; but for rounding.
+# What decides the network as it is sampled: all that is part of a compiled program, the class and the
+# average; but for rounding.
 _NETWORK = tuple(
     name
     for name, known in keys_of(SampleConfig)
-    if known.role is Role.PIXELS and (not known.is_traced or name == "label") and name != "precision"
+    if known.role is Role.PIXELS and (not known.is_traced or name in ("label", "ema_width")) and name != "precision"
 )
 
 # Settings that say which of what is tuned is meant; where one of them is another, all has to be filled in anew.

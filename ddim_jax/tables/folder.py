@@ -4,6 +4,7 @@
 
     rows/NAME.json          result of a row
     rows/NAME.png           its first images
+    rows/NAME.nearest.png   those nearest to training images, beside these, where that was asked for
     rows/NAME.claim-K       while a job works on it, see ``ddim_jax/claims.py``
     rows/NAME.partial-*     what a killed job had measured
     table.md, table.csv, table.json, quality.png, report.html
@@ -19,7 +20,8 @@ from ddim_jax.claims import Claims
 from ddim_jax.errors import UserError
 from ddim_jax.files import make_folder, remove_left_over, write_whole
 from ddim_jax.images import grid, png_shape, save_png
-from ddim_jax.tables.lines import Comparison, clipping_note, lines, to_csv, to_json, to_markdown
+from ddim_jax.tables.lines import Comparison, clipping_note, lines, spread_notes, to_csv, to_json, to_markdown
+from ddim_jax.tables.neighbours import Strip, neighbours_picture
 from ddim_jax.tables.report import quality_picture, to_html
 from ddim_jax.tables.rows import Result, Row
 from ddim_jax.writers import say
@@ -102,14 +104,17 @@ class TableFolder:
             found.append(result)
         return found
 
-    def add(self, result: Result, images: np.ndarray) -> None:
+    def add(self, result: Result, images: np.ndarray, strips: Sequence[Strip] = ()) -> None:
         """Keeps a result.
 
         Args:
             result: of a row.
             images: pictures of the row's first, uint8 [n, h, w, 1 or 3].
+            strips: samples beside their nearest training images.
         """
         save_png(self._rows / f"{result.name}.png", grid(images, min_side=1))
+        if strips:
+            save_png(self._rows / f"{result.name}.nearest.png", neighbours_picture(strips))
         write_whole(self._result_path(result.name), result.to_json())
 
     def partial_path(self, row: Row, process: int, process_count: int) -> epath.Path:
@@ -140,19 +145,23 @@ class TableFolder:
 
     def _write(self, results: Sequence[Result], notes: Sequence[str]) -> None:
         table = lines(results, self._compared)
-        notes = [*notes, *clipping_note(table)]
+        notes = [*notes, *spread_notes(table), *clipping_note(table)]
         quality = quality_picture(table)
-        paths = {result.name: self._rows / f"{result.name}.png" for result in results}
-        grids = {name: path.read_bytes() for name, path in paths.items() if png_shape(path) is not None}
+        names = [result.name for result in results]
+        grids, nearest = self._pictures(names, ".png"), self._pictures(names, ".nearest.png")
         files = {
             "table.md": to_markdown(self._title, table, notes),
             "table.csv": to_csv(table),
             "table.json": to_json(self._settings, table, notes),
             "quality.png": quality,
-            "report.html": to_html(self._title, self._settings, table, notes, quality, grids),
+            "report.html": to_html(self._title, self._settings, table, notes, quality, grids, nearest),
         }
         for name, content in files.items():
             write_whole(self.folder / name, content)
+
+    def _pictures(self, names: Iterable[str], ending: str) -> dict[str, bytes]:
+        paths = {name: self._rows / f"{name}{ending}" for name in names}
+        return {name: path.read_bytes() for name, path in paths.items() if png_shape(path) is not None}
 
     def _result_path(self, name: str) -> epath.Path:
         return self._rows / f"{name}.json"

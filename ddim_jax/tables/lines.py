@@ -43,10 +43,25 @@ class Comparison(NamedTuple):
     Attributes:
         data_name: ``data.name`` of the model.
         obstacle: why they may not, as a sentence; empty if they may.
+        preset: name of the published table whose rows were asked for; or empty.
+        model: values by the config's keys, which tell the models of tables with the same rows apart.
     """
 
     data_name: str
     obstacle: str
+    preset: str = ""
+    model: Mapping[str, Any] = {}
+
+    def row_for(self, columns: Mapping[str, Any]) -> PublishedRow | None:
+        """Returns what was published for a setting of a sampler, by the columns of a table; None where nothing was."""
+        if "sampler" not in columns or columns["other"]:
+            return None
+        return published_row(
+            self.data_name,
+            *(columns["sampler"], columns["eta"] or 0.0, columns["spacing"], columns["clip"], columns["steps"]),
+            self.model,
+            self.preset,
+        )
 
 
 class Estimate(NamedTuple):
@@ -55,10 +70,14 @@ class Estimate(NamedTuple):
     Attributes:
         mean: over the seeds.
         spread: their standard deviation (divided by their number less one); None of one seed.
+        lowest: of the seeds; None of one seed.
+        bootstrap: the standard deviation of one seed's figure by ``eval.bootstrap``, the mean over the seeds; or None.
     """
 
     mean: float
     spread: float | None
+    lowest: float | None = None
+    bootstrap: float | None = None
 
 
 class Line(NamedTuple):
@@ -132,17 +151,18 @@ def lines(results: Iterable[Result], compared: Comparison) -> list[Line]:
 def _line(results: list[Result], compared: Comparison) -> Line:
     columns = results[0].columns
     names = [name for name in results[0].figures if all(name in result.figures for result in results)]
-    published = None
-    if not compared.obstacle and "sampler" in columns and not columns["other"]:
-        published = published_row(
-            compared.data_name,
-            *(columns["sampler"], columns["eta"] or 0.0, columns["spacing"], columns["clip"], columns["steps"]),
-        )
+    published = None if compared.obstacle else compared.row_for(columns)
     times = [result.sampling_seconds for result in results if result.sampling_seconds is not None]
     return Line(
         columns,
         results,
-        {name: estimate([result.figures[name] for result in results]) for name in names},
+        {
+            name: estimate(
+                [result.figures[name] for result in results],
+                [result.deviations[name] for result in results if name in result.deviations],
+            )
+            for name in names
+        },
         results[0].evaluations,
         float(np.mean(times)) if times else None,
         float(np.mean([result.seconds for result in results])),
@@ -150,10 +170,21 @@ def _line(results: list[Result], compared: Comparison) -> Line:
     )
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Computes mean and spread of one figure over seeds."""
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return Estimate(float(np.mean(values)), spread)
+def estimate(values: Sequence[float], deviations: Sequence[float] = ()) -> Estimate:
+    """Computes mean, spread and lowest of one figure over seeds, and the mean of its deviations by bootstrap.
+
+    >>> estimate([3.0, 5.0, 4.0])
+    Estimate(mean=4.0, spread=1.0, lowest=3.0, bootstrap=None)
+    >>> estimate([3.0], [0.25])
+    Estimate(mean=3.0, spread=None, lowest=None, bootstrap=0.25)
+    """
+    several = len(values) > 1
+    return Estimate(
+        float(np.mean(values)),
+        float(np.std(values, ddof=1)) if several else None,
+        float(np.min(values)) if several else None,
+        float(np.mean(deviations)) if deviations else None,
+    )
 
 
 class Column(NamedTuple):
@@ -187,6 +218,10 @@ def columns(table: Sequence[Line]) -> list[Column]:
             found.append(Column(f"published {heading(name)}", [_published(value) for value in theirs], True))
             both = zip(ours, theirs, strict=True)
             found.append(Column("difference", [_difference(one, value) for one, value in both], True))
+        lowest = [None if one is None else one.lowest for one in ours]
+        if figures.is_main(name) and any(value is not None for value in lowest):
+            cells = [_NOTHING if value is None else format_figure(value) for value in lowest]
+            found.append(Column(f"lowest {heading(name)}", cells, True))
     devices = [", ".join(dict.fromkeys(result.device for result in line.results)) for line in table]
     if len(set(devices)) > 1:
         found.append(Column("device", devices, False))
@@ -238,6 +273,24 @@ def clipping_note(table: Sequence[Line]) -> list[str]:
         f"The rows differ in what is done to the predicted image: it is clipped for {names[True]}, not clipped for "
         f"{names[False]} (column 'clip')."
     ]
+
+
+def spread_notes(table: Sequence[Line]) -> list[str]:
+    """Says what stands behind a ±, and which of several seeds others report."""
+    notes = []
+    found = [one for line in table for one in line.figures.values()]
+    if any(one.spread is not None for one in found):
+        notes.append(
+            "Of several seeds there are the mean ± the standard deviation over seeds, and the lowest. EDM (Karras et "
+            "al. 2022) and much of what follows it report the lowest FID of three, which is no mean; other tables "
+            "mostly have one value of one seed."
+        )
+    if any(one.spread is None and one.bootstrap is not None for one in found):
+        notes.append(
+            "Of one seed, ± is the standard deviation over sets drawn from its images with replacement "
+            "(eval.bootstrap): how much the figure of as many other images of the same model would vary."
+        )
+    return notes
 
 
 class TableBySteps(NamedTuple):
@@ -327,8 +380,11 @@ def to_csv(table: Sequence[Line]) -> str:
     records = []
     for line in table:
         record = {**line.columns, "seeds": len(line.results), "num": line.results[0].num}
-        for name, (mean, spread) in line.figures.items():
-            record |= {name: mean, f"{name}_spread": spread}
+        for name, one in line.figures.items():
+            record |= {name: one.mean, f"{name}_spread": one.spread}
+            for other in ("lowest", "bootstrap"):
+                if getattr(one, other) is not None:
+                    record[f"{name}_{other}"] = getattr(one, other)
             published = line.published_figure(name)
             if published is not None:
                 record[f"{name}_published"] = published
@@ -359,7 +415,7 @@ def to_json(settings: Mapping[str, Any], table: Sequence[Line], notes: Sequence[
     written = [
         {
             **line.columns,
-            "figures": {name: one._asdict() for name, one in line.figures.items()},
+            "figures": {name: _known_of(one) for name, one in line.figures.items()},
             "network_evaluations": line.evaluations,
             "sampling_seconds": line.sampling_seconds,
             "seconds": line.seconds,
@@ -371,6 +427,11 @@ def to_json(settings: Mapping[str, Any], table: Sequence[Line], notes: Sequence[
         for line in table
     ]
     return json.dumps({**settings, "notes": list(notes), "lines": written}, indent=2) + "\n"
+
+
+def _known_of(one: Estimate) -> dict[str, float | None]:
+    """The numbers of an estimate: its mean, its spread even if there is none, and whatever else is known."""
+    return {name: value for name, value in one._asdict().items() if name == "spread" or value is not None}
 
 
 def sources(table: Sequence[Line]) -> list[str]:
@@ -387,10 +448,11 @@ def format_figure(value: float) -> str:
 
 
 def format_estimate(one: Estimate | None) -> str:
-    """Writes an estimate as mean ± spread."""
+    """Writes an estimate as mean ± spread, which is that over seeds, or of one seed that of its images."""
     if one is None:
         return _NOTHING
-    return format_figure(one.mean) + ("" if one.spread is None else f" ± {one.spread:.2g}")
+    spread = one.bootstrap if one.spread is None else one.spread
+    return format_figure(one.mean) + ("" if spread is None else f" ± {spread:.2g}")
 
 
 def _published(value: float | None) -> str:

@@ -8,6 +8,7 @@ import base64
 import functools
 import io
 import json
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -121,6 +122,7 @@ def to_html(
     notes: Sequence[str],
     quality: bytes,
     grids: Mapping[str, bytes],
+    nearest: Mapping[str, bytes] = types.MappingProxyType({}),
 ) -> str:
     """Writes the page, by the template ``report.html.jinja``.
 
@@ -131,6 +133,7 @@ def to_html(
         notes: what is to be known of the figures.
         quality: of :func:`quality_picture`.
         grids: by name of a row, its first images as one PNG picture.
+        nearest: likewise, its samples nearest to training images, beside these.
     """
     figure = main_figure(table)
     return _template().render(
@@ -145,6 +148,12 @@ def to_html(
             for line in table
             for result in line.results
             if result.name in grids
+        ],
+        nearest=[
+            (_row_in_words(line, result), result.name, _address(nearest[result.name], "image/png"))
+            for line in table
+            for result in line.results
+            if result.name in nearest
         ],
         sources=sources(table),
         settings={

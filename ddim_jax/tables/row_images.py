@@ -12,6 +12,7 @@ from ddim_jax import parallel
 from ddim_jax.conditions import DataCondition
 from ddim_jax.config import Config
 from ddim_jax.configured import build_normalization, build_sampler
+from ddim_jax.digests import digest_of_arrays
 from ddim_jax.errors import UserError
 from ddim_jax.measuring.figures import fields_needed
 from ddim_jax.measuring.image_sets import ImageSet, open_image_set, spread_indices
@@ -23,7 +24,9 @@ from ddim_jax.sampling.conditions import enlarged
 from ddim_jax.sampling.image_sampler import ImageSampler, batch_size_for, image_labels
 from ddim_jax.sampling.tuned_steps import with_tuned
 from ddim_jax.tables.rows import Row, images_row, model_rows
+from ddim_jax.training.averages import Plan, averaged_variables, plan_average
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
+from ddim_jax.training.checksums import by_path
 from ddim_jax.training.guide import load_guide
 from ddim_jax.training.state import TrainState, abstract_state, make_optimizer
 from ddim_jax.workdir import best_dir, checkpoint_dir, config_for_job
@@ -75,11 +78,15 @@ class RowImages(Protocol):
         """Returns the network evaluations per image; None where no network is evaluated."""
         ...
 
+    def weights(self) -> dict[str, Any]:
+        """Says what draws the images, as JSON's types: by checkpoint, the SHA-256 of its weights; of a set, its own."""
+        ...
+
 
 def row_images(config: Config, workdir: epath.PathLike) -> tuple[Config, RowImages]:
     """Finds what is to be measured; returns the config of the job with it."""
     if config.eval.images:
-        return config, _FoundImages(open_image_set(config.eval.images, config.data), config.eval.num)
+        return config, _FoundImages(open_image_set(config.eval.images, config.data), config)
     config = config_for_job(workdir, config)
     return config, _ModelImages(config, workdir)
 
@@ -96,18 +103,25 @@ class _ModelImages:
         if self._conditions is not None:
             _check_num(config, self._conditions)
         fields = self._known_fields() & fields_needed(config.eval)
-        self.known = Known(fields, build_normalization(config), _perceptual(config) if "truth" in fields else None)
+        self.known = Known(
+            fields, build_normalization(config), _perceptual(config) if "truth" in fields else None, self.shape
+        )
         self.drawn_from: dict[str, Any] | None = None
         if self._conditions is not None:
             self.drawn_from = {**self._conditions.identity(), "per_condition": config.sample.per_condition}
         self._model = build_model(config)
         self._guide = load_guide(config)
         self._like = abstract_state(config, self._model, make_optimizer(config.train, 1))
-        self._loaded: tuple[int, Any] | None = None
+        self._workdir = workdir
+        self._plans: dict[tuple[int, float], Plan] = {}
+        self._loaded: tuple[tuple[int, float], Any] | None = None
         self._checkpoints = self._found(workdir)
         guide_step = None if self._guide is None else self._guide.step
         self.rows = model_rows(
-            config, self._checkpoints, lambda config, step: with_tuned(config, workdir, step, guide_step)
+            config,
+            self._checkpoints,
+            lambda config, step: with_tuned(config, workdir, step, guide_step),
+            self._average_of,
         )
         self._batch_size = batch_size_for(config, -(-self.num // parallel.process_count()))
         self._samplers: list[ImageSampler] = []
@@ -125,12 +139,22 @@ class _ModelImages:
             if not checkpoints.steps():
                 return found
             latest, state = checkpoints.restore_newest(self._like, together=True)
-        self._keep(latest, state)
+        widths = self._config.eval.ema_widths or (self._config.sample.ema_width,)
+        self._average_of(latest, widths[0])
+        self._keep((latest, widths[0]), state)
         return checkpoint_steps(workdir, [str(latest) if name == "latest" else name for name in names])
+
+    def _average_of(self, step: int, width: float) -> dict[str, Any] | None:
+        """Plans the average of a row; returns what it is made of."""
+        if not width:
+            return None
+        if (step, width) not in self._plans:
+            self._plans[step, width] = plan_average(self._workdir, self._config, step, width)
+        return self._plans[step, width].record
 
     def batches(self, row: Row, indices: np.ndarray) -> Iterator[RowBatch]:
         """Draws a batch at a time: not ahead, so that its time is that of drawing alone."""
-        variables, sampler = self._variables(row.columns["checkpoint"]), self._sampler(row)
+        variables, sampler = self._variables(row), self._sampler(row)
         sampler.compile(variables)
         # What fits in memory for one sampler fits for the next.
         self._batch_size = dataclasses.replace(self._batch_size, size=sampler.batch_size)
@@ -163,6 +187,19 @@ class _ModelImages:
     def evaluations(self, row: Row) -> int:
         return build_sampler(self._drawing(row)).evaluations
 
+    def weights(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for row in self.rows:
+            assert row.sample is not None, "a row of a model"
+            step, width = row.columns["checkpoint"], row.sample.ema_width
+            name = f"{step}, ema_width {width:g}" if width else str(step)
+            if name not in found:
+                values = parallel.host_copy(self._variables(row))
+                found[name] = {"sha256": digest_of_arrays(by_path(values)), "ema": self._config.sample.ema}
+        if self._guide is not None:
+            found["guide"] = {"step": self._guide.step}
+        return found
+
     def _drawing(self, row: Row) -> Config:
         assert row.sample is not None, "a row of a model"
         return dataclasses.replace(self._config, sample=row.sample)
@@ -176,19 +213,27 @@ class _ModelImages:
         self._samplers.append(ImageSampler(drawing, self._model, self._batch_size, self._guide))
         return self._samplers[-1]
 
-    def _variables(self, checkpoint: int) -> Any:
-        """Loads a checkpoint's weights to all devices of this process; those of one checkpoint are kept."""
-        if self._loaded is None or self._loaded[0] != checkpoint:
+    def _variables(self, row: Row) -> Any:
+        """Loads a row's weights to all devices of this process; those of one row are kept."""
+        assert row.sample is not None, "a row of a model"
+        which = row.columns["checkpoint"], row.sample.ema_width
+        if self._loaded is None or self._loaded[0] != which:
             self._loaded = None
-            with Checkpoints(self._checkpoints[checkpoint], read_only=True) as checkpoints:
-                state = checkpoints.restore(checkpoint, self._like)
-            self._keep(checkpoint, state)
+            with Checkpoints(self._checkpoints[which[0]], read_only=True) as checkpoints:
+                state = checkpoints.restore(which[0], self._like)
+            self._keep(which, state)
         assert self._loaded is not None, "just loaded"
         return self._loaded[1]
 
-    def _keep(self, checkpoint: int, state: TrainState) -> None:
-        variables = select_weights(state, self._config.sample.ema)
-        self._loaded = (checkpoint, parallel.replicate(variables, parallel.local_devices()))
+    def _keep(self, which: tuple[int, float], state: TrainState) -> None:
+        """Puts the weights of a checkpoint, averaged with a width, on the devices."""
+        plan = self._plans.get(which)
+        variables = (
+            select_weights(state, self._config.sample.ema)
+            if plan is None
+            else averaged_variables(self._workdir, self._config, state, plan)
+        )
+        self._loaded = (which, parallel.replicate(variables, parallel.local_devices()))
 
 
 def _perceptual(config: Config) -> PerceptualDistance | None:
@@ -250,15 +295,15 @@ def _steps_in(directory: epath.Path) -> list[int]:
 class _FoundImages:
     """Images made elsewhere: one row."""
 
-    def __init__(self, images: ImageSet, most: int) -> None:
+    def __init__(self, images: ImageSet, config: Config) -> None:
         self.name = images.name
-        self.num = min(most, len(images))
+        self.num = min(config.eval.num, len(images))
         if self.num < 2:
             raise UserError(f"eval.images={images.name} holds {len(images)} image; 2 are needed at least")
         self.rows = [images_row(images.name, images.identity)]
         height, width, channels = images.load(np.zeros(1, np.int64)).image.shape[1:]
         self.shape = (height, width, channels)
-        self.known = Known()
+        self.known = Known(normalization=build_normalization(config), shape=self.shape)
         self.drawn_from: dict[str, Any] | None = None
         self._images = images
         self._chosen = spread_indices(len(images), self.num)
@@ -270,3 +315,6 @@ class _FoundImages:
 
     def evaluations(self, row: Row) -> None:
         del row
+
+    def weights(self) -> dict[str, Any]:
+        return {"images": self._images.identity}

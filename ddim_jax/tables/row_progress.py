@@ -1,6 +1,7 @@
 """What has been measured of a table's row, and how it survives a kill."""
 
 import dataclasses
+import os
 from typing import Self
 
 import numpy as np
@@ -41,9 +42,9 @@ class RowProgress:
     timed_seconds: float = 0.0
 
     @classmethod
-    def start(cls, extractor: Extractor, settings: EvalConfig, num: int, known: Known) -> Self:
-        """Starts with no images."""
-        return cls(Measurement(extractor, settings, num, known), np.empty(0, np.int64), None)
+    def start(cls, extractor: Extractor, settings: EvalConfig, num: int, known: Known, path: epath.Path) -> Self:
+        """Starts with no images; ``path`` is where :meth:`save` will write."""
+        return cls(Measurement(extractor, settings, num, known, _files(path)), np.empty(0, np.int64), None)
 
     def add(self, batch: RowBatch) -> None:
         """Measures a batch."""
@@ -89,13 +90,13 @@ class RowProgress:
     @classmethod
     def load(cls, path: epath.Path, extractor: Extractor, settings: EvalConfig, known: Known) -> Self:
         """Reads what :meth:`save` wrote, with the same extractor, settings and knowledge."""
-        return cls._of_arrays(load_arrays(path), extractor, settings, known)
+        return cls._of_arrays(load_arrays(path), extractor, settings, known, path)
 
     @classmethod
     def resume(cls, path: epath.Path, extractor: Extractor, settings: EvalConfig, num: int, known: Known) -> Self:
         """Goes on with what a killed job saved, or starts with no images where that is not there or not whole."""
-        start, arrays = cls.start(extractor, settings, num, known), load_if_whole(path)
-        return cls._of_arrays(arrays, extractor, settings, known) if arrays and start._fits(arrays) else start
+        start, arrays = cls.start(extractor, settings, num, known, path), load_if_whole(path)
+        return cls._of_arrays(arrays, extractor, settings, known, path) if arrays and start._fits(arrays) else start
 
     def _fits(self, arrays: dict[str, np.ndarray]) -> bool:
         own = {field.name for field in dataclasses.fields(self) if field.name != "measurement"}
@@ -110,10 +111,10 @@ class RowProgress:
 
     @classmethod
     def _of_arrays(
-        cls, arrays: dict[str, np.ndarray], extractor: Extractor, settings: EvalConfig, known: Known
+        cls, arrays: dict[str, np.ndarray], extractor: Extractor, settings: EvalConfig, known: Known, path: epath.Path
     ) -> Self:
         return cls(
-            Measurement.from_arrays(extractor, settings, of_prefix("measurement", arrays), known),
+            Measurement.from_arrays(extractor, settings, of_prefix("measurement", arrays), known, _files(path)),
             arrays["shown_index"],
             arrays.get("shown"),
             float(arrays["seconds"]),
@@ -121,3 +122,8 @@ class RowProgress:
             int(arrays["timed_batches"]),
             float(arrays["timed_seconds"]),
         )
+
+
+def _files(path: epath.Path) -> str:
+    """How the names begin of what is kept beside the file: the same as its own."""
+    return os.fspath(path).removesuffix(".npz")

@@ -81,6 +81,7 @@ class Result:
         seconds: time that the row took in all, interruptions left out.
         device: that did it.
         versions: of the packages that did it.
+        deviations: of figures, by ``eval.bootstrap``; by name, none without it.
     """
 
     name: str
@@ -93,10 +94,13 @@ class Result:
     seconds: float
     device: str
     versions: dict[str, str]
+    deviations: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
         """Returns the result as JSON, with a checksum."""
         values = dataclasses.asdict(self)
+        if not self.deviations:
+            del values["deviations"]
         return json.dumps({**values, _CHECKSUM: digest_of_facts(values)}, indent=2) + "\n"
 
     @classmethod
@@ -112,9 +116,12 @@ class Result:
         checksum = values.pop(_CHECKSUM, None)
         if checksum not in (None, digest_of_facts(values)):
             raise UserError(f"{path} cannot be used: its {_CHECKSUM} is not that of its values; {remedy}")
-        if values.keys() != _KINDS_OF_RESULT.keys() or not _are_columns(values["columns"]):
+        if values.keys() - {"deviations"} != _KINDS_OF_RESULT.keys() or not _are_columns(values["columns"]):
             raise UserError(f"{path} cannot be used: not the result of a row; {remedy}")
-        if any(type(value) not in (int, float) for value in values["figures"].values()):
+        deviations = values.get("deviations", {})
+        if not isinstance(deviations, dict):
+            raise UserError(f"{path} cannot be used: its deviations are no numbers by name; {remedy}")
+        if any(type(value) not in (int, float) for value in (*values["figures"].values(), *deviations.values())):
             raise UserError(f"{path} cannot be used: a figure is no number; {remedy}")
         if values["name"] != path.stem:
             raise UserError(f"{path} cannot be used: it is the result of {shown(values['name'])}; {remedy}")
@@ -160,9 +167,12 @@ def _are_columns(columns: dict[str, Any]) -> bool:
 
 
 def model_rows(
-    config: Config, checkpoints: Iterable[int], filled_in: Callable[[Config, int], Config] = lambda config, step: config
+    config: Config,
+    checkpoints: Iterable[int],
+    filled_in: Callable[[Config, int], Config] = lambda config, step: config,
+    average_of: Callable[[int, float], dict[str, Any] | None] = lambda step, width: None,
 ) -> list[Row]:
-    """Makes the rows that ``config.eval`` asks for: by checkpoint, sampler, eta, spacing, S, seed.
+    """Makes the rows that ``config.eval`` asks for: by checkpoint, average, sampler, eta, spacing, S, seed.
 
     The sampler ``tuned`` has rows on the spacing ``tuned`` alone.
 
@@ -170,6 +180,7 @@ def model_rows(
         config: ``eval`` says which rows, ``sample`` what they have in common.
         checkpoints: steps.
         filled_in: puts the levels of the spacing ``tuned`` into a config, by the step of the checkpoint.
+        average_of: what an average is made of, as JSON's types, by step and width; None for the usual one.
 
     Raises:
         UserError: the model cannot be sampled so, or ``sample`` has settings that rows would pass over.
@@ -196,7 +207,12 @@ def model_rows(
                 "add tuned to eval.spacings"
             )
     rows = []
-    for checkpoint in checkpoints:
+    averages = [
+        (checkpoint, width, average_of(checkpoint, width))
+        for checkpoint in checkpoints
+        for width in (settings.ema_widths or (sample.ema_width,))
+    ]
+    for checkpoint, width, average in averages:
         for sampler, eta, spacing, clip, steps in samplings:
             if steps > config.diffusion.num_levels:
                 where = f"eval.preset={settings.preset}" if settings.preset else f"eval.steps={settings.steps}"
@@ -207,14 +223,14 @@ def model_rows(
                 drawn = with_sample(
                     config,
                     **{"preset": "", "sampler": sampler, "eta": eta, "spacing": spacing, "clip": clip},
-                    **{"steps": steps, "seed": seed},
+                    **{"steps": steps, "seed": seed, "ema_width": width},
                 )
-                rows.append(_model_row(checkpoint, filled_in(drawn, checkpoint).sample))
+                rows.append(_model_row(checkpoint, filled_in(drawn, checkpoint).sample, average))
     # Asked for twice, measured once.
     return list({row.name: row for row in rows}.values())
 
 
-def _model_row(checkpoint: int, sample: SampleConfig) -> Row:
+def _model_row(checkpoint: int, sample: SampleConfig, average: dict[str, Any] | None) -> Row:
     deciding = deciding_values(sample, _DECIDING)
     plain = dataclasses.asdict(SampleConfig())
     others = {key: value for key, value in deciding.items() if key not in _IN_COLUMNS and value != plain[key]}
@@ -226,6 +242,8 @@ def _model_row(checkpoint: int, sample: SampleConfig) -> Row:
     if sample.spacing == "tuned":
         # Tuned again, they are other images.
         identity["tuned"] = {name: list(getattr(sample, name)) for name in ("levels", "sigmas", "coefficients")}
+    if average is not None:
+        identity["average"] = average
     return Row(columns, sample.seed, sample, identity)
 
 

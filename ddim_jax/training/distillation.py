@@ -5,6 +5,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -155,7 +156,8 @@ def progressive_losses(config: Config, model: Model, round_: Round) -> BatchLoss
         target = target_image(teacher, x, row, is_single=not round_.number)
         prediction, extra = example.ask(network, x, row.time, row.alpha_bar, condition)
         loss = distillation_loss(prediction, target, row.alpha_bar, distill.weight)
-        return Losses(loss, losses.example_loss(prediction.x0, x0, config.diffusion.loss)), extra
+        quartile = 3 - 4 * which // lesson.number  # the first step is the noisiest
+        return Losses(loss, losses.example_loss(prediction.x0, x0, config.diffusion.loss), quartile), extra
 
     return batch_losses
 
@@ -170,6 +172,10 @@ def consistency_losses(config: Config, model: Model, round_: Round) -> BatchLoss
     sigma_data = 2 * float(np.mean(config.data.std))
     of_teacher = teacher_config(config, round_)
     example, schedule = _Examples(config), build_schedule(config)
+    # Of the log of noise to signal.
+    between = losses.normal_quantile(
+        np.array([0.25, 0.5, 0.75]), distill.noise_mean - math.log(sigma_data), distill.noise_std
+    )
     c = distill.huber or huber_constant(math.prod(config.data.image_shape), sigma_data)
 
     def batch_losses(network: Network, batch: Any, step: jax.Array, lesson: Lesson) -> tuple[Losses, Any]:
@@ -189,7 +195,9 @@ def consistency_losses(config: Config, model: Model, round_: Round) -> BatchLoss
             teacher = build_predict(of_teacher, model, lesson.teacher, condition, clip, times_differ=True)
         loss = consistency_loss(student, x0, eps, *ask(schedule, pairs), pairs.gap, c, teacher)
         prediction, extra = answers[-1]  # about the noisier of the two
-        return Losses(loss, losses.example_loss(prediction.x0, x0, config.diffusion.loss)), extra
+        alpha_bar, _ = schedule.at(pairs.level)
+        quartile = losses.quartile_of((jnp.log1p(-alpha_bar) - jnp.log(alpha_bar)) / 2, between)
+        return Losses(loss, losses.example_loss(prediction.x0, x0, config.diffusion.loss), quartile), extra
 
     return batch_losses
 

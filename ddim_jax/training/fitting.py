@@ -29,8 +29,8 @@ def check_could_fit(config: Config, num_devices: int, free: int | None) -> None:
     widths = [model.channels * multiplier for multiplier in model.multipliers]
     # A 3x3 convolution of each block at least, and an embedding of the classes.
     num_params = sum(9 * model.num_blocks * width**2 for width in widths) + model.num_classes * model.channels
-    # The parameters and Adam's two moments.
-    state = 3 * 4 * num_params
+    # The parameters, Adam's two moments, and the averages.
+    state = (3 + (0 if train.ema_on_host else len(train.ema_widths))) * 4 * num_params
     if free is not None and state > free:
         raise UserError(
             f"model.channels={model.channels}, model.multipliers={shown(model.multipliers)}, "

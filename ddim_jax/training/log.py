@@ -58,6 +58,7 @@ class StepLog:
         self._losses: list[float] = []
         self._image_losses: list[float] = []
         self._norms: list[float] = []
+        self._quartiles: list[tuple[np.ndarray, np.ndarray]] = []
         self.newest_loss: float | None = None
 
     def add(self, groups: list[tuple[range, StepResult]]) -> None:
@@ -68,9 +69,11 @@ class StepLog:
         written = False
         for steps, result in groups:
             for i, step in enumerate(steps):
-                self._losses.append(float(result.metrics.loss[i]))
-                self._image_losses.append(float(result.metrics.image_loss[i]))
-                self._norms.append(float(result.metrics.grad_norm[i]))
+                metrics = result.metrics
+                self._losses.append(float(metrics.loss[i]))
+                self._image_losses.append(float(metrics.image_loss[i]))
+                self._quartiles.append((metrics.quartile_loss[i], metrics.quartile_share[i]))
+                self._norms.append(float(metrics.grad_norm[i]))
                 if step % every == 0 or step == self._total_steps:
                     self._write(step, float(result.learning_rate[i]), rate)
                     written = True
@@ -85,10 +88,16 @@ class StepLog:
             {
                 "loss": self.newest_loss,
                 **({"image_loss": image_loss} if shows_image_loss(self._config) else {}),
+                **self._by_quartile(),
                 "grad_norm": float(np.mean(self._norms)),
                 "learning_rate": learning_rate,
                 "steps_per_second": rate,
                 "images_per_second": rate * self._config.train.batch_size,
             },
         )
-        self._losses, self._image_losses, self._norms = [], [], []
+        self._losses, self._image_losses, self._norms, self._quartiles = [], [], [], []
+
+    def _by_quartile(self) -> dict[str, float]:
+        """Mean losses by quarter of the noise levels; of those that no example was in, none."""
+        loss, share = np.sum(np.asarray(self._quartiles, np.float64), axis=0)
+        return {f"loss_quartile_{place + 1}": loss[place] / share[place] for place in range(4) if share[place] > 0}

@@ -12,6 +12,7 @@ from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.errors import UserError
 from ddim_jax.one_writer import Writing
+from ddim_jax.training.averages import AverageSnapshots
 from ddim_jax.training.best import BestCheckpoint
 from ddim_jax.training.checkpoint import Checkpoints
 from ddim_jax.training.groups import is_due, step_groups
@@ -42,8 +43,8 @@ class TrainingLoop:
 
     The host runs ahead of the devices by a few groups, and hears of a step's losses when it is done: log lines follow
     their steps. Whatever else is due inside a group happens at its end, once all its steps are done, in the order log,
-    validation, checkpoint, measurement, picture. So nothing is saved before the losses of all steps up to it are known
-    to be finite.
+    validation, snapshot of averages, checkpoint, measurement, picture. So nothing is saved before the losses of all
+    steps up to it are known to be finite.
 
     Attributes:
         config: the run.
@@ -54,7 +55,8 @@ class TrainingLoop:
         pictures: draws samples.
         validation: measures the losses on other images; None does without.
         best: measures samples and keeps the best state; None does without.
-        average: the moving average, where the host keeps it.
+        average: the moving averages, where the host keeps them.
+        snapshots: writes those of ``train.ema_widths``; None without.
     """
 
     config: Config
@@ -66,6 +68,7 @@ class TrainingLoop:
     validation: Validation | None
     best: BestCheckpoint | None
     average: HostAverage | None
+    snapshots: AverageSnapshots | None = None
 
     def __post_init__(self) -> None:
         """Starts with no step in flight."""
@@ -118,12 +121,16 @@ class TrainingLoop:
         save = last or stopping or is_due(train.checkpoint_every, steps)
         measure = self.best is not None and (last or is_due(train.measure_every, steps))
         picture = self.pictures.due_after(steps)
-        if validate or save or measure or picture is not None:
+        snapshot = self.snapshots is not None and self.snapshots.are_due(steps)
+        if validate or save or measure or snapshot or picture is not None:
             self._take(self._in_flight.drain())
             self.writing.check()
             whole = self._whole(state)
             if validate and self.validation is not None:
                 self.writer.scalars(step, self.validation.measure(whole))
+            if snapshot and self.snapshots is not None:
+                # Before the checkpoint that a resumed run may go on from, without coming here again.
+                self.snapshots.write(step, whole)
             if save:
                 # A resumed run writes the figures of later steps alone.
                 self.writer.flush()

@@ -23,6 +23,7 @@ from ddim_jax.sampling.conditions import condition_of_images
 from ddim_jax.sampling.image_sampler import sampler_for
 from ddim_jax.training.checkpoint import select_weights
 from ddim_jax.training.groups import is_due
+from ddim_jax.training.pixel_figures import PixelFigures, figures_of_data, pixel_figures
 from ddim_jax.training.state import TrainState
 from ddim_jax.workdir import sample_grid_path
 from ddim_jax.writers import MetricWriter, say
@@ -43,6 +44,7 @@ class TrainingPictures:
         num_examples: int,
         condition: DataCondition | None = None,
         guide: Guide | None = None,
+        of_data: PixelFigures | None = None,
     ) -> None:
         """Makes the samplers.
 
@@ -55,6 +57,7 @@ class TrainingPictures:
             condition: what the images are drawn from, where the network knows more than classes, see
                 :func:`condition_of_examples`.
             guide: of ``sample.guide_workdir``.
+            of_data: figures of the training images, which those of samples are written beside.
 
         Raises:
             UserError: settings of ``config.sample`` that cannot be used.
@@ -67,6 +70,7 @@ class TrainingPictures:
         num = config.train.sample_num
         self._sampler = sampler_for(config, model, num, guide)
         self._condition = condition
+        self._of_data = of_data
         # Whatever the number of steps, it is the same program.
         self._final_samplers = [
             self._sampler.with_settings(
@@ -89,9 +93,21 @@ class TrainingPictures:
         if not parallel.is_main_process():
             return
         images = self._sampler.draw(self._weights(state), range(self._config.train.sample_num), self._condition)
+        self._write_figures(step, images, writer)
         picture = grid(pictures(self._config, images))
         save_png(sample_grid_path(self._workdir, step, suffix), picture)
         writer.image(step, "samples", picture)
+
+    def draw_if_missing(self, steps: range, state: TrainState, writer: MetricWriter) -> None:
+        """Draws what was due after a group of steps, at which a run was stopped before it could."""
+        suffix = self.due_after(steps)
+        if suffix is not None and png_shape(sample_grid_path(self._workdir, steps[-1], suffix)) is None:
+            self.draw(steps[-1], state, writer, suffix)
+
+    def _write_figures(self, step: int, images: np.ndarray, writer: MetricWriter) -> None:
+        """Writes the figures of images, before their picture: what is there is not drawn again."""
+        of_data = {} if self._of_data is None else self._of_data.named("data")
+        writer.scalars(step, {**pixel_figures(self._config, images).named("sample"), **of_data})
 
     def of_other_steps(self, steps: int, total_steps: int) -> Self:
         """The pictures of a part of the run: images in ``steps`` steps, until training step ``total_steps``."""
@@ -151,7 +167,10 @@ class TrainingPictures:
             rows = []
             for sampler in self._final_samplers:
                 steps = sampler.config.sample.steps
-                images = pictures(self._config, sampler.draw(weights, range(num), self._condition))
+                drawn_images = sampler.draw(weights, range(num), self._condition)
+                if sampler is self._final_samplers[-1]:
+                    self._write_figures(step, drawn_images, writer)
+                images = pictures(self._config, drawn_images)
                 rows.append((f"DDIM, {sampler.evaluations} steps, eta {self._config.sample.eta:g}", images))
                 save_png(sample_grid_path(self._workdir, step, f"_ddim_{steps}"), grid(images))
             picture = labelled_rows(rows, columns=max(1, min(16, num // 2)))
@@ -163,6 +182,17 @@ class TrainingPictures:
 
     def _weights(self, state: TrainState) -> Any:
         return select_weights(parallel.host_copy(state), self._config.sample.ema)
+
+
+def data_figures_for(config: Config, source: Source) -> PixelFigures | None:
+    """Figures of the training images, where this process draws pictures of samples.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    train = config.train
+    draws = train.sample_every or train.sample_every_epochs or train.final_sample_steps
+    return figures_of_data(config, source) if draws and parallel.is_main_process() else None
 
 
 def condition_of_examples(config: Config, source: Source, num: int) -> DataCondition | None:

@@ -1,5 +1,6 @@
 """What a training run carries from step to step, and how it starts."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from ddim_jax.models import Model
 from ddim_jax.names import lookup
 from ddim_jax.random_streams import Stream, root_key
 from ddim_jax.training.gradients import clip_by_global_norm
+from ddim_jax.training.power_average import gamma_of, newest_share
 
 
 @flax.struct.dataclass
@@ -35,6 +37,18 @@ class TrainState:
     ema_params: Any
     batch_stats: Any
     ema_batch_stats: Any
+
+
+@flax.struct.dataclass
+class PowerTrainState(TrainState):
+    """The state of a run with ``train.ema_widths``; without them checkpoints are what they were before there were any.
+
+    Attributes:
+        power_averages: by place in ``train.ema_widths``, averages of ``params`` and of ``batch_stats`` (by these names)
+            with the profiles of ``power_average.py``.
+    """
+
+    power_averages: Any
 
 
 def learning_rate_schedule(train: TrainConfig, total_steps: int) -> optax.Schedule:
@@ -131,7 +145,7 @@ def _make_init(
     def init(key: jax.Array) -> TrainState:
         variables = model.init(key, jnp.zeros((1, *config.data.image_shape)), jnp.zeros((1,)))
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        return TrainState(
+        state = TrainState(
             step=jnp.int32(0),
             params=params,
             opt_state=optimizer.init(params),
@@ -139,6 +153,7 @@ def _make_init(
             batch_stats=batch_stats,
             ema_batch_stats=batch_stats,
         )
+        return with_power_averages(state, config.train, params, batch_stats)
 
     return init
 
@@ -150,6 +165,26 @@ def ema_decay(train: TrainConfig, step: jax.Array) -> jax.Array:
     """
     constant = jnp.float32(train.ema_decay)
     return jnp.minimum(constant, (1.0 + step) / (10.0 + step)) if train.ema_warmup else constant
+
+
+def with_power_averages(state: TrainState, train: TrainConfig, params: Any, batch_stats: Any) -> TrainState:
+    """The state with an average for each of ``train.ema_widths`` that begins at these values; as it is without any."""
+    if not train.ema_widths:
+        return state
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(TrainState)}
+    each = {"params": params, "batch_stats": batch_stats}
+    return PowerTrainState(**fields, power_averages=tuple(each for _ in train.ema_widths))
+
+
+def update_power_averages(train: TrainConfig, state: PowerTrainState) -> PowerTrainState:
+    """Moves the averages of ``train.ema_widths`` towards the state, whose ``step`` counts the step just done."""
+    done = state.step.astype(jnp.float32)
+    new = {"params": state.params, "batch_stats": state.batch_stats}
+    averages = []
+    for width, average in zip(train.ema_widths, state.power_averages, strict=True):
+        share = newest_share(gamma_of(width), done)
+        averages.append(jax.tree.map(lambda a, n, share=share: a + share * (n - a), average, new))
+    return dataclasses.replace(state, power_averages=tuple(averages))
 
 
 def update_ema(average: Any, new: Any, decay: jax.Array) -> Any:

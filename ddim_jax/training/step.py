@@ -23,7 +23,7 @@ from ddim_jax.random_streams import Stream, example_keys, normal_each, root_key
 from ddim_jax.training.augmentation import augment
 from ddim_jax.training.conditions import batch_condition
 from ddim_jax.training.gradients import global_norm, laid_out_as_parameters
-from ddim_jax.training.state import TrainState, ema_decay, update_ema
+from ddim_jax.training.state import PowerTrainState, TrainState, ema_decay, update_ema, update_power_averages
 
 
 class Losses(NamedTuple):
@@ -32,10 +32,12 @@ class Losses(NamedTuple):
     Attributes:
         loss: distance between the network's output and its target, weighted as ``config.diffusion`` says.
         image_loss: distance between the clean image that the output implies and the true one; not trained on.
+        quartile: int32, in which quarter of the noise levels that are drawn the image's is, 0 for the least noise.
     """
 
     loss: Any
     image_loss: Any
+    quartile: Any
 
 
 def shows_image_loss(config: Config) -> bool:
@@ -47,17 +49,49 @@ def shows_image_loss(config: Config) -> bool:
     return config.diffusion.objective != "eps" or build_schedule(config).rule.noise_shows_image
 
 
-class StepMetrics(NamedTuple):
-    """Float32 scalars of one step, over the global batch.
+class MeanLosses(NamedTuple):
+    """Means over examples, float32.
 
     Attributes:
-        loss: mean over examples, see :class:`Losses`.
+        loss: see :class:`Losses`.
         image_loss: likewise.
+        quartile_loss: [4], of the loss of examples in each quarter of the noise levels, and 0 for all others.
+        quartile_share: [4], share of the examples there.
+    """
+
+    loss: Any
+    image_loss: Any
+    quartile_loss: Any
+    quartile_share: Any
+
+
+def mean_losses(each: Losses) -> MeanLosses:
+    """Averages the losses of examples."""
+    is_there = each.quartile[:, None] == jnp.arange(4)
+    loss = jax.lax.stop_gradient(each.loss)[:, None]
+    return MeanLosses(
+        jnp.mean(each.loss),
+        jnp.mean(each.image_loss),
+        jnp.mean(jnp.where(is_there, loss, 0), axis=0),
+        jnp.mean(is_there.astype(jnp.float32), axis=0),
+    )
+
+
+class StepMetrics(NamedTuple):
+    """What is told of one step, over the global batch: float32.
+
+    Attributes:
+        loss: see :class:`MeanLosses`, as the next three.
+        image_loss: likewise.
+        quartile_loss: likewise.
+        quartile_share: likewise.
         grad_norm: global norm of the gradient before clipping.
     """
 
     loss: Any
     image_loss: Any
+    quartile_loss: Any
+    quartile_share: Any
     grad_norm: Any
 
 
@@ -95,6 +129,7 @@ def make_example_losses(config: Config) -> Callable[..., tuple[Losses, Any]]:
     schedule, normalization = build_schedule(config), build_normalization(config)
     learn_variance = config.model.learn_variance
     table = bound_table(schedule, "learned") if learn_variance else None
+    between = losses.quartile_levels(diffusion.time_sampling, schedule, *time_distribution(config))
 
     def example_losses(
         network: Network,
@@ -123,7 +158,8 @@ def make_example_losses(config: Config) -> Callable[..., tuple[Losses, Any]]:
             bits = level_bits(images, x0, guess, level, table, normalization)
             of_image = x0[0].size if diffusion.reduction == "sum" else 1
             loss = loss + diffusion.vlb_weight * diffusion.num_levels * of_image * bits
-        return Losses(loss, losses.example_loss(implied.x0, x0, diffusion.loss)), extra
+        image_loss = losses.example_loss(implied.x0, x0, diffusion.loss)
+        return Losses(loss, image_loss, losses.quartile_of(level, between)), extra
 
     return example_losses
 
@@ -132,11 +168,17 @@ def draw_training_levels(
     config: Config, schedule: Schedule, key: jax.Array, index: jax.Array, batch_size: int
 ) -> jax.Array:
     """Noise levels as ``config.diffusion`` draws them, see :func:`~ddim_jax.diffusion.losses.draw_levels`."""
+    mean, std = time_distribution(config)
+    return losses.draw_levels(config.diffusion.time_sampling, schedule, key, index, batch_size, mean, std)
+
+
+def time_distribution(config: Config) -> tuple[float, float]:
+    """Mean and deviation of the normal distribution that noise levels are drawn from, where they are."""
     diffusion = config.diffusion
     mean = diffusion.time_mean
     if diffusion.time_sampling == "lognormal":
         mean = mean - math.log(diffusion.sigma_data)  # of noise to signal, in whose units x is
-    return losses.draw_levels(diffusion.time_sampling, schedule, key, index, batch_size, mean, diffusion.time_std)
+    return mean, diffusion.time_std
 
 
 def make_batch_losses(config: Config) -> BatchLosses:
@@ -183,7 +225,7 @@ def make_train_step(
         batch_losses: what is learned; None for :func:`make_batch_losses`.
 
     Returns:
-        The step; it leaves the average alone under ``train.ema_on_host``. Its batch is a
+        The step; it leaves the averages alone under ``train.ema_on_host``. Its batch is a
         :class:`~ddim_jax.data.batches.Batch`, the device's share; the constants, if any, are handed to
         ``batch_losses``.
     """
@@ -202,10 +244,10 @@ def make_train_step(
             )
 
         each, new_stats = losses_of(network, batch, step, *constants)
-        mean = Losses(jnp.mean(each.loss), jnp.mean(each.image_loss))
+        mean = mean_losses(each)
         return mean.loss, (mean, new_stats.get("batch_stats", {}))
 
-    def gradient(state: TrainState, batch: Any, constants: tuple[Any, ...]) -> tuple[Losses, Any, Any]:
+    def gradient(state: TrainState, batch: Any, constants: tuple[Any, ...]) -> tuple[MeanLosses, Any, Any]:
         """Losses, batch statistics and gradient of this device's share, in ``accumulate`` parts."""
         value_and_grad = jax.value_and_grad(batch_loss, has_aux=True)
         if train.accumulate == 1:
@@ -221,7 +263,8 @@ def make_train_step(
             return (total, batch_stats, total_grads), None
 
         parts = jax.tree.map(lambda x: x.reshape(train.accumulate, -1, *x.shape[1:]), batch)
-        start = (Losses(jnp.float32(0), jnp.float32(0)), state.batch_stats, jax.tree.map(jnp.zeros_like, state.params))
+        zeros = MeanLosses(jnp.float32(0), jnp.float32(0), jnp.zeros(4), jnp.zeros(4))
+        start = (zeros, state.batch_stats, jax.tree.map(jnp.zeros_like, state.params))
         (total, batch_stats, total_grads), _ = jax.lax.scan(accumulate, start, parts)
         mean, grads = jax.tree.map(lambda sum_of_parts: sum_of_parts / train.accumulate, (total, total_grads))
         return mean, batch_stats, grads
@@ -241,6 +284,8 @@ def make_train_step(
                 ema_params=update_ema(state.ema_params, params, decay),
                 ema_batch_stats=update_ema(state.ema_batch_stats, batch_stats, decay),
             )
-        return new_state, StepMetrics(mean.loss, mean.image_loss, global_norm(grads))
+            if isinstance(new_state, PowerTrainState):
+                new_state = update_power_averages(train, new_state)
+        return new_state, StepMetrics(*mean, global_norm(grads))
 
     return train_step

@@ -15,5 +15,6 @@
 - ``export_formats``: the formats in which we export, each with its ``description`` of what it holds.
 - ``shipped``: the models that come with the package.
 - ``download``: published files, fetched once.
-- ``inception``: the Inception network that FID and Inception Score are defined by.
+- ``inception``: the Inception network that FID and Inception Score are defined by; ``vision_transformers``: DINOv2 and
+  CLIP; ``lpips``: VGG16 with the weights of LPIPS.
 """

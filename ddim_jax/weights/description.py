@@ -14,6 +14,9 @@ from ddim_jax.records import parse_object
 KEY = "ddim_jax"
 _VERSION = 1
 
+# One average is in the file, of which no others can be made.
+_OF_SNAPSHOTS = {"train.ema_widths": (), "sample.ema_width": 0.0}
+
 
 class Description(NamedTuple):
     """Facts about exported weights.
@@ -57,8 +60,8 @@ class Description(NamedTuple):
 
 
 def shared_config(config: Config) -> Config:
-    """Leaves out of a config what concerns only the machine that it was used on, or one job there."""
+    """Leaves out of a config what concerns only the machine that it was used on, one job there, or its snapshots."""
     kept = {group: getattr(config, group) for group in (*TRAINED_GROUPS, "sample")}
     defaults = flatten(Config())
     paths = {key: defaults[key] for key, known in keys_of(config) if known.is_path}
-    return with_values(Config(**kept), {**paths, "data.path": pathlib.Path(config.data.path).name})
+    return with_values(Config(**kept), {**paths, **_OF_SNAPSHOTS, "data.path": pathlib.Path(config.data.path).name})

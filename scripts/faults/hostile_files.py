@@ -475,7 +475,8 @@ _CACHES: dict[str, tuple[Callable[..., pathlib.Path], bool]] = {
 
 
 def _all() -> Iterator[Trial]:
-    for reader in ("weights", "torch file", "safetensors", "npz", "images", "reference", "eval.reference", "inception"):
+    networks = ("inception", "dinov2")
+    for reader in ("weights", "torch file", "safetensors", "npz", "images", "reference", "eval.reference", *networks):
         for what, make in _NO_FILES.items():
             yield Trial(f"{reader}: {what}", _refused(reader, make))
     for reader in ("mask", "first image"):

@@ -26,6 +26,7 @@ from ddim_jax.weights.array_files import read_npz, read_safetensors
 from ddim_jax.weights.forms import read_weights
 from ddim_jax.weights.inception import inception_variables
 from ddim_jax.weights.torch_file import read_torch_file
+from ddim_jax.weights.vision_transformers import transformer_variables
 
 # Beyond what the process has when it starts.
 _MORE_ADDRESSES = 4 * 2**30
@@ -52,6 +53,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "mask": lambda path: read_mask(path, (8, 8)),
     "first image": lambda path: read_first_images(_DATA, "", path, 1, "edit.path"),
     "inception": inception_variables,
+    "dinov2": lambda path: transformer_variables("dinov2", path),
     "cache": is_trusted,
 }
 

@@ -37,6 +37,7 @@ _WAYS: dict[str, tuple[tuple[str, ...], int]] = {
     "images read anew": (("--config.data.cache=none",), 1),
     "groups of four steps": (("--config.train.steps_per_call=4",), 1),
     "average on the host": (("--config.train.ema_on_host=true",), 1),
+    "averages of any width": (("--config.train.ema_widths=(0.05,0.1)", "--config.train.ema_snapshot_every=3"), 1),
     "measuring": (
         (
             "--config.train.measure_every=8",

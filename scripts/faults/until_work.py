@@ -67,7 +67,7 @@ def _stopping_before_work() -> Iterator[None]:
         (ShardedMap, "chunks", _work_begins),
         (evaluate, "_measure", _work_begins),
         (stats, "measure_reference", _work_begins),
-        (export, "_write_once", _work_begins),
+        (export, "write_once", _work_begins),
         (import_weights, "_state", _work_begins),
         (describe, "_training_memory_parts", _work_begins),
     )

@@ -31,6 +31,7 @@ def test_a_resumed_run_may_change_these_and_nothing_else():
     train = (
         "steps epochs checkpoint_every keep_last keep_every log_every sample_every sample_every_epochs validate_every "
         "sample_num final_sample_steps tensorboard overwrite measure_every measure_num measure_metric ema_on_host "
+        "ema_snapshot_every ema_snapshot_dtype "
         "cpu_devices compilation_cache"
     )
     expected = {f"data.{name}" for name in data.split()} | {f"train.{name}" for name in train.split()}
@@ -67,7 +68,7 @@ def test_the_images_of_a_job_are_decided_by_these_keys():
 
 def test_folders_have_the_names_that_they_always_had(tmp_path):
     """The hashes of version 0.1.0."""
-    pipe = dataclasses.make_dataclass("Pipe", ["step"])(7)
+    pipe = dataclasses.make_dataclass("Pipe", ["step", "average"])(7, None)
     config = Config()
     job = ModelJob(tmp_path, config, pipe, 0.0)
     assert job.folder("sample", "ddim-S50-eta0-n64").name == "step7-ddim-S50-eta0-n64-f10d2d31"

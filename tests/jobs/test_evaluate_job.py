@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 from runs import Run, arguments, completed, linked_run
 from small import small_digits
+from small_transformers import SMALL_DINOV2, dinov2_state, random_parameters
+from weight_files import write_torch
 
 from ddim_jax.claims import Claims
 from ddim_jax.config import EvalConfig, with_sample
-from ddim_jax.errors import ConfigError, UserError
+from ddim_jax.digests import digest_of_arrays
+from ddim_jax.errors import ConfigError, RefutedError, UserError
 from ddim_jax.images import load_png, save_png
 from ddim_jax.jobs import evaluate as module
 from ddim_jax.jobs.evaluate import evaluate
@@ -28,8 +31,13 @@ from ddim_jax.measuring.measurement import Measurement
 from ddim_jax.measuring.reference import reference_for
 from ddim_jax.measuring.reference_file import Reference, write_reference
 from ddim_jax.pipeline import load
+from ddim_jax.tables.claim_file import Claim
+from ddim_jax.tables.published_figures import Protocol, PublishedRow, PublishedTable
 from ddim_jax.tables.row_images import checkpoint_steps
 from ddim_jax.tables.row_progress import RowProgress
+from ddim_jax.training.checkpoint import restore_trained, select_weights
+from ddim_jax.training.checksums import by_path
+from ddim_jax.weights.vision_transformers import TRANSFORMERS
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
@@ -97,6 +105,26 @@ def test_figures_are_those_of_the_images_that_sample_draws(finished, trained):
     (name,) = [name for name in figures(finished) if "-S3-" in name]
     grid = load_png(finished / "rows" / f"{name}.png")
     assert (grid[2:10, 2:10] == images[0]).all()
+
+
+def test_a_vision_transformer_of_given_weights(workdir, tmp_path, monkeypatch):
+    row = TRANSFORMERS["dinov2"]._replace(network=SMALL_DINOV2)
+    monkeypatch.setitem(TRANSFORMERS, "dinov2", row)
+    path = write_torch(tmp_path / "weights.pth", dinov2_state(SMALL_DINOV2, random_parameters(SMALL_DINOV2)))
+    config = asked(extractor="dinov2", extractor_path=str(path), steps=(2,), metrics=("fid", "density_coverage"))
+    folder = evaluate(config, workdir)
+    assert folder.name.startswith("dinov2-n24-")
+    (found,) = figures(folder).values()
+    assert found.keys() == {"dinov2_frechet", "dinov2_density", "dinov2_coverage"} and found["dinov2_frechet"] > 0
+    # Statistics of other weights, of the same name, are refused.
+    reference = tmp_path / "reference.npz"
+    write_reference(reference, reference_for(config, make_extractor(config)))
+    write_torch(path, dinov2_state(SMALL_DINOV2, random_parameters(SMALL_DINOV2, seed=1)))
+    with pytest.raises(UserError, match=r"cannot be compared with extractor 'dinov2': .* weights_sha256"):
+        reference_for(
+            dataclasses.replace(config, eval=dataclasses.replace(config.eval, reference=str(reference))),
+            make_extractor(config),
+        )
 
 
 def test_the_folder_says_all_there_is_to_know(finished, trained):
@@ -421,6 +449,93 @@ def test_a_preset_of_other_data_says_so_and_shows_no_published_figures(workdir, 
         ("ddpm_large", "quad_published"),
     ]
     assert all(line["published"] is None for line in lines(folder))
+
+
+# --- held against published figures -------------------------------------------------------------
+
+
+@pytest.fixture
+def published(monkeypatch, finished):
+    """A table that says of these rows what was measured, but for the second, which was much better there."""
+    by_steps = {line["steps"]: line["figures"]["pixels_frechet"]["mean"] for line in lines(finished)}
+
+    def use(factor):
+        rows = tuple(
+            PublishedRow("ddim", 0.0, "uniform", "none", steps, {"pixels_frechet": figure * scale}, "this test")
+            for (steps, figure), scale in zip(sorted(by_steps.items()), (1.01, factor), strict=True)
+        )
+        table = PublishedTable(
+            "of the test",
+            ("digits", ""),
+            rows,
+            {"diffusion.num_levels": CONFIG.diffusion.num_levels},
+            Protocol(num=24, extractor="pixels", resize=""),
+            {"pixels_frechet": 0.05},
+        )
+        monkeypatch.setitem(module.PUBLISHED, "step-times", table)
+        return asked(preset="step-times", check=True)
+
+    return use
+
+
+def test_rows_that_agree_end_well_and_make_a_claim(published, trained, finished, capsys):
+    folder = evaluate(published(0.99), trained)
+    # Rows that were measured without a check are not measured again for one.
+    assert folder == finished
+    said = capsys.readouterr().err
+    assert said.count(" is within ") == 2
+    claim = Claim.read(folder)
+    assert claim.holds
+    assert [row["verdicts"][0]["word"] for row in claim.rows] == ["within", "within"]
+    assert claim.measured["num"] == 24
+    (weights,) = claim.weights.values()
+    variables = select_weights(restore_trained(trained).state, ema=True)
+    assert weights["sha256"] == digest_of_arrays(
+        {name: np.asarray(value) for name, value in by_path(variables).items()}
+    )
+    assert claim.config["eval.preset"] == "step-times"
+    assert claim.rows[0]["images_per_second"] > 0
+
+
+def test_a_row_that_is_worse_ends_with_status_1_all_written(published, trained, finished, capsys):
+    with pytest.raises(
+        RefutedError, match=r"worse than published ones: see the verdicts above, and .*claim.json"
+    ) as error:
+        evaluate(published(0.5), trained)
+    assert error.value.status == 1
+    assert "is worse by" in capsys.readouterr().err
+    claim = Claim.read(finished)
+    assert not claim.holds
+    assert [row["verdicts"][0]["word"] for row in claim.rows] == ["within", "worse"]
+
+
+def test_a_row_that_is_better_refutes_nothing(published, trained):
+    assert Claim.read(evaluate(published(2.0), trained)).rows[1]["verdicts"][0]["word"] == "better"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": ""}, "eval.preset is empty; one of: ddim-table1-cifar10"),
+        ({"preset": "ddpm-ddim"}, "eval.num=50000 images, these of 24"),
+        ({"preset": "ddpm-ddim"}, "data.name=cifar10, the model was trained on ''"),
+        ({"preset": "ddpm-ddim"}, "eval.extractor=inception with eval.resize=tf1, these by eval.extractor=pixels"),
+        ({"preset": "step-times"}, "nothing was published of the rows"),
+        ({"images": "x"}, "eval.images=x"),
+    ],
+)
+def test_a_check_that_could_not_be_made_is_refused_before_anything_is_drawn(
+    changes, message, workdir, monkeypatch, tmp_path
+):
+    if "images" in changes:
+        changes = {"images": str(tmp_path / "x")}
+        (tmp_path / "x").mkdir()
+        for index in range(24):
+            save_png(tmp_path / "x" / f"{index}.png", np.full((8, 8, 1), index, np.uint8))
+        message = "eval.images="
+    monkeypatch.setattr(module, "_measure", None)
+    with pytest.raises(UserError, match=message):
+        evaluate(asked(check=True, **changes), workdir)
 
 
 # --- checkpoints --------------------------------------------------------------------------------

@@ -22,8 +22,9 @@ from ddim_jax.config import (
     TrajectoryConfig,
 )
 from ddim_jax.data.sources import DigitsSource
-from ddim_jax.errors import UserError
+from ddim_jax.errors import RefutedError, UserError
 from ddim_jax.images import as_rgb, enlarge, load_png, save_png
+from ddim_jax.jobs import reconstruct as module
 from ddim_jax.jobs.edit import edit, read_mask
 from ddim_jax.jobs.interpolate import interpolate
 from ddim_jax.jobs.reconstruct import mean_squared_error, reconstruct
@@ -32,6 +33,7 @@ from ddim_jax.jobs.sweep import sweep
 from ddim_jax.jobs.train import train
 from ddim_jax.jobs.trajectory import trajectory
 from ddim_jax.model_job import work_bar
+from ddim_jax.tables.published_figures import PublishedTable
 
 CONFIG = Config(
     data=DataConfig(source="digits", image_size=8, channels=1),
@@ -134,6 +136,24 @@ def test_encoding_and_decoding_come_back_the_closer_the_more_steps(workdir, pipe
     assert errors["30"] < errors["5"]
     implicit = pipe.decode(pipe.encode(digits, steps=30, iterations=10), steps=30)
     assert mean_squared_error(digits, implicit) < min(errors["30"], 1e-4)
+
+
+def test_errors_are_held_against_the_papers_where_they_may_be(workdir, monkeypatch, capsys):
+    asked = changed("reconstruct", steps=(5, 30), check=True)
+    with pytest.raises(UserError, match=r"are of cifar10, reconstruct.split=test, .*num=10000.*; the published"):
+        reconstruct(asked, workdir)
+    # A table made for these images and this model, in which S = 30 was much better.
+    monkeypatch.setattr(module, "DDIM_TABLE_2_IMAGES", ("", "", 5))
+    monkeypatch.setattr(module, "DDIM_TABLE_2", {5: (1.0, 0.1), 30: (0.0, 1e-9)})
+    table = PublishedTable("of the test", (), ())
+    monkeypatch.setitem(module.PUBLISHED, "ddim-table1-cifar10", table)
+    with pytest.raises(RefutedError, match="worse than those of DDIM's table 2"):
+        reconstruct(asked, workdir)
+    said = capsys.readouterr().err
+    assert "S = 5: reconstruction error" in said
+    assert said.count(" is worse by ") == 1
+    with pytest.raises(UserError, match=r"reconstruct\.steps of 5, 30"):
+        reconstruct(changed("reconstruct", steps=(5, 31), check=True), workdir)
 
 
 def test_recovering_from_little_noise_hardly_changes_an_image(workdir, pipe, digits):

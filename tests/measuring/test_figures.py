@@ -67,10 +67,18 @@ def test_settings_that_decide_are_those_of_all_metrics():
         *(("fid", "FID"), ("is_std", "IS, std of splits"), ("kid_mean", "KID"), ("recall", "recall")),
         *(("pixels_frechet", "pixels Fréchet distance"), ("classifier_score_std", "classifier score std")),
         ("pixels_pca_kernel_distance_mean", "pixels pca kernel distance mean"),
+        *(("cmmd", "CMMD"), ("dinov2_gaussian_distance", "dinov2 gaussian distance"), ("coverage", "coverage")),
+        *(("dinov2_frechet", "dinov2 Fréchet distance"), ("clip_vitb32_density", "clip vitb32 density")),
     ],
 )
 def test_headings(name, words):
     assert heading(name) == words
+
+
+def test_each_distance_has_its_name_with_its_own_extractor():
+    fid, cmmd = METRICS["fid"].figures[0], METRICS["cmmd"].figures[0]
+    assert [fid.name_with(prefix) for prefix in ("inception", "clip")] == ["fid", "clip_frechet"]
+    assert [cmmd.name_with(prefix) for prefix in ("clip", "inception")] == ["cmmd", "inception_gaussian_distance"]
 
 
 def test_what_is_too_few_and_what_says_nothing():
@@ -80,6 +88,7 @@ def test_what_is_too_few_and_what_says_nothing():
     assert fid.caution(counts._replace(images=51), SETTINGS) == "" == fid.too_few(counts, SETTINGS)
     assert precision_recall.too_few(counts, SETTINGS).startswith("eval.neighbours=3: ")
     assert precision_recall.too_few(counts._replace(kept=4), SETTINGS) == ""
+    assert "leave density_coverage out" in METRICS["density_coverage"].too_few(counts, SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +173,7 @@ def test_a_metric_from_outside_is_one_row(added):
 
 
 def test_without_its_row_a_metric_is_refused():
-    with pytest.raises(UserError, match="metric 'brightness' does not exist; choose from: fid, is, kid"):
+    with pytest.raises(UserError, match="metric 'brightness' does not exist; choose from: fid, fid_infinity, is, kid"):
         Measurement(extractor(), dataclasses.replace(SETTINGS, metrics=("brightness",)), NUM)
 
 

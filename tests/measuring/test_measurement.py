@@ -15,9 +15,9 @@ from ddim_jax.measuring.measurement import Measurement
 from ddim_jax.measuring.reference_file import Reference
 from ddim_jax.metrics.frechet import frechet_distance
 from ddim_jax.metrics.inception_score import InceptionSums
-from ddim_jax.metrics.kernel_distance import kernel_distance
+from ddim_jax.metrics.kernel_distance import gaussian_distance, kernel_distance
 from ddim_jax.metrics.moments import Moments
-from ddim_jax.metrics.precision_recall import precision_recall
+from ddim_jax.metrics.precision_recall import density_coverage, precision_recall
 
 NUM, DIMENSION, CLASSES = 50, 6, 5
 SETTINGS = EvalConfig(is_splits=3, kid_subsets=4, kid_subset_size=20, features_kept=30)
@@ -78,6 +78,18 @@ def test_figures_are_those_of_the_metrics():
     found = measured().figures(REAL)
     assert list(found) == list(expected)
     assert found == pytest.approx(expected, rel=1e-10)
+
+
+def test_further_figures_are_of_the_kept_features():
+    measurement = measured(metrics=("cmmd", "density_coverage"))
+    kept = measurement._sums.kept_features
+    expected = density_coverage(kept, REAL.features, 3)
+    assert measurement.figures(REAL) == {
+        "inception_gaussian_distance": gaussian_distance(kept, REAL.features),
+        "density": expected.density,
+        "coverage": expected.coverage,
+    }
+    assert measurement.figures(REAL._replace(features=None)) == {}
 
 
 def test_a_set_compared_with_itself():

@@ -3,10 +3,11 @@
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from ddim_jax import names
 from ddim_jax.errors import UserError
-from ddim_jax.measuring.resize import PROTOCOLS, resize, resize_matrix
+from ddim_jax.measuring.resize import PROTOCOLS, resize, resize_as_pillow, resize_matrix
 
 LENGTHS = (1, 2, 8, 28, 32, 64, 256, 299, 300, 512)
 
@@ -128,3 +129,26 @@ def test_protocols_are_those_that_a_config_may_name():
     assert tuple(PROTOCOLS) == names.choices(names.ResizeProtocol)
     with pytest.raises(UserError, match="resize protocol 'tf2' does not exist"):
         resize(np.zeros((2, 8, 8, 3), np.uint8), "tf2")
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 5), (28, 28), (32, 32), (224, 224), (256, 256), (512, 512), (48, 80), (400, 180)]
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_8_bit_pictures_are_resized_to_the_bit_as_pillow_does(shape, channels):
+    images = random_images(2, *shape, channels)
+    images[1] = 255 * (images[1] > 127)  # overshoots most
+    expected = []
+    for image in np.broadcast_to(images, (2, *shape, 3)):
+        # In two steps: from version 13 on, Pillow takes columns first where the height shrinks much.
+        rows = Image.fromarray(image).resize((224, shape[0]), Image.Resampling.BICUBIC)
+        expected.append(np.asarray(rows.resize((224, 224), Image.Resampling.BICUBIC)))
+    found = np.asarray(resize_as_pillow(images, 224))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_only_8_bit_pictures_are_resized_as_pillow_does():
+    for images in (np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 8, 8, 2), np.uint8), np.zeros((8, 8, 3), np.uint8)):
+        with pytest.raises(ValueError, match="images must be uint8"):
+            resize_as_pillow(images, 224)

@@ -3,7 +3,12 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from ddim_jax.errors import UserError
-from ddim_jax.metrics.precision_recall import precision_recall, squared_neighbour_distances
+from ddim_jax.metrics.precision_recall import (
+    density_coverage,
+    overlap,
+    precision_recall,
+    squared_neighbour_distances,
+)
 
 
 def features(n, d, seed, shift=0.0, scale=1.0):
@@ -32,10 +37,32 @@ def test_by_definition(d, shift, scale, k):
     assert (result.precision, result.recall) == by_definition(generated, real, k)
 
 
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize(("d", "shift", "scale"), [(2, 0.0, 1.0), (2, 1.0, 0.5), (16, 0.3, 0.7), (3, 100.0, 1.0)])
+def test_density_and_coverage_by_definition(d, shift, scale, k):
+    generated, real = features(130, d, 0, shift, scale), features(90, d, 1)
+    radius = np.sort(cdist(real, real), axis=1)[:, k]
+    is_within = cdist(generated, real) < radius
+    found = density_coverage(generated, real, k)
+    assert found.density == pytest.approx(is_within.sum() / (k * 130), rel=1e-12)
+    assert found.coverage == pytest.approx(is_within.any(axis=0).mean(), rel=1e-12)
+    both = overlap(generated, real, k)
+    assert both.density_coverage == found and both.precision_recall == precision_recall(generated, real, k)
+
+
+def test_density_tells_crowds_from_outliers():
+    # Three real images close together and one far away, whose ball reaches nearly all of the line.
+    real = line(0.0, 1.0, 2.0, 100.0)
+    crowd, beside = line(0.5, 0.5, 1.5, 1.5), line(50.0, 60.0, 70.0, 80.0)
+    assert precision_recall(crowd, real, k=1).precision == precision_recall(beside, real, k=1).precision == 1
+    assert density_coverage(crowd, real, k=1).density == 2
+    assert density_coverage(beside, real, k=1) == (1, 0.25)
+
+
 @pytest.mark.parametrize("block", [1, 7, 64, 90, 1000])
 def test_blocks_change_nothing(block):
     generated, real = features(130, 4, 0, scale=0.7), features(90, 4, 1)
-    assert precision_recall(generated, real, block=block) == precision_recall(generated, real)
+    assert overlap(generated, real, 3, block=block) == overlap(generated, real, 3)
 
 
 def test_a_case_by_hand():

@@ -12,11 +12,12 @@ Where the two differ:
 import numpy as np
 import pytest
 
+from ddim_jax.measuring.neighbours import overlap_on_devices
 from ddim_jax.metrics.frechet import frechet_distance
 from ddim_jax.metrics.inception_score import InceptionSums
 from ddim_jax.metrics.kernel_distance import kernel_distance
 from ddim_jax.metrics.moments import Moments
-from ddim_jax.metrics.precision_recall import precision_recall
+from ddim_jax.metrics.precision_recall import overlap, precision_recall
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch_fidelity")
@@ -107,3 +108,13 @@ def test_precision_and_recall(feature_sets, k, low_memory):
     assert ours.precision == pytest.approx(theirs["precision"], abs=1e-6)
     assert ours.recall == pytest.approx(theirs["recall"], abs=1e-6)
     assert ours.f_score == pytest.approx(theirs["f_score"], abs=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_density_and_coverage(feature_sets, k, capsys):
+    prdc = pytest.importorskip("prdc")
+    generated, real = feature_sets
+    theirs = prdc.compute_prdc(real_features=real, fake_features=generated, nearest_k=k)
+    for ours in (overlap(generated, real, k, block=100), overlap_on_devices(generated, real, k, block=100)):
+        assert ours.density > 0.05 and 0.05 < ours.coverage < 0.95
+        assert ours._asdict() == pytest.approx(theirs, abs=1e-12)

@@ -8,9 +8,12 @@ import re
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from ddim_jax.config import SampleConfig
+from ddim_jax.errors import UserError
+from ddim_jax.metrics.memorization import Neighbours
 from ddim_jax.tables.folder import TableFolder
 from ddim_jax.tables.lines import (
     clipping_note,
@@ -20,11 +23,13 @@ from ddim_jax.tables.lines import (
     format_figure,
     lines,
     main_figure,
+    spread_notes,
     tables_by_steps,
     to_csv,
     to_json,
     to_markdown,
 )
+from ddim_jax.tables.neighbours import make_strip, nearest_samples, neighbours_picture
 from ddim_jax.tables.published_figures import PUBLISHED
 from ddim_jax.tables.report import quality_picture, to_html
 from ddim_jax.tables.rows import Result
@@ -96,7 +101,7 @@ def test_every_published_row_finds_its_own_figure():
     for name, table in PUBLISHED.items():
         for row in table.rows:
             for data_name in table.data_names if row.figures else ():
-                compared = COMPARABLE._replace(data_name=data_name)
+                compared = COMPARABLE._replace(data_name=data_name, preset=name, model=table.model)
                 one = result(row.sampler, row.eta, row.steps, spacing=row.spacing, clip=row.clip)
                 (line,) = lines([one], compared)
                 assert line.published == row, name
@@ -108,8 +113,8 @@ def test_every_published_row_finds_its_own_figure():
 def test_seeds_become_mean_and_spread():
     first, second, third = lines(RESULTS, APART)
     assert [len(line.results) for line in (first, second, third)] == [3, 3, 1]
-    assert first.figures["fid"] == estimate([13.0, 14.0, 15.0]) == (14.0, 1.0)
-    assert third.figures["fid"] == (370.0, None)
+    assert first.figures["fid"] == estimate([13.0, 14.0, 15.0]) == (14.0, 1.0, 13.0, None)
+    assert third.figures["fid"] == (370.0, None, None, None)
     assert first.columns["steps"] == 10 and second.columns["steps"] == 20
 
 
@@ -193,7 +198,7 @@ def test_json_has_lines_with_the_rows_of_their_seeds():
     read = json.loads(to_json({"num": 50_000}, lines(RESULTS, COMPARABLE), ["a note"]))
     assert (read["num"], read["notes"]) == (50_000, ["a note"])
     assert [row["seed"] for row in read["lines"][0]["rows"]] == [0, 1, 2]
-    assert read["lines"][0]["figures"]["fid"] == {"mean": 14.0, "spread": 1.0}
+    assert read["lines"][0]["figures"]["fid"] == {"mean": 14.0, "spread": 1.0, "lowest": 13.0}
     assert "ICLR 2021" in read["lines"][0]["published"]["source"]
 
 
@@ -295,6 +300,51 @@ def test_what_is_wide_scrolls_in_its_region():
     (style,) = Page(text).styles
     assert ".wide { overflow-x: auto;" in style and "overflow-wrap: anywhere" in style.split("}")[3]
     assert text.count('<div class="wide" role="region" tabindex="0"') == text.count("<table>")
+
+
+def test_a_spread_says_what_it_is():
+    table = lines([*RESULTS[:3], result(steps=20, deviations={"fid": 0.25})], COMPARABLE)
+    by_heading = {column.heading: column.cells for column in columns(table)}
+    assert by_heading["FID"] == ["14.00 ± 1", "13.00 ± 0.25"]
+    assert by_heading["lowest FID"] == ["13.00", "-"] and "lowest precision" not in by_heading
+    seeds, bootstrap = spread_notes(table)
+    assert "mean ± the standard deviation over seeds, and the lowest" in seeds and "lowest FID of three" in seeds
+    assert "eval.bootstrap" in bootstrap
+    assert spread_notes(lines(RESULTS[-1:], COMPARABLE)) == []
+    seeds_alone, one = csv.DictReader(io.StringIO(to_csv(table)))
+    assert (seeds_alone["fid_lowest"], one["fid_lowest"], one["fid_bootstrap"]) == ("13.0", "", "0.25")
+
+
+def test_deviations_are_read_again_and_older_results_have_none(tmp_path):
+    path = epath.Path(tmp_path / "a.json")
+    for one in (result(name="a"), result(name="a", deviations={"fid": 0.25})):
+        path.write_text(one.to_json())
+        assert Result.read(path) == one
+    assert "deviations" not in result(name="a").to_json()
+    path.write_text(result(name="a", deviations={"fid": "much"}).to_json())
+    with pytest.raises(UserError, match="a figure is no number"):
+        Result.read(path)
+
+
+def test_copies_are_named_beside_their_training_images():
+    grey = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 1), np.uint8) * 50
+    found = Neighbours(
+        np.tile([0, 1, 2], (4, 1)), np.array([[1, 2, 3.0], [0.1, 2, 3], [0, 0, 1], [2, 2, 2]]), np.ones(4)
+    )
+    chosen = nearest_samples(found)
+    assert chosen.tolist() == [2, 1, 0, 3]
+    strip = make_strip("by pixels", found, chosen, grey[chosen], np.stack([grey[:3]] * 4))
+    assert strip.is_copy.tolist() == [True, True, False, False]
+    assert strip.images[0, :, 0, 0, 0].tolist() == [100, 0, 50, 100]
+    picture = neighbours_picture([strip, strip])
+    assert picture.dtype == np.uint8 and picture.ndim == 3
+    # Grey pictures on white, and copies in red.
+    red = (picture[..., 0].astype(int) - picture[..., 1] > 100).sum()
+    assert red > 20
+    calm = make_strip("by pixels", found, chosen[2:], grey[chosen[2:]], np.stack([grey[:3]] * 2))
+    assert (neighbours_picture([calm])[..., 0] == neighbours_picture([calm])[..., 1]).all()
+    page = Page(page_of(RESULTS[:1], nearest={RESULTS[0].name: png(16)}))
+    assert "Samples nearest to training images" in " ".join(page.words)
 
 
 HOSTILE = "=cmd|'/c calc'!A1\n<img src=x onerror=alert(1)> [x](javascript:x) `x` \\| \x1b[2J\u202e"

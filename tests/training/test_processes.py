@@ -11,6 +11,7 @@ from runs import (
     completed,
     digest,
     final_state,
+    leaves_by_name,
     linked_run,
     losses,
     pictures,
@@ -21,6 +22,7 @@ from runs import (
 from ddim_jax import main
 from ddim_jax.errors import PeerLostError, UserError
 from ddim_jax.parallel import failing_fast
+from ddim_jax.pipeline import load
 
 SHORT = ("--config.train.steps=6", "--config.train.checkpoint_every=4")
 LONG = ("--config.train.steps=60", "--config.train.checkpoint_every=20")
@@ -109,6 +111,22 @@ def test_two_processes_with_images_on_their_devices_and_groups_of_steps(tmp_path
     completed(tmp_path / "two", *SHORT, *faster, processes=2)
     assert checkpoint_steps(tmp_path / "two") == [4, 6]
     assert_same_training(training(tmp_path / "two"), training(one_process), LEARNING_RATE)
+
+
+@pytest.mark.slow
+def test_two_processes_keep_the_averages_of_one(tmp_path, one_process):
+    kept = ("--config.train.ema_widths=(0.05,0.1)", "--config.train.ema_snapshot_every=2")
+    completed(tmp_path / "run", *SHORT, *kept, processes=2)
+    state = final_state(tmp_path / "run")
+    assert_same_training(training(one_process), (state, training(tmp_path / "run")[1]), LEARNING_RATE)
+    assert sorted(path.name[:8] for path in (tmp_path / "run" / "averages").iterdir()) == [
+        f"{step:08d}" for step in (2, 4, 6)
+    ]
+    drawn = completed(tmp_path / "run", "--config.sample.ema_width=0.1", *DRAW, processes=2)
+    assert len(drawn) == 2
+    tracked = load(tmp_path / "run", ema_width=0.1)
+    for name, leaf in leaves_by_name(tracked.params).items():
+        assert (leaf == leaves_by_name(state.power_averages[1]["params"])[name]).all()
 
 
 @pytest.mark.slow

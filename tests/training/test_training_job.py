@@ -1,18 +1,22 @@
 """What a training run does between steps: groups of steps, averages on the host, batches that do not fit."""
 
 import json
+import signal
 
 import jax
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 from small import changed, metrics, plain_digits
 
 from ddim_jax import memory
 from ddim_jax.errors import UserError
 from ddim_jax.jobs.train import train
+from ddim_jax.pipeline import load
 from ddim_jax.training.checkpoint import Checkpoints
 from ddim_jax.training.program import TrainProgram
 from ddim_jax.workdir import checkpoint_dir
+from ddim_jax.writers import MetricWriter
 
 
 def changed_digits(**changes):
@@ -103,3 +107,53 @@ def test_lines_of_the_log_follow_their_steps(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
     assert all(line["steps_per_second"] > 0 for line in lines if "loss" in line)
+
+
+# --- figures of the samples ---------------------------------------------------------------------
+
+
+OF_SAMPLES = ("sample_mean", "sample_std", "sample_clipped", "data_mean", "data_std", "data_clipped")
+
+
+def test_pixels_of_samples_are_told_beside_the_data(tmp_path):
+    settings = {**SHORT, "train__final_sample_steps": (1, 2), "train__sample_every": 1, "train__sample_num": 3}
+    config = changed_digits(train__steps=2, sample__steps=2, **settings)
+    train(config, tmp_path)
+    found = [line for line in metrics(tmp_path) if "sample_mean" in line]
+    assert [line["step"] for line in found] == [1, 2]
+    assert all(tuple(name for name in line if name != "step") == OF_SAMPLES for line in found)
+    images = load_digits().images / 16
+    assert found[0]["data_mean"] == pytest.approx(images.mean(), abs=0.01)
+    assert found[0]["data_std"] == pytest.approx(images.std(), abs=0.01)
+    assert found[0]["data_clipped"] == pytest.approx(((images == 0) | (images == 1)).mean(), abs=0.01)
+    # Those of step 2 are of the most steps.
+    drawn = load(tmp_path).sample(3, steps=2, seed=config.sample.seed) / 255
+    assert found[1]["sample_mean"] == pytest.approx(drawn.mean())
+    assert found[1]["sample_std"] == pytest.approx(drawn.std())
+    assert found[1]["sample_clipped"] == pytest.approx(((drawn == 0) | (drawn == 1)).mean())
+
+
+def test_a_stopped_run_tells_the_same(tmp_path, monkeypatch):
+    """It is stopped in the step that a picture is due after, which then comes before the next one."""
+    settings = {**SHORT, "train__sample_every": 2, "train__sample_num": 2, "train__checkpoint_every": 9}
+    config = changed_digits(train__steps=5, sample__steps=1, **settings)
+    train(config, tmp_path / "whole")
+    write = MetricWriter.scalars
+
+    def terminated_at_step_2(self, step, values):
+        write(self, step, values)
+        if step == 2 and "loss" in values:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricWriter, "scalars", terminated_at_step_2)
+        assert train(config, tmp_path / "stopped") == 2
+    assert not (tmp_path / "stopped" / "samples" / "step_00000002.png").exists()
+    assert train(config, tmp_path / "stopped") is None
+    found, expected = (
+        [{key: value for key, value in line.items() if "per_second" not in key} for line in metrics(tmp_path / name)]
+        for name in ("stopped", "whole")
+    )
+    assert found == expected and any("loss_quartile_1" in line for line in found)
+    pictures = [sorted(path.name for path in (tmp_path / name / "samples").iterdir()) for name in ("stopped", "whole")]
+    assert pictures[0] == pictures[1] == ["step_00000002.png", "step_00000004.png"]

@@ -1,6 +1,7 @@
 """The training step: what it computes, and that the split of the work does not matter."""
 
 import dataclasses
+import itertools
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,9 @@ from runs import assert_same_training, leaves_by_name
 
 from ddim_jax import parallel
 from ddim_jax.config import Config, DataConfig, DiffusionConfig, ModelConfig, TrainConfig
+from ddim_jax.configured import build_schedule
 from ddim_jax.data.batches import Batch
+from ddim_jax.diffusion.losses import quartile_levels, quartile_of
 from ddim_jax.models import build_model
 from ddim_jax.names import LearningRateSchedule, Optimizer, choices
 from ddim_jax.training.state import (
@@ -24,7 +27,14 @@ from ddim_jax.training.state import (
     learning_rate_schedule,
     make_optimizer,
 )
-from ddim_jax.training.step import make_example_losses, make_train_step
+from ddim_jax.training.step import (
+    Losses,
+    draw_training_levels,
+    make_example_losses,
+    make_train_step,
+    mean_losses,
+    time_distribution,
+)
 
 CONFIG = Config(
     data=DataConfig(image_size=8, channels=1),
@@ -258,3 +268,43 @@ def test_bfloat16_trains_float32_parameters():
 def test_every_name_has_its_function():
     assert tuple(OPTIMIZERS) == choices(Optimizer)
     assert tuple(LEARNING_RATE_SCHEDULES) == choices(LearningRateSchedule)
+
+
+# --- the loss by noise level --------------------------------------------------------------------
+
+
+REAL = {"edm": ("v", "lognormal"), "flow": ("flow", "logitnormal"), "linear": ("eps", "antithetic")}
+
+
+@pytest.mark.parametrize("schedule", REAL)
+def test_a_quarter_of_the_levels_is_in_each_quartile(schedule):
+    objective, sampling = REAL[schedule]
+    config = changed(
+        diffusion__schedule=schedule, diffusion__objective=objective, diffusion__time_sampling=sampling,
+        diffusion__time_mean=-1.2, diffusion__time_std=1.2, train__batch_size=4000,
+    )  # fmt: skip
+    built = build_schedule(config)
+    level = draw_training_levels(config, built, jax.random.key(0), jnp.arange(4000), 4000)
+    between = quartile_levels(sampling, built, *time_distribution(config))
+    quartile = np.asarray(quartile_of(level, between))
+    assert set(quartile) == {0, 1, 2, 3}
+    np.testing.assert_allclose(np.bincount(quartile) / 4000, 0.25, atol=0.03)
+    for less, more in itertools.pairwise(range(4)):
+        assert level[quartile == less].max() <= level[quartile == more].min()
+
+
+@pytest.mark.parametrize("changes", [{}, {"train__accumulate": 2}])
+def test_the_quartiles_make_up_the_loss(changes):
+    config = changed(**changes)
+    optimizer, model = make_optimizer(config.train, config.train.steps), build_model(config)
+    step = jax.jit(make_train_step(config, model, optimizer))
+    _, metrics = step(init_state(config, model, optimizer), make_batch(config))
+    assert metrics.quartile_share.sum() == pytest.approx(1)
+    assert metrics.quartile_loss.sum() == pytest.approx(float(metrics.loss), rel=1e-5)
+
+
+def test_means_by_quartile():
+    each = Losses(jnp.array([1.0, 2.0, 4.0, 8.0]), jnp.zeros(4), jnp.array([0, 3, 3, 1]))
+    means = mean_losses(each)
+    assert means.quartile_loss.tolist() == [0.25, 2.0, 0.0, 1.5]
+    assert means.quartile_share.tolist() == [0.25, 0.25, 0.0, 0.5]
