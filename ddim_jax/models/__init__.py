@@ -178,6 +178,7 @@ def _song_unet(config: Config, mean_over_devices: MeanOverDevices, compute_capab
         vector_inputs=vector_inputs(config),
         image_inputs=image_inputs(config),
         pad=config.data.pad,
+        few_passes=bool(compute_capability) and model.dtype == "bfloat16",
     )
 
 

@@ -310,16 +310,17 @@ class ResidualBlock(nn.Module):
             h, added = conv(self.features, h, "conv_0", self.initialization, self.dtype, offset=told, apart=True)
             kept = None if keys is None else kept_each(h.shape, keys, self.dropout)
             norm = GroupNorm(self.num_groups, self.dtype, self.norm_eps, few_passes=True, name="norm_1")
-            h, keys = norm(h, offset=added[:, 0, 0], swish=True, kept=kept), None
+            h = norm(h, offset=added[:, 0, 0], swish=True, kept=kept)
         else:
             h = conv(self.features, h, "conv_0", self.initialization, self.dtype, offset=told)
             h = GroupNorm(self.num_groups, self.dtype, self.norm_eps, name="norm_1")(h, swish=True)
-        if keys is not None:
+        if keys is not None and (self.scale_shift_norm or not self.few_passes):
             h = dropout_each(h, keys, self.dropout)
         h = conv(self.features, h, "conv_1", self.initialization, self.dtype, zero=True)
-        if isinstance(x, tuple) and not self.few_passes:
+        c = sum(part.shape[-1] for part in x) if isinstance(x, tuple) else x.shape[-1]
+        if isinstance(x, tuple) and not (self.few_passes and c != self.features):
             x = jnp.concatenate(x, axis=-1)
-        if isinstance(x, tuple) or x.shape[-1] != self.features:
+        if c != self.features:
             x = dense(self.features, x, "shortcut", self.initialization, self.dtype)
         return x + h
 
