@@ -89,7 +89,8 @@ class Dense(nn.Module):
             bias = bias + jnp.dot(passed, kernel)
         narrow, start = kernel.astype(self.dtype), 0
         if apart:
-            return jnp.dot(x.astype(self.dtype), narrow), bias
+            (whole,) = parts
+            return jnp.dot(whole.astype(self.dtype), narrow), bias
         total = bias
         for part in parts:
             product = jnp.dot(part.astype(self.dtype), narrow[start : start + part.shape[-1]])

@@ -312,7 +312,8 @@ class ResidualBlock(nn.Module):
         h = conv(self.features, h, "conv_1", self.initialization, self.dtype, zero=True)
         if isinstance(x, tuple) and not (self.few_passes and self.resample is None and c != self.features):
             x = jnp.concatenate(x, axis=-1)
-        x = self._resampled(x)
+        if not isinstance(x, tuple):
+            x = self._resampled(x)
         if c != self.features or self.resample is not None:
             x = dense(self.features, x, "shortcut", self.initialization, self.dtype)
         return (x + h) * _HALF
