@@ -33,7 +33,7 @@ def points(table: pathlib.Path, figure: str | None) -> tuple[str, dict[int, dict
     for line in lines:
         width = _WIDTH.search(line["other"])
         found.setdefault(line["checkpoint"], {})[float(width[1]) if width else 0.0] = line["figures"][name]
-    return name, found
+    return name, {checkpoint: by_width for checkpoint, by_width in found.items() if by_width.keys() > {0.0}}
 
 
 def main() -> None:

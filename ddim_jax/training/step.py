@@ -284,6 +284,7 @@ def make_train_step(
             )
             if isinstance(new_state, PowerTrainState):
                 new_state = update_power_averages(train, new_state)
-        return new_state, StepMetrics(*mean, optax.tree.norm(grads))
+        norm = optax.tree.norm(grads)
+        return new_state, StepMetrics(mean.loss, mean.image_loss, mean.quartile_loss, mean.quartile_share, norm)
 
     return train_step
