@@ -30,6 +30,8 @@ class Conv(nn.Module):
         dtype: dtype of image, kernel and result; parameters are float32.
         kernel_init: draws the ``kernel`` [3, 3, c, features].
         bias_init: draws the ``bias`` [features].
+        few_passes: add in ``dtype`` what is added: cuDNN does so in float32, before it rounds and writes the result,
+            where XLA lets it, and XLA lets it where all have the result's dtype.
     """
 
     features: int
@@ -37,23 +39,35 @@ class Conv(nn.Module):
     dtype: jax.typing.DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
+    few_passes: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, offset: jax.Array | None = None, apart: bool = False) -> Any:
+    def __call__(
+        self,
+        x: jax.Array,
+        offset: jax.Array | None = None,
+        apart: bool = False,
+        residual: jax.Array | None = None,
+    ) -> Any:
         """Maps [n, h, w, c] to [n, h / stride, w / stride, features].
 
         Args:
             x: images.
             offset: float32, added to the result like the bias; of any shape that broadcasts to it.
             apart: add neither, and return the sum of both beside the result.
+            residual: images to add to the result.
         """
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
         if apart:
             product = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
             return product, bias if offset is None else bias + offset
+        if self.few_passes and offset is None:
+            product = _with_bias(convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride), bias)
+            return product if residual is None else product + residual
         total = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride).astype(jnp.float32) + bias
-        return (total if offset is None else total + offset).astype(self.dtype)
+        total = (total if offset is None else total + offset).astype(self.dtype)
+        return total if residual is None else residual + total
 
 
 class Dense(nn.Module):
@@ -151,6 +165,23 @@ def _convolve_jvp(stride: int, primals: tuple, tangents: tuple) -> tuple[jax.Arr
     return convolve(x, kernel, stride), functools.reduce(jnp.add, changes)
 
 
+@jax.custom_vjp
+def _with_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """Images and a bias, added in the dtype of the images; the gradient of the bias is a sum in float32."""
+    return x + bias.astype(x.dtype)
+
+
+def _with_bias_forward(x: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
+    return _with_bias(x, bias), None
+
+
+def _with_bias_backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return gradient, jnp.sum(gradient.astype(jnp.float32), axis=(0, 1, 2))
+
+
+_with_bias.defvjp(_with_bias_forward, _with_bias_backward)
+
+
 # --- layers of the calling module ---------------------------------------------------------------
 
 
@@ -165,10 +196,12 @@ def conv(
     zero: bool = False,
     offset: jax.Array | None = None,
     apart: bool = False,
+    residual: jax.Array | None = None,
+    few_passes: bool = False,
 ) -> Any:
     """A 3x3 convolution of the calling module, applied to x."""
     kernel_init, bias_init = initializers(initialization, 9 * x.shape[-1], zero)
-    return Conv(features, stride, dtype, kernel_init, bias_init, name=name)(x, offset, apart)
+    return Conv(features, stride, dtype, kernel_init, bias_init, few_passes, name=name)(x, offset, apart, residual)
 
 
 def dense(

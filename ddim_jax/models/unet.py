@@ -184,7 +184,10 @@ class UNet(nn.Module):
             return module(x)
 
         embedding = self._embed(time, label, vector)
-        x = conv(self.channels, x, "conv_in", self.initialization, self.dtype)
+        convolved = functools.partial(
+            conv, initialization=self.initialization, dtype=self.dtype, few_passes=self.few_passes
+        )
+        x = convolved(self.channels, x, "conv_in")
 
         skips = [x]
         for level, multiplier in enumerate(self.multipliers):
@@ -201,9 +204,9 @@ class UNet(nn.Module):
                 elif self.downsample_padding:
                     # Zeros on all sides now, and the row and column that follow from those right and below left out.
                     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-                    x = conv(x.shape[-1], x, name, self.initialization, self.dtype, stride=2)[:, :-1, :-1]
+                    x = convolved(x.shape[-1], x, name, stride=2)[:, :-1, :-1]
                 else:
-                    x = conv(x.shape[-1], x, name, self.initialization, self.dtype, stride=2)
+                    x = convolved(x.shape[-1], x, name, stride=2)
                 skips.append(x)
 
         x = block(x, x.shape[-1], "mid_block_0")
@@ -220,7 +223,7 @@ class UNet(nn.Module):
                 if self.resample_blocks:
                     x = block(x, x.shape[-1], name, "up")
                 else:
-                    x = conv(x.shape[-1], upsample_nearest(x), name, self.initialization, self.dtype)
+                    x = convolved(x.shape[-1], upsample_nearest(x), name)
 
         # The last layer in float32: its 2^-8 rounding in bfloat16 would be noise in every sampling step.
         x = nn.swish(GroupNorm(self.num_groups, jnp.float32, self.norm_eps, name="norm_out")(x))
@@ -316,13 +319,15 @@ class ResidualBlock(nn.Module):
             h = GroupNorm(self.num_groups, self.dtype, self.norm_eps, name="norm_1")(h, swish=True)
         if keys is not None and (self.scale_shift_norm or not self.few_passes):
             h = dropout_each(h, keys, self.dropout)
-        h = conv(self.features, h, "conv_1", self.initialization, self.dtype, zero=True)
         c = sum(part.shape[-1] for part in x) if isinstance(x, tuple) else x.shape[-1]
         if isinstance(x, tuple) and not (self.few_passes and c != self.features):
             x = jnp.concatenate(x, axis=-1)
         if c != self.features:
             x = dense(self.features, x, "shortcut", self.initialization, self.dtype)
-        return x + h
+        return conv(
+            self.features, h, "conv_1", self.initialization, self.dtype, zero=True, residual=x,
+            few_passes=self.few_passes,
+        )  # fmt: skip
 
 
 class Attention(nn.Module):
