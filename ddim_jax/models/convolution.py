@@ -105,7 +105,8 @@ class Dense(nn.Module):
             bias = bias + jnp.dot(passed, kernel)
         narrow = kernel.astype(self.dtype)
         if not apart:
-            product = jnp.dot(x.astype(self.dtype), narrow)
+            (whole,) = parts
+            product = jnp.dot(whole.astype(self.dtype), narrow)
             return (product.astype(jnp.float32) + bias).astype(self.dtype)
         # As convolutions, of which cuDNN adds each to the one before while it writes it.
         total, start = None, 0

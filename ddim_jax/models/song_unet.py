@@ -312,8 +312,7 @@ class ResidualBlock(nn.Module):
         h = conv(self.features, h, "conv_1", self.initialization, self.dtype, zero=True)
         if isinstance(x, tuple):
             x = jnp.concatenate(x, axis=-1)
-        if not isinstance(x, tuple):
-            x = self._resampled(x)
+        x = self._resampled(x)
         if c != self.features or self.resample is not None:
             x = dense(self.features, x, "shortcut", self.initialization, self.dtype)
         return (x + h) * _HALF

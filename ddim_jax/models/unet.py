@@ -321,16 +321,17 @@ class ResidualBlock(nn.Module):
             h = dropout_each(h, keys, self.dropout)
         c = sum(part.shape[-1] for part in x) if isinstance(x, tuple) else x.shape[-1]
         passed = None
-        if self.few_passes and c != self.features:
-            x, passed = dense(self.features, x, "shortcut", self.initialization, self.dtype, apart=True)
+        if c == self.features:
+            shortcut = jnp.concatenate(x, axis=-1) if isinstance(x, tuple) else x
+        elif self.few_passes:
+            shortcut, passed = dense(self.features, x, "shortcut", self.initialization, self.dtype, apart=True)
             # The barrier keeps XLA from adding the convolution below to this one.
-            x = jax.lax.optimization_barrier(x)
+            shortcut = jax.lax.optimization_barrier(shortcut)
         else:
-            x = jnp.concatenate(x, axis=-1) if isinstance(x, tuple) else x
-            if c != self.features:
-                x = dense(self.features, x, "shortcut", self.initialization, self.dtype)
+            whole = jnp.concatenate(x, axis=-1) if isinstance(x, tuple) else x
+            shortcut = dense(self.features, whole, "shortcut", self.initialization, self.dtype)
         return conv(
-            self.features, h, "conv_1", self.initialization, self.dtype, zero=True, offset=passed, residual=x,
+            self.features, h, "conv_1", self.initialization, self.dtype, zero=True, offset=passed, residual=shortcut,
             few_passes=self.few_passes,
         )  # fmt: skip
 
