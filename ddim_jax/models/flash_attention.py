@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 # With fewer pixels the logits are small, and there is nothing to gain. The published networks have 256.
-_FEWEST_PIXELS = 256
+_FEWEST_PIXELS = 1024
 
 
 def local_compute_capability() -> str:
