@@ -15,6 +15,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 INSTALLED_AS = {
     "PIL": "pillow",
     "absl": "absl-py",
+    "griffe": "griffelib",
     "importlinter": "import-linter",
     "ml_collections": "ml-collections",
     "orbax": "orbax-checkpoint",
@@ -52,7 +53,7 @@ def test_the_package_imports_what_it_declares_and_nothing_else():
         assert package in declared(PROJECT["optional-dependencies"][extra])
 
 
-@pytest.mark.parametrize(("folder", "extras"), [("scripts", ()), ("tests", ("test", "parity", "hub"))])
+@pytest.mark.parametrize(("folder", "extras"), [("scripts", ("docs",)), ("tests", ("test", "parity", "hub"))])
 def test_scripts_and_tests_import_what_is_declared(folder, extras):
     further = [requirement for extra in extras for requirement in PROJECT["optional-dependencies"][extra]]
     assert imported(folder) <= declared([*PROJECT["dependencies"], *further])
