@@ -1,7 +1,7 @@
 """What a network trained for a task makes of it, beside interpolation and RePaint: PSNR, SSIM, time.
 
     python scripts/compare_restoration.py runs/superres --num 256 --out superres.png
-    python scripts/compare_restoration.py runs/inpaint --num 256 --repaint mnist-small --out inpaint.png
+    python scripts/compare_restoration.py runs/inpaint --num 256 --repaint mnist-unconditional --out inpaint.png
 
 For the first images of ``data.validation``: what the network draws once; the mean of several draws, which has the
 higher PSNR and shows the blur that it pays for that; what is there already (bicubic interpolation of a smaller picture;

@@ -1,16 +1,25 @@
-"""Compiles the training step or the sampler for devices that need not be at hand, and prints what the program costs.
+"""Compiles the training step, the sampler or Inception for devices that need not be there, and prints the cost.
 
     python scripts/inspect_program.py --config=configs/cifar10.py:bf16 --topology=tpu:v5e:2x2 --devices=1 --batch=128
+    python scripts/inspect_program.py --config=configs/cifar10.py:bf16 --topology=cuda:h100 --batch=128
     python scripts/inspect_program.py --config=configs/cifar10.py --topology=cpu --devices=8 --batch=2 --program=sample
 
-Nothing runs. With the extra ``tpu`` XLA's compiler for TPUs works on any machine, and says of each piece of the program
-how many cycles it expects it to take. That is the compiler's estimate, not a measurement, and leaves out what devices
-wait for one another and for the host. Topologies have Cloud TPU's names: ``tpu:v5e:2x2`` are 4 chips, ``tpu:v5e:16x16``
-256, ``tpu:v5p:8x8x16`` 1,024.
+Nothing runs.
+
+With the extra ``tpu`` XLA's compiler for TPUs works on any machine, and says of each piece of the program how many
+cycles it expects it to take. That is the compiler's estimate, not a measurement, and leaves out what devices wait for
+one another and for the host. Topologies have Cloud TPU's names: ``tpu:v5e:2x2`` are 4 chips, ``tpu:v5e:16x16`` 256,
+``tpu:v5p:8x8x16`` 1,024.
+
+With the extra ``cuda`` XLA's compiler for NVIDIA GPUs does: ``cuda:h100``, ``cuda:h200``, ``cuda:a100``, and
+``cuda:h100x8`` for eight of them. It makes no estimate; from the program's text this script reads what each kernel
+computes, reads and writes, and adds up the least time (``inspecting/roofline.py``). Without a GPU nothing is autotuned:
+on a real one XLA may choose other kernels.
 
 The programs are those of the jobs, made by the same functions for all devices (``ddim_jax/parallel.py``): one training
-step on images given to it (:func:`~ddim_jax.training.step.make_train_step`), and the sampler
-(:func:`~ddim_jax.sampling.programs.image_program`). Further options change the config: ``--config.sample.steps=10``.
+step on images given to it (:func:`~ddim_jax.training.step.make_train_step`), the sampler
+(:func:`~ddim_jax.sampling.programs.image_program`), and Inception on images of the config's size. Further options
+change the config: ``--config.sample.steps=10``.
 """
 
 import argparse
@@ -20,16 +29,16 @@ import importlib.util
 import json
 import os
 import pathlib
-import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from benchmarks.machine import known_peak
+from benchmarks.machine import known_device, known_peak
+from inspecting import cuda, roofline
+from inspecting.text import Program, collectives, layer_of
 from jax.experimental import topologies
 
 from ddim_jax import parallel
@@ -40,22 +49,14 @@ from ddim_jax.diffusion.table import as_data
 from ddim_jax.errors import UserError
 from ddim_jax.jobs.describe import flops
 from ddim_jax.main import parse as parse_command
+from ddim_jax.measuring.resize import resize
 from ddim_jax.memory import program_memory
 from ddim_jax.models import build_model
+from ddim_jax.models.inception import INPUT_SIZE, Inception
 from ddim_jax.sampling.image_sampler import blank_items
 from ddim_jax.sampling.programs import Given, image_program
 from ddim_jax.training.state import abstract_state, make_optimizer
 from ddim_jax.training.step import make_train_step
-
-# Collectives by their names in XLA's language; those that overlap with other work are cut into a start and a wait.
-COLLECTIVES = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-)
 
 # From the peak of the data sheet and the multiply-adds of a cycle: 4 matrix units of 128x128 a core on v5e and v5p,
 # whose chips have one and two cores, 256x256 on v6e.
@@ -63,132 +64,7 @@ _CLOCK_HZ = {"TPU v5 lite": 1.5e9, "TPU v5": 1.75e9, "TPU v6 lite": 1.75e9}
 
 _LISTED = 20
 
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
-_BYTES |= {"s64": 8, "u64": 8, "f64": 8}
-
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
-_WRAPPER = re.compile(r"\w*\(|(while|body|cond|closed_call|shard_map|checkpoint|rematted_computation|branch_\d+_fun)$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(")
-
-
-# --- the compiled program's text ----------------------------------------------------------------
-
-
-class Instruction(NamedTuple):
-    """An instruction of a compiled program that is executed on its own, and not as a part of a fusion.
-
-    Attributes:
-        name: its name in the program.
-        opcode: what it does: ``fusion``, ``convolution``, ``all-reduce`` ...
-        type: shapes of its result.
-        source: the operation of the network that it comes from, as JAX names it; empty where XLA made it itself.
-        cycles: the compiler's estimate for one execution; 0 where it gives none.
-        times: how often it is executed in one run of the program.
-    """
-
-    name: str
-    opcode: str
-    type: str
-    source: str
-    cycles: int
-    times: int
-
-
-def instructions(hlo: str) -> list[Instruction]:
-    """All that a compiled program executes: its entry, and the bodies of its loops and branches.
-
-    Args:
-        hlo: from ``compiled.as_text()``. Loops of unknown length count once.
-    """
-    computations: dict[str, list[str]] = {}
-    entry, current = "", ""
-    for line in hlo.splitlines():
-        begins = _COMPUTATION.match(line)
-        if begins:
-            current = begins[2]
-            computations[current] = []
-            entry = current if begins[1] else entry
-        elif current:
-            computations[current].append(line)
-    return list(_executed(computations, entry, 1))
-
-
-def _executed(computations: dict[str, list[str]], name: str, times: int) -> Iterator[Instruction]:
-    for line in computations.get(name, ()):
-        found = _INSTRUCTION.match(line)
-        if found is None:
-            continue
-        opcode = found[3]
-        source = re.search(r'op_name="([^"]*)"', line)
-        cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
-        yield Instruction(
-            found[1], opcode, found[2], source[1] if source else "", int(cycles[1]) if cycles else 0, times
-        )
-        if opcode == "while":
-            inner = times * _loop_length(computations, line)
-        elif opcode in ("call", "conditional"):
-            inner = times
-        else:
-            continue
-        for called in re.findall(r"(?:body|condition|to_apply|calls|_computation)=%?([\w.\-]+)", line):
-            yield from _executed(computations, called, inner)
-        for branches in re.findall(r"branch_computations=\{([^}]*)\}", line):
-            for branch in re.findall(r"%?([\w.\-]+)", branches):
-                yield from _executed(computations, branch, inner)
-
-
-def _loop_length(computations: dict[str, list[str]], line: str) -> int:
-    """How often a loop runs: as XLA says it or, as on TPUs it does not, the bound that ``lax.scan`` counts up to."""
-    said = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-    condition = re.search(r"condition=%?([\w.\-]+)", line)
-    bounds = [
-        int(bound)
-        for each in computations.get(condition[1] if condition else "", ())
-        for bound in re.findall(r" = s32\[\]\S* constant\((\d+)\)", each)
-    ]
-    return int(said[1]) if said else bounds[0] if len(bounds) == 1 else 1
-
-
-class Traffic(NamedTuple):
-    """Collectives of one kind in one run of a program.
-
-    Attributes:
-        number: how many are executed.
-        bytes: bytes of their results on each device.
-    """
-
-    number: int
-    bytes: int
-
-
-def collectives(hlo: str) -> dict[str, Traffic]:
-    """What crosses the network in one run of a compiled program, by kind; empty on one device."""
-    found: dict[str, Traffic] = {}
-    for instruction in instructions(hlo):
-        kind = instruction.opcode.removesuffix("-start")
-        if kind in COLLECTIVES:
-            before = found.get(kind, Traffic(0, 0))
-            found[kind] = Traffic(
-                before.number + instruction.times, before.bytes + instruction.times * _size(instruction.type)
-            )
-    return found
-
-
-def _size(shapes: str) -> int:
-    """Bytes of a result: of ``f32[3,3]{1,0}``, or of a tuple of such."""
-    sizes = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shapes)
-    return sum(_BYTES.get(dtype, 0) * int(np.prod([int(n) for n in dims.split(",") if n])) for dtype, dims in sizes)
-
-
-def _layer(instruction: Instruction) -> str:
-    """The kind of layer that an instruction belongs to, with its direction: ``conv``, ``norm, backward`` ..."""
-    if not instruction.source:
-        return f"({instruction.opcode})"
-    # A source looks like jit(_fun)/shard_map/while/body/transpose(jvp(UNet))/up_0_block_1/conv_0/reduce_sum: without
-    # what JAX wraps around layers, the last but one names the layer.
-    inside = [part for part in instruction.source.split("/") if not _WRAPPER.match(part)]
-    layer = re.sub(r"_\d+$", "", inside[-2]) if len(inside) > 1 else "(optimiser, loss, and other)"
-    return f"{layer}, backward" if "transpose(" in instruction.source else layer
+PROGRAMS = ("train", "sample", "inception")
 
 
 # --- the program --------------------------------------------------------------------------------
@@ -199,11 +75,11 @@ def devices_of(topology: str, count: int) -> parallel.Devices:
 
     Args:
         topology: ``cpu``, for as many CPU devices of this machine, ``local``, for the devices of this machine, or
-            ``tpu:`` and the name of a TPU topology.
+            ``tpu:`` and the name of a TPU topology, or ``cuda:`` and a GPU of ``inspecting/cuda.py``.
         count: number of devices.
 
     Raises:
-        UserError: an unknown topology, too few devices, or TPUs without libtpu.
+        UserError: an unknown topology, too few devices, or no compiler for them.
     """
     if topology in ("cpu", "local"):
         if topology == "cpu":
@@ -212,8 +88,13 @@ def devices_of(topology: str, count: int) -> parallel.Devices:
         devices = jax.local_devices()
     elif topology.startswith("tpu:"):
         devices = _tpu_devices(topology.removeprefix("tpu:"))
+    elif topology.startswith("cuda:"):
+        devices = cuda.devices(topology.removeprefix("cuda:"))
     else:
-        raise UserError(f"--topology={topology} is unknown; give cpu, local, or a TPU's, such as tpu:v5e:2x2")
+        raise UserError(
+            f"--topology={topology} is unknown; give cpu, local, a TPU's, such as tpu:v5e:2x2, or GPUs, such as "
+            "cuda:h100 or cuda:h100x8"
+        )
     if len(devices) < count:
         raise UserError(f"--topology={topology} has {len(devices)} devices, not --devices={count}")
     return devices[: count or len(devices)]
@@ -233,11 +114,11 @@ def _tpu_devices(name: str) -> parallel.Devices:
 
 
 def compile_program(config: Config, program: str, devices: parallel.Devices, batch: int) -> jax.stages.Compiled:
-    """Compiles one training step, or one sampler, for devices that need not exist.
+    """Compiles one training step, one sampler, or Inception, for devices that need not exist.
 
     Args:
         config: the run.
-        program: ``train`` or ``sample``.
+        program: one of ``PROGRAMS``.
         devices: from :func:`devices_of`.
         batch: images on each device.
 
@@ -245,7 +126,12 @@ def compile_program(config: Config, program: str, devices: parallel.Devices, bat
         UserError: settings that no program can be made of.
     """
     num = batch * len(devices)
-    model = build_model(config, parallel.mean_over_devices)
+    if program == "inception":
+        features: Any = parallel.map_over_batch(_features(config), devices)
+        pictures = jax.ShapeDtypeStruct((num, *config.data.image_shape), jnp.uint8)
+        parts = jax.eval_shape(lambda images: parallel.split_batch(images, len(devices)), pictures)
+        return features.lower(_inception_variables(), parts).compile()
+    model = build_model(config, parallel.mean_over_devices, compute_capability=cuda.compute_capability(devices))
     optimizer = make_optimizer(config.train, max(1, config.train.steps))
     state = abstract_state(config, model, optimizer)
     if program == "sample":
@@ -253,7 +139,8 @@ def compile_program(config: Config, program: str, devices: parallel.Devices, bat
         # The table is known here and not given, so that the text says how often the loop is run.
         sampler: Any = parallel.map_over_batch(lambda variables, items: draw(Given(variables, table), items), devices)
         variables = {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
-        items = parallel.split_batch(blank_items(config, num), len(devices))
+        # Shapes and no arrays: those would have to be where the program runs.
+        items = jax.eval_shape(lambda: parallel.split_batch(blank_items(config, num), len(devices)))
         return sampler.lower(variables, items).compile()
     step: Any = parallel.step_over_batch(
         make_train_step(config, model, optimizer, parallel.mean_over_devices), devices, donate=True
@@ -264,8 +151,22 @@ def compile_program(config: Config, program: str, devices: parallel.Devices, bat
     return step.lower(state, parts).compile()
 
 
+def _features(config: Config) -> Callable[[Any, jax.Array], Any]:
+    """From uint8 images to Inception's features, as an evaluation computes them."""
+    return lambda variables, images: Inception().apply(variables, resize(images, config.eval.resize))
+
+
+def _inception_variables() -> Any:
+    """Shapes of Inception's parameters."""
+    image = jax.ShapeDtypeStruct((1, INPUT_SIZE, INPUT_SIZE, 3), jnp.float32)
+    return jax.eval_shape(Inception().init, jax.random.key(0), image)
+
+
 def flops_by_hand(config: Config, program: str, batch: int) -> int:
     """Convolutions and matrix products of ``batch`` images; a backward pass counts as two forward ones."""
+    if program == "inception":
+        picture = jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.uint8)
+        return batch * flops(jax.make_jaxpr(_features(config))(_inception_variables(), picture))
     model = build_model(config)
     state = abstract_state(config, model, make_optimizer(config.train, 1))
     image = jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.float32)
@@ -283,20 +184,24 @@ def inspect(config: Config, program: str, devices: parallel.Devices, batch: int)
 
     Args:
         config: the run.
-        program: ``train`` or ``sample``.
+        program: one of ``PROGRAMS``.
         devices: from :func:`devices_of`.
         batch: images on each device.
     """
     start = time.perf_counter()
-    compiled = compile_program(config, program, devices, batch)
+    with cuda.as_if_there(devices):
+        compiled = compile_program(config, program, devices, batch)
     seconds = time.perf_counter() - start
     hlo = compiled.as_text() or ""
     analysis: Any = compiled.cost_analysis() or {}
     memory = program_memory(compiled)
     by_hand = flops_by_hand(config, program, batch)
+    device_kind = devices[0].device_kind
+    # Inception is exact wherever it runs.
+    dtype = "exact" if program == "inception" else config.model.dtype
     return {
         "program": program,
-        "device": devices[0].device_kind,
+        "device": device_kind,
         "devices": len(devices),
         "images_per_device": batch,
         "compile_seconds": seconds,
@@ -305,30 +210,76 @@ def inspect(config: Config, program: str, devices: parallel.Devices, batch: int)
         "bytes_accessed": analysis.get("bytes accessed"),
         "memory": None if memory is None else memory._asdict() | {"total": memory.total},
         "collectives": {kind: traffic._asdict() for kind, traffic in collectives(hlo).items()},
-        "estimate": _estimate(hlo, devices[0].device_kind, by_hand, config.model.dtype),
+        "estimate": _estimate(hlo, device_kind, by_hand, dtype),
+        "roofline": _roofline(hlo, device_kind, by_hand, dtype) if devices[0].platform == "gpu" else None,
     }, hlo
 
 
 def _estimate(hlo: str, device_kind: str, by_hand: int, dtype: str) -> dict[str, Any] | None:
     """The compiler's own estimate of a program's cost; None where it makes none."""
-    executed = [each for each in instructions(hlo) if each.cycles]
+    executed = [each for each in Program(hlo).instructions() if each.cycles]
     cycles = sum(each.cycles * each.times for each in executed)
     if not cycles:
         return None
     layers: collections.Counter[str] = collections.Counter()
     for each in executed:
-        layers[_layer(each)] += each.cycles * each.times
+        layers[layer_of(each)] += each.cycles * each.times
     most = sorted(executed, key=lambda each: each.cycles * each.times, reverse=True)[:_LISTED]
     estimate: dict[str, Any] = {
         "cycles": cycles,
         "layers": dict(layers.most_common(_LISTED)),
-        "instructions": [each._asdict() for each in most],
+        "instructions": [
+            {
+                "name": each.name,
+                "opcode": each.opcode,
+                "source": each.source,
+                "cycles": each.cycles,
+                "times": each.times,
+            }
+            for each in most
+        ],
     }
     clock, peak = _CLOCK_HZ.get(device_kind), known_peak(device_kind, dtype)
     if clock is not None and peak is not None:
         seconds = cycles / clock
         estimate |= {"clock_hz": clock, "seconds": seconds, "share_of_peak": by_hand / seconds / (peak * 1e12)}
     return estimate
+
+
+def _roofline(hlo: str, device_kind: str, by_hand: int, dtype: str) -> dict[str, Any] | None:
+    """The least time that a program for GPUs takes (``inspecting/roofline.py``); None for a GPU of unknown limits."""
+    peak = known_device(device_kind)
+    if peak is None:
+        return None
+    kernels = roofline.kernels(hlo, peak)
+    everything = roofline.total(kernels)
+    others = [kernel for kernel in kernels if not roofline.is_convolution(kernel)]
+    by_layer = roofline.by([f"{kernel.layer}: {kernel.kind}" for kernel in others], others)
+    most = sorted(kernels, key=lambda kernel: kernel.seconds * kernel.instruction.times, reverse=True)[:_LISTED]
+    return {
+        "kernels": everything.kernels,
+        "bytes": everything.bytes,
+        "bytes_beside_convolutions": roofline.total(others).bytes,
+        "seconds": everything.seconds,
+        "flop_counted": sum(kernel.flop * kernel.instruction.times for kernel in kernels),
+        "share_of_peak_assumed": roofline.SHARE_OF_PEAK,
+        "bandwidth": peak.bandwidth * 1e12,
+        "share_of_peak": by_hand / everything.seconds / (getattr(peak, dtype) * 1e12),
+        "kinds": {kind: each._asdict() for kind, each in roofline.by([k.kind for k in kernels], kernels).items()},
+        "layers": {layer: each._asdict() for layer, each in list(by_layer.items())[:_LISTED]},
+        "instructions": [
+            {
+                "name": kernel.instruction.name,
+                "kind": kernel.kind,
+                "source": kernel.instruction.source,
+                "times": kernel.instruction.times,
+                "flop": kernel.flop,
+                "bytes": kernel.bytes,
+                "seconds": kernel.seconds,
+            }
+            for kernel in most
+        ],
+    }
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -352,6 +303,8 @@ def markdown(found: dict[str, Any]) -> str:
     if not found["collectives"]:
         lines.append("| collectives | none |")
     estimate = found["estimate"]
+    if found["roofline"] is not None:
+        return "\n".join([*lines, *_roofline_lines(found["roofline"])])
     if estimate is None:
         return "\n".join([*lines, "", "XLA's compiler gives no cycles for this device."])
     row("the compiler's estimate, not a measurement", estimate["cycles"], "million cycles", 1e6)
@@ -370,6 +323,31 @@ def markdown(found: dict[str, Any]) -> str:
         cost = share(each["cycles"] * each["times"])
         lines.append(f"| {each['opcode']} {each['name']} | {each['times']} | {cost} | {source} |")
     return "\n".join(lines)
+
+
+def _roofline_lines(limits: dict[str, Any]) -> list[str]:
+    """The report of :func:`_roofline`: the rest of the table of the program, and three more."""
+    share, bandwidth = limits["share_of_peak_assumed"], limits["bandwidth"] / 1e12
+    lines = [
+        f"| kernels | {limits['kernels']:,} |",
+        f"| operations, by the program's text | {limits['flop_counted'] / 1e9:,.3f} GFLOP |",
+        f"| bytes read and written | {limits['bytes'] / 1e9:,.3f} GB |",
+        f"| ... beside cuDNN's convolutions | {limits['bytes_beside_convolutions'] / 1e9:,.3f} GB |",
+        f"| the least time, at {share:.0%} of the peak and {bandwidth:g} TB/s | {limits['seconds'] * 1e3:,.3f} ms |",
+        f"| ... share of the data sheet's peak, by operations by hand | {limits['share_of_peak']:.1%} |",
+    ]
+    for key, title in (("kinds", "kernels that are"), ("layers", "kernels beside convolutions of")):
+        lines += ["", f"| {title} | number | GB | ms |", "|---|---:|---:|---:|"]
+        lines += [
+            f"| {name} | {each['kernels']:,} | {each['bytes'] / 1e9:,.3f} | {each['seconds'] * 1e3:,.3f} |"
+            for name, each in limits[key].items()
+        ]
+    lines += ["", "| kernel | times | GFLOP | MB | ms | from |", "|---|---:|---:|---:|---:|---|"]
+    for each in limits["instructions"]:
+        source = "/".join(each["source"].split("/")[-3:])
+        cost = f"{each['flop'] / 1e9:,.1f} | {each['bytes'] / 1e6:,.1f} | {each['seconds'] * 1e3:,.3f}"
+        lines.append(f"| {each['name']} | {each['times']} | {cost} | {source} |")
+    return lines
 
 
 # --- the command --------------------------------------------------------------------------------
@@ -392,9 +370,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="--config=FILE[:VARIANTS] and --config.GROUP.KEY=VALUE choose the network",
         allow_abbrev=False,
     )
-    parser.add_argument("--topology", default="local", help="cpu, local, or tpu:NAME (%(default)s)")
+    parser.add_argument("--topology", default="local", help="cpu, local, tpu:NAME or cuda:NAME (%(default)s)")
     parser.add_argument("--devices", type=int, default=0, help="how many of its devices (all)")
-    parser.add_argument("--program", choices=("train", "sample"), default="train", help="(%(default)s)")
+    parser.add_argument("--program", choices=PROGRAMS, default="train", help="(%(default)s)")
     parser.add_argument("--batch", type=int, default=128, help="images on each device (%(default)s)")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="file for all figures")
     parser.add_argument("--hlo", type=pathlib.Path, metavar="FILE", help="file for the compiled program's text")

@@ -232,7 +232,7 @@ def test_a_notebook_is_told_why_there_are_no_pictures(broken):
 
 
 def test_a_job_writes_no_picture_of_nan(broken, workdir, monkeypatch):
-    monkeypatch.setattr("ddim_jax.pipeline.load", lambda *_: broken)
+    monkeypatch.setattr("ddim_jax.pipeline.load", lambda *_, **__: broken)
     with pytest.raises(UserError, match="NaN or infinity in place of image 77"):
         sample(with_sample(broken.config, start=77, num=2), workdir)
     assert not list(workdir.glob("sample/*/00007*.png"))
@@ -348,7 +348,7 @@ def test_a_name_that_no_model_has(workdir, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="there is no workdir mnist-smal; did you mean 'mnist-small'"):
         ddim_jax.load("mnist-smal")
-    with pytest.raises(UserError, match=r"load\(3\): the path of a workdir is meant, or one of mnist-small"):
+    with pytest.raises(UserError, match=r"load\(3\): the path of a workdir is meant, or one of mnist-small, mnist-unconditional"):
         ddim_jax.load(3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="step='newest': the step of a checkpoint is meant, or 'best'"):
         ddim_jax.load(workdir, step="newest")  # pyright: ignore[reportArgumentType]

@@ -73,7 +73,7 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
     check_labels(source, config.model.num_classes)
     config = with_statistics(config, workdir, source)
     total_steps = count_steps(config, len(source))
-    model = build_model(config, parallel.mean_over_devices, flash_attention=True)
+    model = build_model(config, parallel.mean_over_devices)
     guide = load_guide(config)
     shown_source = source if validation_source is None else validation_source
     shown = condition_of_examples(config, shown_source, config.train.sample_num)

@@ -61,17 +61,16 @@ class ImageSet(Protocol):
         ...
 
     def batches(self, indices: np.ndarray, size: int) -> Iterator[Loaded]:
-        """Reads images ``size`` at a time, the next ones while the caller handles these."""
+        """Reads images ``size`` at a time, the next ones while the caller handles these; none of them empty."""
         parts = [indices[start : start + size] for start in range(0, len(indices), size)]
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             ahead = None
-            for part in parts:
-                reading = pool.submit(self.load, part)
-                if ahead is not None:
-                    yield ahead.result()
+            for part in [*parts, None]:
+                reading = None if part is None else pool.submit(self.load, part)
+                # Where all of a part are left out there is nothing to handle.
+                if ahead is not None and len((loaded := ahead.result()).index):
+                    yield loaded
                 ahead = reading
-            if ahead is not None:
-                yield ahead.result()
 
 
 def open_image_set(path: str, data: DataConfig, split: str = "", key: str = "eval.images") -> ImageSet:

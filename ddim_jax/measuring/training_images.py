@@ -4,8 +4,8 @@ Features and pixels of all training images are computed once and kept in the cac
 memory maps (``rows_on_disk.py``); a program that is killed meanwhile goes on with the images that are missing.
 """
 
-import contextlib
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,15 +103,16 @@ def training_images(config: Config, extractor: Extractor) -> TrainingImages:
     Raises:
         UserError: they cannot be read, there are fewer than three, or the held-out images are training images.
     """
-    normalization = build_normalization(config)
+    normalization, shape = build_normalization(config), config.data.image_shape
     images = DataImages(config.data)
-    rows = image_rows(images, np.arange(len(images)), extractor, normalization)
+    rows = image_rows(images, np.arange(len(images)), shape, extractor, normalization)
     check_training(len(rows.number))
     split = held_out_split(config)
     if not split:
         return TrainingImages(images, rows, None)
     others = DataImages(config.data, split)
-    other_rows = image_rows(others, spread_indices(len(others), _MOST_HELD_OUT), extractor, normalization)
+    chosen = spread_indices(len(others), _MOST_HELD_OUT)
+    other_rows = image_rows(others, chosen, shape, extractor, normalization)
     some = other_rows.pixels[spread_indices(len(other_rows.pixels), _TRIED)]
     if np.median(nearest(some, rows.pixels).distance) == 0:
         key = "data.validation" if config.data.validation else "eval.reference_split"
@@ -122,12 +123,19 @@ def training_images(config: Config, extractor: Extractor) -> TrainingImages:
     return TrainingImages(images, rows, neighbours(other_rows.features, rows.features))
 
 
-def image_rows(images: ImageSet, chosen: np.ndarray, extractor: Extractor, normalization: Normalization) -> ImageRows:
+def image_rows(
+    images: ImageSet,
+    chosen: np.ndarray,
+    shape: tuple[int, int, int],
+    extractor: Extractor,
+    normalization: Normalization,
+) -> ImageRows:
     """Computes features and pixels of images, or reads them from the cache.
 
     Args:
         images: the set.
         chosen: int64 [n], which of them, ascending.
+        shape: of each, [h, w, c].
         extractor: of the features.
         normalization: says which values are pixels 0 and 1.
 
@@ -141,8 +149,9 @@ def image_rows(images: ImageSet, chosen: np.ndarray, extractor: Extractor, norma
         "pixels": normalization.facts,
     }
     folder = epath.Path(cache_dir("rows")) / f"{images.name}-{digest_of_facts(facts)[:12]}".replace("/", "_")
+    rows = _Rows(images, chosen, shape, extractor, normalization)
     if not is_trusted(folder):
-        return _filled(None, images, chosen, extractor, normalization)
+        return rows.filled(None)
     make_folder(folder)
     with one_writer(
         folder.parent,
@@ -152,48 +161,55 @@ def image_rows(images: ImageSet, chosen: np.ndarray, extractor: Extractor, norma
         of_each_process=True,
         while_waiting=lambda: None,
     ):
-        return _filled(folder, images, chosen, extractor, normalization)
+        return rows.filled(folder)
 
 
-def _filled(
-    folder: epath.Path | None, images: ImageSet, chosen: np.ndarray, extractor: Extractor, normalization: Normalization
-) -> ImageRows:
-    height, width, channels = images.load(chosen[:1]).image.shape[1:]
-    done, usable = np.zeros(len(chosen), bool), np.zeros(len(chosen), bool)
-    opened = {}
-    is_new = False
-    for name, size in (("features", extractor.dimension), ("pixels", pixel_width((height, width, channels)))):
-        path = None if folder is None else folder / f"{name}.npy"
-        opened[name], is_this_new = open_rows(path, len(chosen), size)
-        is_new |= is_this_new
-    saved = None if folder is None or is_new else load_if_whole(folder / "done.npz")
-    if saved is not None and all(saved.get(name, done).shape == done.shape for name in ("done", "usable")):
-        with contextlib.suppress(KeyError):
-            done, usable = saved["done"].astype(bool), saved["usable"].astype(bool)
+class _Rows(NamedTuple):
+    """What :func:`image_rows` computes."""
 
-    def keep() -> None:
-        for array in opened.values():
-            flush(array)
-        if folder is not None:
-            save_arrays(folder / "done.npz", {"done": done, "usable": usable})
+    images: ImageSet
+    chosen: np.ndarray
+    shape: tuple[int, int, int]
+    extractor: Extractor
+    normalization: Normalization
 
-    todo = np.flatnonzero(~done)
-    bar = progress(len(chosen), f"rows of {images.name}", "image", len(chosen) - len(todo), parallel.is_main_process())
-    last = time.monotonic()
-    with bar:
-        for loaded in images.batches(chosen[todo], extractor.images_per_call) if len(todo) else ():
-            place = np.searchsorted(chosen, loaded.index)
-            opened["features"][place] = extractor(loaded.image).features
-            opened["pixels"][place] = pixel_rows(loaded.image, normalization)
-            # What comes after these, with none left out between, is done too, or cannot be used.
-            usable[place] = True
-            done[: place[-1] + 1] = True
-            bar.update(len(place))
-            if time.monotonic() - last > _SAVE_EVERY_SECONDS:
-                keep()
-                last = time.monotonic()
-    if len(todo):
-        done[:] = True
+    def filled(self, folder: epath.Path | None) -> ImageRows:
+        """Computes what is not there yet, and what could not be used before; in memory without a folder."""
+        num = len(self.chosen)
+        opened: dict[str, np.ndarray] = {}
+        are_new = []
+        for name, size in (("features", self.extractor.dimension), ("pixels", pixel_width(self.shape))):
+            opened[name], is_new = open_rows(None if folder is None else folder / f"{name}.npy", num, size)
+            are_new.append(is_new)
+        usable = np.zeros(num, bool)
+        saved = None if folder is None or any(are_new) else load_if_whole(folder / "usable.npz")
+        if saved is not None and "usable" in saved and saved["usable"].shape == usable.shape:
+            usable = saved["usable"].astype(bool)
+        todo = np.flatnonzero(~usable)
+        if len(todo):
+            self._fill(todo, opened, usable, folder)
+        rows = {name: array if usable.all() else array[usable] for name, array in opened.items()}
+        return ImageRows(self.chosen[usable], rows["features"], rows["pixels"])
+
+    def _fill(
+        self, todo: np.ndarray, opened: Mapping[str, np.ndarray], usable: np.ndarray, folder: epath.Path | None
+    ) -> None:
+        def keep() -> None:
+            for array in opened.values():
+                flush(array)
+            if folder is not None:
+                save_arrays(folder / "usable.npz", {"usable": usable})
+
+        num, last = len(usable), time.monotonic()
+        name = f"rows of {self.images.name}"
+        with progress(num, name, "image", num - len(todo), parallel.is_main_process()) as bar:
+            for loaded in self.images.batches(self.chosen[todo], self.extractor.images_per_call):
+                place = np.searchsorted(self.chosen, loaded.index)
+                opened["features"][place] = self.extractor(loaded.image).features
+                opened["pixels"][place] = pixel_rows(loaded.image, self.normalization)
+                usable[place] = True
+                bar.update(len(place))
+                if time.monotonic() - last > _SAVE_EVERY_SECONDS:
+                    keep()
+                    last = time.monotonic()
         keep()
-    rows = {name: array if usable.all() else array[usable] for name, array in opened.items()}
-    return ImageRows(chosen[usable], rows["features"], rows["pixels"])

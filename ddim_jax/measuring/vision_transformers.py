@@ -9,7 +9,7 @@ A figure depends on how images are prepared. Here it is as those papers' code do
 - ``dinov2``, ``dinov2_vitb14``, ``dinov2_vits14`` as dgm-eval: made 224x224 by Pillow's bicubic filter, which shrinks
   without aliasing and rounds to 8 bits, then ImageNet's mean and deviation of colours. The features are DINOv2's first
   token as it is. (dgm-eval's ``--clean_resize`` does not round. torch-fidelity has another protocol, bilinear as
-  TensorFlow 1, under which a figure may differ by several percent: never compare the two.)
+  TensorFlow 1, and so other figures, by a fifth in one trial with random weights: never compare the two.)
 - ``clip``, ``clip_vitb32`` as CMMD: the largest square in the middle, made 336x336 (224x224) by the same filter, then
   CLIP's own mean and deviation of colours. The features are its embedding, scaled to length 1.
 """

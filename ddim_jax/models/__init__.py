@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from ddim_jax.conditions import Condition
 from ddim_jax.config import Config
-from ddim_jax.models.flash_attention import local_flash_attention_width
+from ddim_jax.models.flash_attention import flash_attention_width, local_compute_capability
 from ddim_jax.models.residual_unet import ResidualUNet
 from ddim_jax.models.song_unet import SongUNet
 from ddim_jax.models.unet import UNet
@@ -29,21 +29,35 @@ MeanOverDevices: TypeAlias = Callable[[Any], Any]
 
 
 def build_model(
-    config: Config, mean_over_devices: MeanOverDevices = lambda tree: tree, *, flash_attention: bool = False
+    config: Config,
+    mean_over_devices: MeanOverDevices = lambda tree: tree,
+    *,
+    compute_capability: str | None = None,
 ) -> Model:
     """Builds the network that ``config.model`` describes.
+
+    On NVIDIA GPUs it takes forms that suit them. They have no forward-mode derivatives; see :func:`with_forward_mode`.
 
     Args:
         config: the run.
         mean_over_devices: averages over the devices that share a training batch, for batch norms.
-        flash_attention: compute attention by cuDNN's flash kernel where this machine's devices and the network's width
-            allow it. Not for who takes forward-mode derivatives (likelihood): it has none.
+        compute_capability: of the NVIDIA GPUs that the network runs on, such as ``9.0``, empty for other devices; None
+            for what this machine has.
 
     Raises:
         UserError: ``config.model.name`` has no network.
     """
     build = lookup(NETWORKS, config.model.name, "model.name")
-    return build(config, mean_over_devices, flash_attention)
+    if compute_capability is None:
+        # Devices are looked for only where it matters: who counts parameters may not want them started.
+        compute_capability = "" if config.model.dtype == "float32" else local_compute_capability()
+    return build(config, mean_over_devices, compute_capability)
+
+
+def with_forward_mode(model: Model) -> Model:
+    """The same network in forms that have forward-mode derivatives."""
+    forms = {"flash_width": 0, "few_passes": False}
+    return model.clone(**{name: value for name, value in forms.items() if hasattr(model, name)})
 
 
 # What is given to a network that is drawn from noise alone; to others it means "none".
@@ -86,7 +100,7 @@ def image_inputs(config: Config) -> int:
     return config.data.picture_channels if "image" in config.model.kinds else 0
 
 
-def _unet(config: Config, mean_over_devices: MeanOverDevices, flash_attention: bool) -> UNet:
+def _unet(config: Config, mean_over_devices: MeanOverDevices, compute_capability: str) -> UNet:
     del mean_over_devices  # Group norms need no other example.
     model = config.model
     return UNet(
@@ -101,7 +115,7 @@ def _unet(config: Config, mean_over_devices: MeanOverDevices, flash_attention: b
         initialization=model.init,
         dtype=jnp.dtype(model.dtype),
         remat=model.remat,
-        flash_width=local_flash_attention_width(model.dtype) if flash_attention else 0,
+        flash_width=flash_attention_width(compute_capability, model.dtype),
         null_label=model.null_label,
         time_freq_shift=model.time_freq_shift,
         time_cos_first=model.time_cos_first,
@@ -116,11 +130,12 @@ def _unet(config: Config, mean_over_devices: MeanOverDevices, flash_attention: b
         vector_inputs=vector_inputs(config),
         image_inputs=image_inputs(config),
         pad=config.data.pad,
+        few_passes=bool(compute_capability) and model.dtype == "bfloat16",
     )
 
 
-def _residual_unet(config: Config, mean_over_devices: MeanOverDevices, flash_attention: bool) -> ResidualUNet:
-    del flash_attention  # It has no attention.
+def _residual_unet(config: Config, mean_over_devices: MeanOverDevices, compute_capability: str) -> ResidualUNet:
+    del compute_capability  # It has no attention, and is float32.
     model = config.model
     return ResidualUNet(
         out_channels=config.data.channels,
@@ -137,7 +152,7 @@ def _residual_unet(config: Config, mean_over_devices: MeanOverDevices, flash_att
     )
 
 
-def _song_unet(config: Config, mean_over_devices: MeanOverDevices, flash_attention: bool) -> SongUNet:
+def _song_unet(config: Config, mean_over_devices: MeanOverDevices, compute_capability: str) -> SongUNet:
     del mean_over_devices  # Group norms need no other example.
     model = config.model
     return SongUNet(
@@ -152,7 +167,7 @@ def _song_unet(config: Config, mean_over_devices: MeanOverDevices, flash_attenti
         initialization=model.init,
         dtype=jnp.dtype(model.dtype),
         remat=model.remat,
-        flash_width=local_flash_attention_width(model.dtype) if flash_attention else 0,
+        flash_width=flash_attention_width(compute_capability, model.dtype),
         null_label=model.null_label,
         norm_eps=model.norm_eps,
         head_channels=model.head_channels,
@@ -163,11 +178,12 @@ def _song_unet(config: Config, mean_over_devices: MeanOverDevices, flash_attenti
         vector_inputs=vector_inputs(config),
         image_inputs=image_inputs(config),
         pad=config.data.pad,
+        few_passes=bool(compute_capability) and model.dtype == "bfloat16",
     )
 
 
 # By names.NetworkName.
-NETWORKS: Mapping[str, Callable[[Config, MeanOverDevices, bool], Model]] = {
+NETWORKS: Mapping[str, Callable[[Config, MeanOverDevices, str], Model]] = {
     "unet": _unet,
     "residual_unet": _residual_unet,
     "song_unet": _song_unet,

@@ -6,6 +6,7 @@ while they write the result.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -38,15 +39,19 @@ class Conv(nn.Module):
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, x: jax.Array, offset: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, offset: jax.Array | None = None, apart: bool = False) -> Any:
         """Maps [n, h, w, c] to [n, h / stride, w / stride, features].
 
         Args:
             x: images.
             offset: float32, added to the result like the bias; of any shape that broadcasts to it.
+            apart: add neither, and return the sum of both beside the result.
         """
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
+        if apart:
+            product = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+            return product, bias if offset is None else bias + offset
         total = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride).astype(jnp.float32) + bias
         return (total if offset is None else total + offset).astype(self.dtype)
 
@@ -67,12 +72,29 @@ class Dense(nn.Module):
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [..., c] to [..., features]."""
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+    def __call__(
+        self, x: jax.Array | tuple[jax.Array, ...], *, apart: bool = False, passed: jax.Array | None = None
+    ) -> Any:
+        """Maps [..., c], or several arrays for what their concatenation is, to [..., features].
+
+        Args:
+            x: the input.
+            apart: do not add the bias, and return it beside the result.
+            passed: float32 [c], a bias that x lacks, of the layer that it comes from.
+        """
+        parts = x if isinstance(x, tuple) else (x,)
+        kernel = self.param("kernel", self.kernel_init, (sum(part.shape[-1] for part in parts), self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
-        product = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
-        return (product.astype(jnp.float32) + bias).astype(self.dtype)
+        if passed is not None:
+            bias = bias + jnp.dot(passed, kernel)
+        narrow, start = kernel.astype(self.dtype), 0
+        if apart:
+            return jnp.dot(x.astype(self.dtype), narrow), bias
+        total = bias
+        for part in parts:
+            product = jnp.dot(part.astype(self.dtype), narrow[start : start + part.shape[-1]])
+            total, start = product.astype(jnp.float32) + total, start + part.shape[-1]
+        return total.astype(self.dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -142,21 +164,25 @@ def conv(
     stride: int = 1,
     zero: bool = False,
     offset: jax.Array | None = None,
-) -> jax.Array:
+    apart: bool = False,
+) -> Any:
     """A 3x3 convolution of the calling module, applied to x."""
     kernel_init, bias_init = initializers(initialization, 9 * x.shape[-1], zero)
-    return Conv(features, stride, dtype, kernel_init, bias_init, name=name)(x, offset)
+    return Conv(features, stride, dtype, kernel_init, bias_init, name=name)(x, offset, apart)
 
 
 def dense(
     features: int,
-    x: jax.Array,
+    x: jax.Array | tuple[jax.Array, ...],
     name: str,
     initialization: Initialization,
     dtype: jax.typing.DTypeLike,
     *,
     zero: bool = False,
-) -> jax.Array:
+    apart: bool = False,
+    passed: jax.Array | None = None,
+) -> Any:
     """A dense layer (on images: a 1x1 convolution) of the calling module, applied to x."""
-    kernel_init, bias_init = initializers(initialization, x.shape[-1], zero)
-    return Dense(features, dtype, kernel_init, bias_init, name=name)(x)
+    fan_in = sum(part.shape[-1] for part in x) if isinstance(x, tuple) else x.shape[-1]
+    kernel_init, bias_init = initializers(initialization, fan_in, zero)
+    return Dense(features, dtype, kernel_init, bias_init, name=name)(x, apart=apart, passed=passed)

@@ -6,36 +6,31 @@ The kernel keeps no logits in memory. It has no forward-mode derivatives.
 import jax
 import jax.numpy as jnp
 
-# With fewer pixels (the published networks have 256) the logits are small, and there is nothing to gain.
-_FEWEST_PIXELS = 1024
+# With fewer pixels the logits are small, and there is nothing to gain. The published networks have 256.
+_FEWEST_PIXELS = 256
 
 
-def local_flash_attention_width(dtype: jax.typing.DTypeLike) -> int:
-    """The widest head, in channels, that the kernel takes on this machine's devices; 0 where there is no kernel.
-
-    Args:
-        dtype: dtype of the activations.
-    """
+def local_compute_capability() -> str:
+    """The compute capability of this machine's NVIDIA GPUs, such as ``9.0``; empty where it has none."""
     device = jax.local_devices()[0]
     cuda = device.platform == "gpu" and "cuda" in device.client.platform_version
-    return flash_attention_width("cuda", device.compute_capability, dtype) if cuda else 0
+    return device.compute_capability if cuda else ""
 
 
-def flash_attention_width(platform: str, compute_capability: str, dtype: jax.typing.DTypeLike) -> int:
+def flash_attention_width(compute_capability: str, dtype: jax.typing.DTypeLike) -> int:
     """The widest attention head, in channels, whose flash attention cuDNN computes, gradient included.
 
     The published networks have one head of all channels, 256 or 512, which few GPUs take.
 
     Args:
-        platform: ``cuda``, or anything else where there is no NVIDIA GPU.
-        compute_capability: that of the GPU, such as ``9.0``; ignored elsewhere.
+        compute_capability: that of the NVIDIA GPU, such as ``9.0``; empty where there is none.
         dtype: dtype of the activations; cuDNN has kernels for 16 bits alone.
 
     Returns:
         0 where there is no kernel; 128 from Ampere (8.0) on; 256 on Hopper (9.0), whose successors have not taken the
         gradient of wider heads from it.
     """
-    if platform != "cuda" or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+    if not compute_capability or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         return 0
     generation = tuple(int(part) for part in compute_capability.split("."))
     if generation < (8, 0):

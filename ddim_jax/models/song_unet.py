@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddim_jax.models.convolution import Dense, conv, dense
-from ddim_jax.models.dropout import dropout_each
+from ddim_jax.models.dropout import dropout_each, kept_each
 from ddim_jax.models.flash_attention import takes_flash_kernel
 from ddim_jax.models.group_norm import GroupNorm, Parts
 from ddim_jax.models.initialization import initializers
@@ -78,6 +78,7 @@ class SongUNet(nn.Module):
         vector_inputs: see :class:`~ddim_jax.models.unet.UNet`.
         image_inputs: see there.
         pad: see there.
+        few_passes: see there.
     """
 
     out_channels: int
@@ -102,6 +103,7 @@ class SongUNet(nn.Module):
     vector_inputs: int = 0
     image_inputs: int = 0
     pad: bool = False
+    few_passes: bool = False
 
     @nn.compact
     def __call__(
@@ -155,6 +157,7 @@ class SongUNet(nn.Module):
                 norm_eps=self.norm_eps,
                 resample=resample,
                 resample_filter=self.resample_filter,
+                few_passes=self.few_passes,
                 name=name,
             )
             num_built += 1
@@ -168,6 +171,7 @@ class SongUNet(nn.Module):
                 flash_width=self.flash_width,
                 norm_eps=self.norm_eps,
                 head_channels=self.head_channels,
+                few_passes=self.few_passes,
                 name=name,
             )
             return module(x)
@@ -271,6 +275,7 @@ class ResidualBlock(nn.Module):
         norm_eps: of the norms.
         resample: what changes the resolution, before the first convolution and in the shortcut; None leaves it.
         resample_filter: see :class:`SongUNet`.
+        few_passes: see there.
     """
 
     features: int
@@ -282,21 +287,30 @@ class ResidualBlock(nn.Module):
     norm_eps: float = 1e-6
     resample: Resample | None = None
     resample_filter: tuple[int, ...] = (1, 1)
+    few_passes: bool = False
 
     @nn.compact
     def __call__(self, x: Parts, embedding: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
         """Maps [n, h, w, c], whole or in parts, to [n, h', w', features], given [n, e] activated embeddings."""
         c = sum(part.shape[-1] for part in x) if isinstance(x, tuple) else x.shape[-1]
         told = dense(self.features, embedding, "time_dense", self.initialization, jnp.float32)[:, None, None, :]
-        h = nn.swish(GroupNorm(group_count(c, self.num_groups), self.dtype, self.norm_eps, name="norm_0")(x))
-        h = self._resampled(h)
-        h = conv(self.features, h, "conv_0", self.initialization, self.dtype, offset=told)
-        groups = group_count(self.features, self.num_groups)
-        h = nn.swish(GroupNorm(groups, self.dtype, self.norm_eps, name="norm_1")(h))
+        keys = None
         if dropout_keys is not None and self.dropout > 0:
-            h = dropout_each(h, jax.vmap(lambda key: jax.random.fold_in(key, self.index))(dropout_keys), self.dropout)
+            keys = jax.vmap(lambda key: jax.random.fold_in(key, self.index))(dropout_keys)
+        norm = functools.partial(GroupNorm, dtype=self.dtype, eps=self.norm_eps, few_passes=self.few_passes)
+        h = norm(group_count(c, self.num_groups), name="norm_0")(x, swish=True)
+        h = self._resampled(h)
+        groups = group_count(self.features, self.num_groups)
+        if self.few_passes:
+            h, added = conv(self.features, h, "conv_0", self.initialization, self.dtype, offset=told, apart=True)
+            kept = None if keys is None else kept_each(h.shape, keys, self.dropout)
+            h = norm(groups, name="norm_1")(h, offset=added[:, 0, 0], swish=True, kept=kept)
+        else:
+            h = conv(self.features, h, "conv_0", self.initialization, self.dtype, offset=told)
+            h = norm(groups, name="norm_1")(h, swish=True)
+            h = h if keys is None else dropout_each(h, keys, self.dropout)
         h = conv(self.features, h, "conv_1", self.initialization, self.dtype, zero=True)
-        if isinstance(x, tuple):
+        if isinstance(x, tuple) and not (self.few_passes and self.resample is None and c != self.features):
             x = jnp.concatenate(x, axis=-1)
         x = self._resampled(x)
         if c != self.features or self.resample is not None:
@@ -317,6 +331,7 @@ class Attention(nn.Module):
         flash_width: widest head for cuDNN's flash kernel; 0 does without it.
         norm_eps: of the norm.
         head_channels: width of a head; 0 for one head.
+        few_passes: see :class:`SongUNet`.
     """
 
     num_groups: int = 32
@@ -325,6 +340,7 @@ class Attention(nn.Module):
     flash_width: int = 0
     norm_eps: float = 1e-6
     head_channels: int = 0
+    few_passes: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -332,7 +348,7 @@ class Attention(nn.Module):
         n, height, width, c = x.shape
         pixels, head = height * width, self.head_channels or c
         groups = group_count(c, self.num_groups)
-        tokens = GroupNorm(groups, self.dtype, self.norm_eps, name="norm")(x).reshape(n, pixels, c)
+        tokens = GroupNorm(groups, self.dtype, self.norm_eps, self.few_passes, name="norm")(x).reshape(n, pixels, c)
         query, key, value = (
             self._layer(c, tokens, name).reshape(n, pixels, c // head, head) for name in ("query", "key", "value")
         )

@@ -22,6 +22,7 @@ differ in some of these, and so do OpenAI's improved-diffusion (Nichol and Dhari
 attributes of :class:`UNet`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -31,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddim_jax.models.convolution import conv, dense
-from ddim_jax.models.dropout import dropout_each
+from ddim_jax.models.dropout import dropout_each, kept_each
 from ddim_jax.models.flash_attention import takes_flash_kernel
 from ddim_jax.models.group_norm import GroupNorm, Parts
 from ddim_jax.models.padding import enlarged, with_picture
@@ -79,6 +80,8 @@ class UNet(nn.Module):
         image_inputs: channels of the pictures that it is told, beside those of its input; 0 for none.
         pad: whether images whose sides it cannot halve are enlarged by zeros, at the bottom and at the right, and its
             output is cut back; resolutions are those of enlarged images.
+        few_passes: the forms of norms, dropout and shortcuts that read and write memory least on GPUs, in bfloat16; see
+            :func:`~ddim_jax.models.group_norm.norm_in_few_passes`. Without forward-mode derivatives.
     """
 
     out_channels: int
@@ -107,6 +110,7 @@ class UNet(nn.Module):
     vector_inputs: int = 0
     image_inputs: int = 0
     pad: bool = False
+    few_passes: bool = False
 
     @nn.compact
     def __call__(
@@ -159,6 +163,7 @@ class UNet(nn.Module):
                 self.norm_eps,
                 self.scale_shift_norm,
                 resample,
+                self.few_passes,
                 name=name,
             )
             num_built += 1
@@ -173,6 +178,7 @@ class UNet(nn.Module):
                 self.norm_eps,
                 self.head_channels,
                 self.num_heads,
+                self.few_passes,
                 name=name,
             )
             return module(x)
@@ -269,6 +275,7 @@ class ResidualBlock(nn.Module):
         norm_eps: of the norms.
         scale_shift_norm: whether the embedding scales and shifts.
         resample: ``down``, ``up``, or empty for neither.
+        few_passes: see :class:`UNet`.
     """
 
     features: int
@@ -280,13 +287,17 @@ class ResidualBlock(nn.Module):
     norm_eps: float = 1e-6
     scale_shift_norm: bool = False
     resample: Resample = ""
+    few_passes: bool = False
 
     @nn.compact
     def __call__(self, x: Parts, embedding: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
         """Maps [n, h, w, c], whole or in parts, to [n, h, w, features], given [n, e] activated embeddings, [n] keys."""
         values = 2 * self.features if self.scale_shift_norm else self.features
+        keys = None
+        if dropout_keys is not None and self.dropout > 0:
+            keys = jax.vmap(lambda key: jax.random.fold_in(key, self.index))(dropout_keys)
         told = dense(values, embedding, "time_dense", self.initialization, jnp.float32)[:, None, None, :]
-        h = nn.swish(GroupNorm(self.num_groups, self.dtype, self.norm_eps, name="norm_0")(x))
+        h = GroupNorm(self.num_groups, self.dtype, self.norm_eps, self.few_passes, name="norm_0")(x, swish=True)
         if self.resample:
             resample = _RESAMPLERS[self.resample]
             h, x = resample(h), resample(jnp.concatenate(x, axis=-1) if isinstance(x, tuple) else x)
@@ -295,15 +306,21 @@ class ResidualBlock(nn.Module):
             h = conv(self.features, h, "conv_0", self.initialization, self.dtype)
             h = GroupNorm(self.num_groups, jnp.float32, self.norm_eps, name="norm_1")(h)
             h = nn.swish((h * (1 + scale) + shift).astype(self.dtype))
+        elif self.few_passes:
+            h, added = conv(self.features, h, "conv_0", self.initialization, self.dtype, offset=told, apart=True)
+            kept = None if keys is None else kept_each(h.shape, keys, self.dropout)
+            norm = GroupNorm(self.num_groups, self.dtype, self.norm_eps, few_passes=True, name="norm_1")
+            h = norm(h, offset=added[:, 0, 0], swish=True, kept=kept)
         else:
             h = conv(self.features, h, "conv_0", self.initialization, self.dtype, offset=told)
-            h = nn.swish(GroupNorm(self.num_groups, self.dtype, self.norm_eps, name="norm_1")(h))
-        if dropout_keys is not None and self.dropout > 0:
-            h = dropout_each(h, jax.vmap(lambda key: jax.random.fold_in(key, self.index))(dropout_keys), self.dropout)
+            h = GroupNorm(self.num_groups, self.dtype, self.norm_eps, name="norm_1")(h, swish=True)
+        if keys is not None and (self.scale_shift_norm or not self.few_passes):
+            h = dropout_each(h, keys, self.dropout)
         h = conv(self.features, h, "conv_1", self.initialization, self.dtype, zero=True)
-        if isinstance(x, tuple):
+        c = sum(part.shape[-1] for part in x) if isinstance(x, tuple) else x.shape[-1]
+        if isinstance(x, tuple) and not (self.few_passes and c != self.features):
             x = jnp.concatenate(x, axis=-1)
-        if x.shape[-1] != self.features:
+        if c != self.features:
             x = dense(self.features, x, "shortcut", self.initialization, self.dtype)
         return x + h
 
@@ -319,6 +336,7 @@ class Attention(nn.Module):
         norm_eps: of the norm.
         head_channels: width of a head; 0 for one head.
         num_heads: number of heads; 0 for what ``head_channels`` says.
+        few_passes: see :class:`UNet`.
     """
 
     num_groups: int = 32
@@ -328,6 +346,7 @@ class Attention(nn.Module):
     norm_eps: float = 1e-6
     head_channels: int = 0
     num_heads: int = 0
+    few_passes: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -336,14 +355,23 @@ class Attention(nn.Module):
         # One head: [n, pixels, 1, c].
         whole = (n, height * width, 1, c)
         head = c // self.num_heads if self.num_heads else self.head_channels or c
-        tokens = GroupNorm(self.num_groups, self.dtype, self.norm_eps, name="norm")(x).reshape(whole)
-        query, key, value = (
-            dense(c, tokens, name, self.initialization, self.dtype).reshape(n, height * width, c // head, head)
-            for name in ("query", "key", "value")
-        )
+        tokens = GroupNorm(self.num_groups, self.dtype, self.norm_eps, self.few_passes, name="norm")(x).reshape(whole)
+        layer = functools.partial(dense, initialization=self.initialization, dtype=self.dtype)
+        if self.few_passes:
+            # XLA would make one product of three that have the same operand, and cut it in three afterwards.
+            tokens = jax.lax.optimization_barrier((tokens,) * 3)
+            query = layer(c, tokens[0], "query")
+            # A key's bias adds the same to all logits of a query, which softmax does not see.
+            key, _ = layer(c, tokens[1], "key", apart=True)
+            # Weights of a query's pixels add up to 1: a value's bias passes through.
+            value, passed = layer(c, tokens[2], "value", apart=True)
+        else:
+            query, key, value = (layer(c, tokens, name) for name in ("query", "key", "value"))
+            passed = None
+        query, key, value = (x.reshape(n, height * width, c // head, head) for x in (query, key, value))
         flash = takes_flash_kernel(self.flash_width, channels=head, pixels=height * width)
         attended = jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if flash else "xla")
-        out = dense(c, attended.reshape(whole), "proj_out", self.initialization, self.dtype, zero=True)
+        out = layer(c, attended.reshape(whole), "proj_out", zero=True, passed=passed)
         return x + out.reshape(x.shape)
 
 

@@ -28,7 +28,7 @@ from ddim_jax.diffusion.likelihood import (
 from ddim_jax.diffusion.prediction import Predict
 from ddim_jax.diffusion.spacing import sampling_levels
 from ddim_jax.errors import UserError
-from ddim_jax.models import Model
+from ddim_jax.models import Model, with_forward_mode
 from ddim_jax.random_streams import Stream, fold_in_each, image_keys, root_key
 from ddim_jax.sampling.conditions import network_condition
 from ddim_jax.sampling.programs import Items, Program
@@ -120,4 +120,6 @@ def _build_flow(config: Config) -> FlowTable:
 def _unguided(config: Config, model: Model, variables: Any, items: Items) -> Predict:
     sample = dataclasses.replace(config.sample, guidance_scale=1.0, condition_augmentation=0.0)
     plain = dataclasses.replace(config, sample=sample)
-    return build_predict(plain, model, variables, network_condition(plain, items.condition), clip="none")
+    return build_predict(
+        plain, with_forward_mode(model), variables, network_condition(plain, items.condition), clip="none"
+    )

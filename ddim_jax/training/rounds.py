@@ -84,7 +84,7 @@ class Students:
         self._source = source
         self._devices = devices
         self._free = free
-        self.model = build_model(config, parallel.mean_over_devices, flash_attention=True)
+        self.model = build_model(config, parallel.mean_over_devices)
         self._optimizer = make_optimizer(config.train, optimizer_steps(config))
         self.like = abstract_state(config, self.model, self._optimizer)
         self.state: TrainState | None = None

@@ -14,6 +14,7 @@ from ddim_jax.config import Config, TrainConfig
 from ddim_jax.models import Model
 from ddim_jax.names import lookup
 from ddim_jax.random_streams import Stream, root_key
+from ddim_jax.training.gradients import clip_by_global_norm
 from ddim_jax.training.power_average import gamma_of, newest_share
 
 
@@ -84,7 +85,7 @@ LEARNING_RATE_SCHEDULES: Mapping[str, Callable[[TrainConfig, int], optax.Schedul
 
 def make_optimizer(train: TrainConfig, total_steps: int) -> optax.GradientTransformation:
     """Clipping by global norm, then ``train.optimizer`` with the learning-rate schedule."""
-    clip = optax.clip_by_global_norm(train.grad_clip) if train.grad_clip else optax.identity()
+    clip = clip_by_global_norm(train.grad_clip) if train.grad_clip else optax.identity()
     make_update = lookup(OPTIMIZERS, train.optimizer, "train.optimizer")
     return optax.chain(clip, make_update(train, learning_rate_schedule(train, total_steps)))
 

@@ -22,6 +22,7 @@ from ddim_jax.pixels import to_float
 from ddim_jax.random_streams import Stream, example_keys, normal_each, root_key
 from ddim_jax.training.augmentation import augment
 from ddim_jax.training.conditions import batch_condition
+from ddim_jax.training.gradients import global_norm, laid_out_as_parameters
 from ddim_jax.training.state import PowerTrainState, TrainState, ema_decay, update_ema, update_power_averages
 
 
@@ -270,6 +271,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Any, *constants: Any) -> tuple[TrainState, StepMetrics]:
         mean, batch_stats, grads = mean_over_devices(gradient(state, batch, constants))
+        grads = laid_out_as_parameters(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new_state = dataclasses.replace(
@@ -284,6 +286,6 @@ def make_train_step(
             )
             if isinstance(new_state, PowerTrainState):
                 new_state = update_power_averages(train, new_state)
-        return new_state, StepMetrics(*mean, optax.tree.norm(grads))
+        return new_state, StepMetrics(*mean, global_norm(grads))
 
     return train_step

@@ -6,7 +6,7 @@ import pathlib
 
 from etils import epath
 
-SHIPPED = ("mnist-small",)
+SHIPPED = ("mnist-small", "mnist-unconditional")
 
 
 def shipped_file(name: epath.PathLike) -> pathlib.Path | None:

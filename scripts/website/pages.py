@@ -111,8 +111,8 @@ def _choices_as_code(kind: str) -> str:
 
 def modes_page() -> str:
     """What each mode does, as the file of its job says."""
-    lines = ["# Modes", "", "`python -m ddim_jax.main --mode=MODE --workdir=DIR`; a mode is a file of `ddim_jax/jobs/`,"]
-    lines += ["and these are their first lines. The [command line](../commands.md) has them in a table.", ""]
+    lines = ["# Modes", "", "`python -m ddim_jax.main --mode=MODE --workdir=DIR`; a mode is a file of"]
+    lines += ["`ddim_jax/jobs/`, and these are their first lines. The [command line](../commands.md) has them in a table.", ""]
     for mode in choices(Mode):
         path = ROOT / "ddim_jax" / "jobs" / f"{JOB_FILES.get(mode, mode)}.py"
         text = _plain(_docstring(path)).split("\n\n")

@@ -87,6 +87,24 @@ def test_build_model_takes_every_key():
     assert build_model(Config(data=DataConfig(channels=1), model=model)) == expected
 
 
+@pytest.mark.parametrize("model", [{}, dict(embedding="positional", encoder="standard", resample_filter=(1, 1))])
+def test_network_in_few_passes_computes_the_same(model):
+    x = images()
+    given = jax.jit(SongUNet(**{**SMALL, **model}).init)(jax.random.key(0), x, TIME)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def value_and_gradients(few_passes, given):
+        network = SongUNet(**{**SMALL, **model}, few_passes=few_passes)
+        value, pull_back = jax.vjp(lambda given: network.apply(given, x, TIME, dropout_keys=KEYS), given)
+        return value, pull_back(jnp.cos(value))[0]
+
+    (value, gradients), (wanted, expected) = value_and_gradients(True, given), value_and_gradients(False, given)
+    assert relative_error(value, wanted) < 1e-5
+    largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected))
+    for leaf, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
+        assert np.max(np.abs(leaf - other)) < 1e-5 * largest
+
+
 # --- filters ---------------------------------------------------------------------------------------
 
 

@@ -11,10 +11,10 @@ from flax import traverse_util
 
 from ddim_jax.config import Config, DataConfig, ModelConfig
 from ddim_jax.errors import UserError
-from ddim_jax.models import NETWORKS, build_model, parameter_count
-from ddim_jax.models.dropout import dropout_each
+from ddim_jax.models import NETWORKS, build_model, parameter_count, with_forward_mode
+from ddim_jax.models.dropout import dropout_each, kept_each
 from ddim_jax.models.flash_attention import flash_attention_width
-from ddim_jax.models.group_norm import group_norm
+from ddim_jax.models.group_norm import group_norm, norm_in_few_passes
 from ddim_jax.models.initialization import INITIALIZATIONS, initializers
 from ddim_jax.models.unet import ResidualBlock, UNet, time_embedding
 from ddim_jax.names import Initialization, NetworkName, choices
@@ -304,6 +304,56 @@ def test_group_norm_and_its_gradients_lose_no_digits(mean):
         assert relative_error(ours, exact) < tolerance
 
 
+@pytest.mark.parametrize("offset", [False, True])
+@pytest.mark.parametrize("swish", [False, True])
+def test_norm_in_few_passes_and_its_gradients_are_those_of_its_parts(swish, offset):
+    """Parts that groups do not respect, of an odd height."""
+    rng = np.random.default_rng(7)
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    parts, keys = (draw(4, 7, 8, 20), draw(4, 7, 8, 44) + 1), jax.random.split(jax.random.key(3), 4)
+    added, scale, bias, weight = draw(4, 64) if offset else None, draw(64), draw(64), draw(4, 7, 8, 64)
+
+    def few(parts, added, scale, bias):
+        kept = kept_each(weight.shape, keys, 0.3)
+        return norm_in_few_passes(32, 1e-6, swish, parts, added, scale, bias, kept)
+
+    def many(parts, added, scale, bias):
+        x = jnp.concatenate(parts, axis=-1)
+        y = group_norm(x if added is None else x + added[:, None, None], scale, bias)
+        return dropout_each(nn.swish(y) if swish else y, keys, 0.3)
+
+    def value_and_gradients(function):
+        value, pull_back = jax.vjp(function, parts, added, scale, bias)
+        return jax.tree.leaves((value, pull_back(weight)))
+
+    ours, expected = jax.jit(value_and_gradients, static_argnums=0)(few), value_and_gradients(many)
+    assert len(ours) == len(expected) == 5 + offset
+    for actual, wanted in zip(ours, expected, strict=True):
+        assert relative_error(actual, wanted) < 3e-6
+
+
+def test_network_in_few_passes_computes_the_same(params):
+    """In float32, value and gradients with dropout: labels, shortcuts, attention, two levels."""
+    x = small_images()
+    weight = jax.random.normal(jax.random.key(2), x.shape)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def value_and_gradients(few_passes, params, x):
+        model = UNet(**SMALL, dropout=0.3, few_passes=few_passes)
+        value, pull_back = jax.vjp(lambda params, x: model.apply({"params": params}, x, TIME, LABEL, KEYS), params, x)
+        return value, *pull_back(weight)
+
+    ours, expected = value_and_gradients(True, params, x), value_and_gradients(False, params, x)
+    largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected[1]))
+    for actual, wanted in zip(ours[::2], expected[::2], strict=True):
+        assert relative_error(actual, wanted) < 1e-5
+    for actual, wanted in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(expected[1]), strict=True):
+        assert np.max(np.abs(actual - wanted)) < 1e-5 * largest
+
+
 @pytest.mark.parametrize("mean", [0.0, 30.0])
 def test_group_norm_of_bfloat16_is_exact_for_what_bfloat16_tells(mean):
     x = jnp.asarray(np.random.default_rng(6).standard_normal((2, 32, 32, 64)) + mean, jnp.bfloat16)
@@ -350,24 +400,30 @@ def test_time_embedding():
 
 
 @pytest.mark.parametrize(
-    ("platform", "capability", "dtype", "width"),
+    ("capability", "dtype", "width"),
     [
-        ("cpu", "", "bfloat16", 0),
-        ("tpu", "", "bfloat16", 0),
-        ("cuda", "9.0", "float32", 0),
-        ("cuda", "7.5", "bfloat16", 0),
-        ("cuda", "8.0", "bfloat16", 128),
-        ("cuda", "9.0", "bfloat16", 256),
-        ("cuda", "12.0", "float16", 128),
+        ("", "bfloat16", 0),
+        ("9.0", "float32", 0),
+        ("7.5", "bfloat16", 0),
+        ("8.0", "bfloat16", 128),
+        ("9.0", "bfloat16", 256),
+        ("12.0", "float16", 128),
     ],
 )
-def test_flash_attention_where_cudnn_has_a_kernel(platform, capability, dtype, width):
-    assert flash_attention_width(platform, capability, dtype) == width
+def test_flash_attention_where_cudnn_has_a_kernel(capability, dtype, width):
+    assert flash_attention_width(capability, dtype) == width
 
 
-def test_flash_attention_is_asked_for_and_needs_a_gpu():
-    config = Config(model=ModelConfig(dtype="bfloat16"))
-    assert build_model(config).flash_width == build_model(config, flash_attention=True).flash_width == 0
+@pytest.mark.parametrize(
+    ("capability", "dtype", "width", "few_passes"),
+    [(None, "bfloat16", 0, False), ("9.0", "bfloat16", 256, True), ("9.0", "float32", 0, False)],
+)
+def test_forms_for_gpus_are_for_gpus_and_16_bits(capability, dtype, width, few_passes):
+    model = build_model(Config(model=ModelConfig(dtype=dtype)), compute_capability=capability)
+    assert (model.flash_width, model.few_passes) == (width, few_passes)
+    plain = with_forward_mode(model)
+    assert (plain.flash_width, plain.few_passes) == (0, False)
+    assert plain == build_model(Config(model=ModelConfig(dtype=dtype)), compute_capability="")
 
 
 # --- initialisation --------------------------------------------------------------------------------

@@ -132,6 +132,14 @@ def test_known_peaks(kind, dtype, peak):
     assert load("benchmarks.machine").known_peak(kind, dtype) == peak
 
 
+def test_known_devices():
+    known_device = load("benchmarks.machine").known_device
+    h100, h200 = known_device("NVIDIA H100 80GB HBM3"), known_device("NVIDIA H200")
+    assert (h100.bandwidth, h200.bandwidth) == (3.35, 4.8)
+    assert h100[:3] == h200[:3] == (989.4, 494.7, 66.9)
+    assert known_device("cpu") is None
+
+
 def test_operations_are_summed_by_name_and_traced_to_the_code():
     profiling = load("benchmarks.profiling")
 

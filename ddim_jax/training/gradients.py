@@ -1,0 +1,59 @@
+"""What is done with a gradient as a whole: its norm, clipping, and how it lies in memory."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.experimental.layout import Layout, with_layout_constraint
+
+# Values of a large array that an NVIDIA GPU adds up at a time.
+_ROW = 1024
+
+
+def global_norm(gradient: Any) -> jax.Array:
+    """The root of the sum of all squares of a tree, float32.
+
+    On NVIDIA GPUs it is summed up in far fewer kernels than there are arrays, in another order.
+    """
+    return jax.lax.platform_dependent(gradient, cuda=_norm_in_few_kernels, default=optax.tree.norm)
+
+
+def _norm_in_few_kernels(gradient: Any) -> jax.Array:
+    """Small arrays are put together first, large ones summed up by rows, and the sums put together."""
+    leaves = jax.tree.leaves(gradient)
+    large = [leaf.size % _ROW == 0 and leaf.ndim > 1 for leaf in leaves]
+    rows = [leaf.reshape(-1, _ROW) for leaf, is_large in zip(leaves, large, strict=True) if is_large]
+    small = [leaf.reshape(-1) for leaf, is_large in zip(leaves, large, strict=True) if not is_large]
+    squares = [jnp.sum(jnp.square(leaf), axis=1) for leaf in rows]
+    if small:
+        squares.append(jnp.square(jnp.concatenate(small)))
+    return jnp.sqrt(jnp.sum(jnp.concatenate(squares)))
+
+
+def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
+    """``optax.clip_by_global_norm``, by :func:`global_norm`."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        norm = global_norm(updates)
+
+        def clipped(leaf: jax.Array) -> jax.Array:
+            return jax.lax.select(norm < largest, leaf, (leaf / norm.astype(leaf.dtype)) * largest)
+
+        return jax.tree.map(clipped, updates), state
+
+    return optax.GradientTransformation(optax.clip_by_global_norm(largest).init, update)
+
+
+def laid_out_as_parameters(gradient: Any) -> Any:
+    """The same gradient, which lies in memory on NVIDIA GPUs as parameters do.
+
+    cuDNN gives those of kernels in another order. XLA would have the optimiser work in that, and copy parameters and
+    averages to it and back.
+    """
+
+    def ordered(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: with_layout_constraint(leaf, Layout(tuple(range(leaf.ndim)))), tree)
+
+    return jax.lax.platform_dependent(gradient, cuda=ordered, default=lambda tree: tree)
