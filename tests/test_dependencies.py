@@ -41,7 +41,8 @@ def imported(*folders):
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add(node.module.split(".")[0])
-    own = {"ddim_jax", "benchmarks", "faults"} | {path.stem for path in [*files, *(ROOT / "scripts").rglob("*.py")]}
+    scripts = [ROOT / "scripts", *(path for path in (ROOT / "scripts").rglob("*") if path.is_dir())]
+    own = {"ddim_jax"} | {path.stem for path in [*files, *scripts, *(ROOT / "scripts").rglob("*.py")]}
     return {INSTALLED_AS.get(name, name).lower().replace("_", "-") for name in found - own - sys.stdlib_module_names}
 
 

@@ -23,7 +23,8 @@ DOCUMENTS = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
-    "ddim_jax/pretrained/mnist-small.md": "mnist-small.md",
+    # The cards of the models in the package.
+    **{str(path.relative_to(ROOT)): f"models/{path.name}" for path in (ROOT / "ddim_jax" / "pretrained").glob("*.md")},
 }
 
 # The order of reading of the mathematics; what is not named follows by name.
@@ -112,7 +113,7 @@ def _choices_as_code(kind: str) -> str:
 def modes_page() -> str:
     """What each mode does, as the file of its job says."""
     lines = ["# Modes", "", "`python -m ddim_jax.main --mode=MODE --workdir=DIR`; a mode is a file of"]
-    lines += ["`ddim_jax/jobs/`, and these are their first lines. The [command line](../commands.md) has them in a table.", ""]
+    lines += ["`ddim_jax/jobs/`, and these are their first lines. The [command line](../commands.md) has a table.", ""]
     for mode in choices(Mode):
         path = ROOT / "ddim_jax" / "jobs" / f"{JOB_FILES.get(mode, mode)}.py"
         text = _plain(_docstring(path)).split("\n\n")
@@ -162,9 +163,7 @@ def api_pages() -> dict[str, str]:
             options = [f"      members: {_defined(package)}"] if name == f"ddim_jax.{package}" else []
             lines += [f"::: {name}", "    options:", "      heading_level: 2", *options, ""]
         pages[f"reference/api/{package}.md"] = "\n".join(lines)
-    pipeline.append(
-        "| [other modules](modules.md) | files, devices, random numbers, whatever is shared |"
-    )
+    pipeline.append("| [other modules](modules.md) | files, devices, random numbers, whatever is shared |")
     lines = ["# Other modules: `ddim_jax`", ""]
     for path in sorted((ROOT / "ddim_jax").glob("*.py")):
         # What these two offer is on the first page.
@@ -250,8 +249,9 @@ def sources_linked(text: str, page: str) -> Iterator[str]:
     _outside_fences(text, lambda part: found.extend(target for _, target, _ in _LINK.findall(part)) or part)
     for target in found:
         path = _site_path(target, page) if target and ":" not in target else ""
-        if path.startswith("source/"):
-            yield path.removeprefix("source/").removesuffix(".md")
+        source = path.removeprefix("source/").removesuffix(".md")
+        if path.startswith("source/") and (ROOT / source).exists():
+            yield source
 
 
 def source_page(path: str) -> str:
