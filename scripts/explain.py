@@ -28,6 +28,7 @@ CENTRES = 1.3 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=-1)
 DEVIATION = 0.12
 EDGE = 2.6
 COLOUR = "tab:blue"
+POINTS_FOLLOWED = 6
 
 
 def predict(x: jax.Array, row: Question) -> Prediction:
@@ -42,7 +43,7 @@ def predict(x: jax.Array, row: Question) -> Prediction:
 def drawn(points: int, steps: int, eta: float) -> np.ndarray:
     """Points on their way from noise: [steps + 1, points, 2], noise first; the same noise for any steps and eta."""
     schedule = diffusion.make_schedule("linear")
-    levels = diffusion.sampling_levels("trailing", schedule.num_levels, steps)
+    levels = diffusion.sampling_levels("quad", schedule.num_levels, steps)
     keys = diffusion.image_keys(seed=1, index=jnp.arange(points))
     sampler = diffusion.make_sampler("ddim", schedule, diffusion.level_pairs(levels), eta=eta)
     end, kept = sampler.run_keeping(predict, diffusion.initial_noise(keys, (1, 1, 2)), range(steps), keys)
@@ -55,7 +56,7 @@ def show_density(axes: Axes) -> None:
     grid = np.stack(np.meshgrid(line, line), axis=-1)
     distances = np.sum((grid[..., None, :] - CENTRES) ** 2, -1)
     density = np.sum(np.exp(-distances / (2 * DEVIATION**2)), -1)
-    axes.imshow(density, extent=(-EDGE, EDGE, -EDGE, EDGE), origin="lower", cmap="Greys", vmax=2 * density.max())
+    axes.imshow(density, extent=(-EDGE, EDGE, -EDGE, EDGE), origin="lower", cmap="Greys", vmax=1.2 * density.max())
     axes.set(xlim=(-EDGE, EDGE), ylim=(-EDGE, EDGE), xticks=[], yticks=[])
 
 
@@ -73,32 +74,34 @@ def draw_schedules(path: pathlib.Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
     left.legend(frameon=False)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def draw_trajectories(path: pathlib.Path) -> None:
     """The ways of a few points under DDIM and DDPM."""
     figure, both = plt.subplots(1, 2, figsize=(9, 4.7), layout="constrained")
     for axes, eta, title in zip(both, (0.0, 1.0), ("DDIM, eta = 0", "DDPM, eta = 1"), strict=True):
-        way = drawn(points=12, steps=200, eta=eta)
+        way = drawn(points=POINTS_FOLLOWED, steps=100, eta=eta)
         show_density(axes)
         axes.plot(way[:, :, 0], way[:, :, 1], linewidth=0.9)
         axes.scatter(*way[0].T, s=14, facecolors="white", edgecolors="black", zorder=3)
         axes.scatter(*way[-1].T, s=14, color="black", zorder=3)
         axes.set_title(title)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def draw_steps(path: pathlib.Path) -> None:
-    """Where points end after few and many steps."""
-    counts = (5, 10, 50)
+    """Where points end after few and many steps, and how far from the nearest centre they are."""
+    counts = (5, 10, 20)
     figure, rows = plt.subplots(2, len(counts), figsize=(9, 6.3), layout="constrained")
     for row, eta, name in zip(rows, (0.0, 1.0), ("DDIM", "DDPM"), strict=True):
         for axes, steps in zip(row, counts, strict=True):
+            points = drawn(points=1000, steps=steps, eta=eta)[-1]
+            away = np.min(np.linalg.norm(points[:, None] - CENTRES, axis=-1), axis=1)
             show_density(axes)
-            axes.scatter(*drawn(points=1000, steps=steps, eta=eta)[-1].T, s=2, color=COLOUR, alpha=0.6)
-            axes.set_title(f"{name}, {steps} steps")
-    figure.savefig(path, dpi=110)
+            axes.scatter(*points.T, s=2, color=COLOUR, alpha=0.6)
+            axes.set_title(f"{name}, {steps} steps: {np.sqrt(np.mean(away**2) / 2):.3f}")
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def main() -> None:

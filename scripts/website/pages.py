@@ -81,6 +81,7 @@ def config_pages() -> dict[str, str]:
         keys = documented_keys(group)
         pages[f"reference/config/{group}.md"] = config_page(group)
         lines.append(f"| [`{group}`]({group}.md) | {about_group(group)} | {len(keys)} |")
+    lines += ["", "Beside them stands `seed`, `--config.seed=0`, from which all random numbers of training follow."]
     return {"reference/config/index.md": "\n".join(lines) + "\n", **pages}
 
 
@@ -95,7 +96,7 @@ def config_page(group: str) -> str:
         facts += [known.bounds] if known.bounds else []
         lines += [f"## `{known.name}` {{ #{known.name} }}", ""]
         lines += ['<p class="key-facts" markdown="span">' + " · ".join(facts) + "</p>", ""]
-        lines += [known.text, ""]
+        lines += [known.text[:1].upper() + known.text[1:], ""]
     return "\n".join(lines)
 
 
