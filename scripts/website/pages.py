@@ -153,7 +153,8 @@ def api_pages() -> dict[str, str]:
     """The reference of the Python API: the pipeline, then a page for each package."""
     pipeline = ["# Python", "", "What `import ddim_jax` offers.", ""]
     for name in ("pipeline.load", "from_arrays.train", "pipeline.Pipeline", "pipeline.load_weights", "pipeline.show"):
-        pipeline += [f"::: ddim_jax.{name}", "    options:", "      heading_level: 2", ""]
+        offered = f"ddim_jax.{name.rpartition('.')[2]}"
+        pipeline += [f"::: ddim_jax.{name}", "    options:", "      heading_level: 2", f"      heading: {offered}", ""]
     pipeline += ["## What is under it", "", "| package | what |", "|---|---|"]
     pages = {}
     for package, title in PACKAGES.items():
