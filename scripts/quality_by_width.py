@@ -9,7 +9,6 @@ import argparse
 import json
 import pathlib
 import re
-from typing import Any
 
 import matplotlib
 
@@ -20,8 +19,8 @@ from matplotlib import pyplot as plt
 _WIDTH = re.compile(r"ema_width ([\d.e-]+)")
 
 
-def points(table: pathlib.Path, figure: str | None) -> tuple[str, dict[int, dict[float, dict[str, Any]]]]:
-    """The name of a figure of a table, and by checkpoint and width its mean and spread; width 0 is ``train.ema_decay``.
+def points(table: pathlib.Path, figure: str | None) -> tuple[str, dict[tuple[int, int], dict[float, float]]]:
+    """The name of a figure of a table, and by checkpoint and seed its values by width; width 0 is ``train.ema_decay``.
 
     Args:
         table: folder of the table.
@@ -29,15 +28,17 @@ def points(table: pathlib.Path, figure: str | None) -> tuple[str, dict[int, dict
     """
     lines = json.loads((table / "table.json").read_text())["lines"]
     name = figure or next(iter(lines[0]["figures"]))
-    found: dict[int, dict[float, dict[str, Any]]] = {}
+    found: dict[tuple[int, int], dict[float, float]] = {}
     for line in lines:
         width = _WIDTH.search(line["other"])
-        found.setdefault(line["checkpoint"], {})[float(width[1]) if width else 0.0] = line["figures"][name]
-    return name, found
+        for row in line["rows"]:
+            by_width = found.setdefault((line["checkpoint"], row["seed"]), {})
+            by_width[float(width[1]) if width else 0.0] = row["figures"][name]
+    return name, {which: by_width for which, by_width in found.items() if by_width.keys() > {0.0}}
 
 
 def main() -> None:
-    """Writes the picture."""
+    """Writes the picture: a curve for each seed, along which samples are of the same noise."""
     parser = argparse.ArgumentParser(description="Draws quality against the width of averages.")
     parser.add_argument("table", type=pathlib.Path, help="a folder of --mode=evaluate")
     parser.add_argument("--figure", help="e.g. classifier_frechet; the first of the table when left out")
@@ -45,15 +46,12 @@ def main() -> None:
     arguments = parser.parse_args()
     name, found = points(arguments.table, arguments.figure)
     picture, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for place, (checkpoint, by_width) in enumerate(sorted(found.items())):
-        color = f"C{place}"
+    for place, ((checkpoint, seed), by_width) in enumerate(sorted(found.items())):
+        color, label = f"C{place}", f"step {checkpoint:,}, seed {seed}"
         widths = sorted(width for width in by_width if width)
-        means = [by_width[width]["mean"] for width in widths]
-        spreads = [by_width[width]["spread"] or 0 for width in widths]
-        axes.errorbar(widths, means, spreads, marker="o", capsize=3, color=color, label=f"step {checkpoint:,}")
+        axes.plot(widths, [by_width[width] for width in widths], marker="o", color=color, label=label)
         if 0.0 in by_width:
-            usual = by_width[0.0]["mean"]
-            axes.axhline(usual, color=color, linestyle="--", label=f"step {checkpoint:,}, train.ema_decay")
+            axes.axhline(by_width[0.0], color=color, linestyle="--", label=f"{label}, train.ema_decay")
     axes.set(xlabel="width of the average (sigma_rel)", ylabel=name.replace("_", " "))
     axes.grid(alpha=0.3)
     axes.legend()

@@ -168,7 +168,7 @@ def test_the_command_line_tells_the_modes(capsys):
 
 def test_help_tells_each_mode_and_what_it_does(capsys):
     assert main.run(["main", "--help"]) == 0
-    lines = capsys.readouterr().out.partition("lists the keys of one):\n")[2].split("\n")
+    lines = capsys.readouterr().out.partition("of one):\n")[2].split("\n")
     told_modes = dict(line.split(maxsplit=1) for line in lines if line.strip())
     assert tuple(told_modes) == names.choices(names.Mode)
     assert all(len(what) > 10 and "--mode" not in what for what in told_modes.values())

@@ -116,7 +116,7 @@ def test_everything_works_without_tensorflow_and_pytorch(tmp_path: pathlib.Path)
     assert "statuses [0, 0, 0, 0, 0, 2]\n" in result.stdout, result.stderr
     assert "imported []\n" in result.stdout
     for name in ("digits", "folder", "tfds_run"):
-        assert len((tmp_path / name / "metrics.jsonl").read_text().splitlines()) == 2
+        assert (tmp_path / name / "metrics.jsonl").read_text().count('"loss": ') == 2
         (events,) = (tmp_path / name / "tensorboard").iterdir()
         assert b"loss" in events.read_bytes()
     assert len(list((tmp_path / "tfds_run" / "sample").glob("*/0*.png"))) == 4

@@ -371,8 +371,8 @@ class TrainConfig:
             see ``sample.ema_width`` and ``training/power_average.py``. Each takes as much memory as the parameters.
         ema_snapshot_every: steps between snapshots, ``WORKDIR/averages/``, which stay when checkpoints are deleted; 0
             for ``checkpoint_every``. The more there are, the wider the range of widths that can be had.
-        ema_snapshot_dtype: type of the values in snapshots; ``float16`` halves the files and rounds by 1/4096 of a
-            value at most.
+        ema_snapshot_dtype: type of the values in snapshots; ``float16`` halves the files and rounds by 1/2048 of a
+            value at most, more for those below 6e-5.
         checkpoint_every: steps between checkpoints.
         keep_last: newest checkpoints kept.
         keep_every: also keep every checkpoint whose step is a multiple of this; 0 keeps no others.

@@ -29,6 +29,10 @@ from ddim_jax.metrics.memorization import Neighbours, authentic, copy_test, near
 _INCEPTION = "inception"
 _CLIP = "clip"
 
+# Fresh images have fewer near copies of training images, and are nearer to these by a lesser number of deviations.
+_MANY_COPIES = 0.01
+_FAR_FROM_CHANCE = -3
+
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
@@ -46,6 +50,7 @@ class Figure:
         of_features: whether it depends on the extractor, so that its name says which; else it is called the same with
             all of them.
         standard: prefix of the extractor with which papers report it.
+        is_of_copies: ``is_of_copies(value)``, whether such a value tells of images that are copies of training images.
     """
 
     name: str
@@ -58,6 +63,7 @@ class Figure:
     has_published: bool = False
     of_features: bool = True
     standard: str = _INCEPTION
+    is_of_copies: Callable[[float], bool] = lambda value: False
 
     def name_with(self, prefix: str) -> str:
         """Returns the name of this figure with an extractor's prefix.
@@ -435,15 +441,22 @@ METRICS: dict[str, Metric] = {
                 *("authenticity_held_out", "authenticity_held_out", "authenticity of held-out images"),
                 general_heading="authenticity of held-out images",
             ),
-            Figure("copies", "copies", "near copies", "near copies", higher_is_better=False),
-            Figure("copy_test", "copy_test", "C_T", "C_T"),
+            Figure(
+                *("copies", "copies", "near copies", "near copies"),
+                higher_is_better=False,
+                is_of_copies=lambda share: share >= _MANY_COPIES,
+            ),
+            Figure("copy_test", "copy_test", "C_T", "C_T", is_of_copies=lambda z: z < _FAR_FROM_CHANCE),
             Figure(
                 *("pixel_authenticity", "pixel_authenticity", "authenticity by pixels"),
                 higher_is_better=True,
                 of_features=False,
             ),
             Figure(
-                *("pixel_copies", "pixel_copies", "near copies by pixels"), higher_is_better=False, of_features=False
+                *("pixel_copies", "pixel_copies", "near copies by pixels"),
+                higher_is_better=False,
+                of_features=False,
+                is_of_copies=lambda share: share >= _MANY_COPIES,
             ),
         ),
         compute=_memorization,
@@ -538,6 +551,16 @@ def is_main(name: str) -> bool:
     """
     known = _known(name)
     return known is not None and known[0].is_main
+
+
+def tells_of_copies(name: str, value: float) -> bool:
+    """Returns whether a figure says that images are copies of training images.
+
+    >>> tells_of_copies("pixel_copies", 0.02), tells_of_copies("classifier_copy_test", -2.0)
+    (True, False)
+    """
+    known = _known(name)
+    return known is not None and known[0].is_of_copies(value)
 
 
 def has_published(name: str) -> bool:

@@ -30,6 +30,8 @@ class Conv(nn.Module):
         dtype: dtype of image, kernel and result; parameters are float32.
         kernel_init: draws the ``kernel`` [3, 3, c, features].
         bias_init: draws the ``bias`` [features].
+        few_passes: add in ``dtype`` what is added: cuDNN does so in float32, before it rounds and writes the result,
+            where XLA lets it, and XLA lets it where all have the result's dtype.
     """
 
     features: int
@@ -37,23 +39,37 @@ class Conv(nn.Module):
     dtype: jax.typing.DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
+    few_passes: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, offset: jax.Array | None = None, apart: bool = False) -> Any:
+    def __call__(
+        self,
+        x: jax.Array,
+        offset: jax.Array | None = None,
+        apart: bool = False,
+        residual: jax.Array | None = None,
+    ) -> Any:
         """Maps [n, h, w, c] to [n, h / stride, w / stride, features].
 
         Args:
             x: images.
-            offset: float32, added to the result like the bias; of any shape that broadcasts to it.
+            offset: float32, added to the result like the bias; of any shape that broadcasts to it, with ``few_passes``
+                and not ``apart`` of the bias' own.
             apart: add neither, and return the sum of both beside the result.
+            residual: images to add to the result.
         """
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
         if apart:
             product = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
             return product, bias if offset is None else bias + offset
+        if self.few_passes:
+            bias = bias if offset is None else bias + offset
+            product = with_bias(convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride), bias)
+            return product if residual is None else product + residual
         total = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride).astype(jnp.float32) + bias
-        return (total if offset is None else total + offset).astype(self.dtype)
+        total = (total if offset is None else total + offset).astype(self.dtype)
+        return total if residual is None else residual + total
 
 
 class Dense(nn.Module):
@@ -75,11 +91,11 @@ class Dense(nn.Module):
     def __call__(
         self, x: jax.Array | tuple[jax.Array, ...], *, apart: bool = False, passed: jax.Array | None = None
     ) -> Any:
-        """Maps [..., c], or several arrays for what their concatenation is, to [..., features].
+        """Maps [..., c] to [..., features].
 
         Args:
-            x: the input.
-            apart: do not add the bias, and return it beside the result.
+            x: the input; with ``apart`` images [n, h, w, c], or parts of which they are the concatenation.
+            apart: do not add the bias, and return it beside the result: for who has more to add (:func:`with_bias`).
             passed: float32 [c], a bias that x lacks, of the layer that it comes from.
         """
         parts = x if isinstance(x, tuple) else (x,)
@@ -87,14 +103,17 @@ class Dense(nn.Module):
         bias = self.param("bias", self.bias_init, (self.features,))
         if passed is not None:
             bias = bias + jnp.dot(passed, kernel)
-        narrow, start = kernel.astype(self.dtype), 0
-        if apart:
-            return jnp.dot(x.astype(self.dtype), narrow), bias
-        total = bias
+        narrow = kernel.astype(self.dtype)
+        if not apart:
+            (whole,) = parts
+            product = jnp.dot(whole.astype(self.dtype), narrow)
+            return (product.astype(jnp.float32) + bias).astype(self.dtype)
+        # As convolutions, of which cuDNN adds each to the one before while it writes it.
+        total, start = None, 0
         for part in parts:
-            product = jnp.dot(part.astype(self.dtype), narrow[start : start + part.shape[-1]])
-            total, start = product.astype(jnp.float32) + total, start + part.shape[-1]
-        return total.astype(self.dtype)
+            product = convolve(part.astype(self.dtype), narrow[None, None, start : start + part.shape[-1]])
+            total, start = product if total is None else product + total, start + part.shape[-1]
+        return total, bias
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -151,6 +170,26 @@ def _convolve_jvp(stride: int, primals: tuple, tangents: tuple) -> tuple[jax.Arr
     return convolve(x, kernel, stride), functools.reduce(jnp.add, changes)
 
 
+@jax.custom_vjp
+def with_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """Images and a bias, added in the dtype of the images; the gradient of the bias is a sum in float32.
+
+    What is added to a convolution in its own dtype, a bias and then images, cuDNN adds in float32 while it writes it.
+    """
+    return x + bias.astype(x.dtype)
+
+
+def _with_bias_forward(x: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
+    return with_bias(x, bias), None
+
+
+def _with_bias_backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return gradient, jnp.sum(gradient.astype(jnp.float32), axis=(0, 1, 2))
+
+
+with_bias.defvjp(_with_bias_forward, _with_bias_backward)
+
+
 # --- layers of the calling module ---------------------------------------------------------------
 
 
@@ -165,10 +204,12 @@ def conv(
     zero: bool = False,
     offset: jax.Array | None = None,
     apart: bool = False,
+    residual: jax.Array | None = None,
+    few_passes: bool = False,
 ) -> Any:
     """A 3x3 convolution of the calling module, applied to x."""
     kernel_init, bias_init = initializers(initialization, 9 * x.shape[-1], zero)
-    return Conv(features, stride, dtype, kernel_init, bias_init, name=name)(x, offset, apart)
+    return Conv(features, stride, dtype, kernel_init, bias_init, few_passes, name=name)(x, offset, apart, residual)
 
 
 def dense(

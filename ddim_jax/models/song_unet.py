@@ -310,7 +310,7 @@ class ResidualBlock(nn.Module):
             h = norm(groups, name="norm_1")(h, swish=True)
             h = h if keys is None else dropout_each(h, keys, self.dropout)
         h = conv(self.features, h, "conv_1", self.initialization, self.dtype, zero=True)
-        if isinstance(x, tuple) and not (self.few_passes and self.resample is None and c != self.features):
+        if isinstance(x, tuple):
             x = jnp.concatenate(x, axis=-1)
         x = self._resampled(x)
         if c != self.features or self.resample is not None:

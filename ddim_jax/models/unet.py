@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddim_jax.models.convolution import conv, dense
+from ddim_jax.models.convolution import conv, dense, with_bias
 from ddim_jax.models.dropout import dropout_each, kept_each
 from ddim_jax.models.flash_attention import takes_flash_kernel
 from ddim_jax.models.group_norm import GroupNorm, Parts
@@ -184,7 +184,10 @@ class UNet(nn.Module):
             return module(x)
 
         embedding = self._embed(time, label, vector)
-        x = conv(self.channels, x, "conv_in", self.initialization, self.dtype)
+        convolved = functools.partial(
+            conv, initialization=self.initialization, dtype=self.dtype, few_passes=self.few_passes
+        )
+        x = convolved(self.channels, x, "conv_in")
 
         skips = [x]
         for level, multiplier in enumerate(self.multipliers):
@@ -201,9 +204,9 @@ class UNet(nn.Module):
                 elif self.downsample_padding:
                     # Zeros on all sides now, and the row and column that follow from those right and below left out.
                     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-                    x = conv(x.shape[-1], x, name, self.initialization, self.dtype, stride=2)[:, :-1, :-1]
+                    x = convolved(x.shape[-1], x, name, stride=2)[:, :-1, :-1]
                 else:
-                    x = conv(x.shape[-1], x, name, self.initialization, self.dtype, stride=2)
+                    x = convolved(x.shape[-1], x, name, stride=2)
                 skips.append(x)
 
         x = block(x, x.shape[-1], "mid_block_0")
@@ -220,7 +223,7 @@ class UNet(nn.Module):
                 if self.resample_blocks:
                     x = block(x, x.shape[-1], name, "up")
                 else:
-                    x = conv(x.shape[-1], upsample_nearest(x), name, self.initialization, self.dtype)
+                    x = convolved(x.shape[-1], upsample_nearest(x), name)
 
         # The last layer in float32: its 2^-8 rounding in bfloat16 would be noise in every sampling step.
         x = nn.swish(GroupNorm(self.num_groups, jnp.float32, self.norm_eps, name="norm_out")(x))
@@ -316,13 +319,21 @@ class ResidualBlock(nn.Module):
             h = GroupNorm(self.num_groups, self.dtype, self.norm_eps, name="norm_1")(h, swish=True)
         if keys is not None and (self.scale_shift_norm or not self.few_passes):
             h = dropout_each(h, keys, self.dropout)
-        h = conv(self.features, h, "conv_1", self.initialization, self.dtype, zero=True)
         c = sum(part.shape[-1] for part in x) if isinstance(x, tuple) else x.shape[-1]
-        if isinstance(x, tuple) and not (self.few_passes and c != self.features):
-            x = jnp.concatenate(x, axis=-1)
-        if c != self.features:
-            x = dense(self.features, x, "shortcut", self.initialization, self.dtype)
-        return x + h
+        passed = None
+        if c == self.features:
+            shortcut = jnp.concatenate(x, axis=-1) if isinstance(x, tuple) else x
+        elif self.few_passes:
+            shortcut, passed = dense(self.features, x, "shortcut", self.initialization, self.dtype, apart=True)
+            # The barrier keeps XLA from adding the convolution below to this one.
+            shortcut = jax.lax.optimization_barrier(shortcut)
+        else:
+            whole = jnp.concatenate(x, axis=-1) if isinstance(x, tuple) else x
+            shortcut = dense(self.features, whole, "shortcut", self.initialization, self.dtype)
+        return conv(
+            self.features, h, "conv_1", self.initialization, self.dtype, zero=True, offset=passed, residual=shortcut,
+            few_passes=self.few_passes,
+        )  # fmt: skip
 
 
 class Attention(nn.Module):
@@ -352,26 +363,28 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [n, h, w, c] to [n, h, w, c]."""
         n, height, width, c = x.shape
+        head = c // self.num_heads if self.num_heads else self.head_channels or c
+        flash = takes_flash_kernel(self.flash_width, channels=head, pixels=height * width)
+        layer = functools.partial(dense, initialization=self.initialization, dtype=self.dtype)
+
+        def attend(*tokens: jax.Array) -> jax.Array:
+            query, key, value = (x.reshape(n, height * width, c // head, head) for x in tokens)
+            return jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if flash else "xla")
+
+        normed = GroupNorm(self.num_groups, self.dtype, self.norm_eps, self.few_passes, name="norm")(x)
+        if self.few_passes:
+            query = with_bias(*layer(c, normed, "query", apart=True))
+            # A key's bias adds the same to all logits of a query, which softmax does not see.
+            key, _ = layer(c, normed, "key", apart=True)
+            # Weights of a query's pixels add up to 1: a value's bias passes through.
+            value, passed = layer(c, normed, "value", apart=True)
+            attended = attend(query, key, value).reshape(x.shape)
+            return with_bias(*layer(c, attended, "proj_out", zero=True, apart=True, passed=passed)) + x
         # One head: [n, pixels, 1, c].
         whole = (n, height * width, 1, c)
-        head = c // self.num_heads if self.num_heads else self.head_channels or c
-        tokens = GroupNorm(self.num_groups, self.dtype, self.norm_eps, self.few_passes, name="norm")(x).reshape(whole)
-        layer = functools.partial(dense, initialization=self.initialization, dtype=self.dtype)
-        if self.few_passes:
-            # XLA would make one product of three that have the same operand, and cut it in three afterwards.
-            tokens = jax.lax.optimization_barrier((tokens,) * 3)
-            query = layer(c, tokens[0], "query")
-            # A key's bias adds the same to all logits of a query, which softmax does not see.
-            key, _ = layer(c, tokens[1], "key", apart=True)
-            # Weights of a query's pixels add up to 1: a value's bias passes through.
-            value, passed = layer(c, tokens[2], "value", apart=True)
-        else:
-            query, key, value = (layer(c, tokens, name) for name in ("query", "key", "value"))
-            passed = None
-        query, key, value = (x.reshape(n, height * width, c // head, head) for x in (query, key, value))
-        flash = takes_flash_kernel(self.flash_width, channels=head, pixels=height * width)
-        attended = jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if flash else "xla")
-        out = layer(c, attended.reshape(whole), "proj_out", zero=True, passed=passed)
+        tokens = normed.reshape(whole)
+        attended = attend(*(layer(c, tokens, name) for name in ("query", "key", "value")))
+        out = layer(c, attended.reshape(whole), "proj_out", zero=True)
         return x + out.reshape(x.shape)
 
 

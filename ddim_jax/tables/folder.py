@@ -20,7 +20,16 @@ from ddim_jax.claims import Claims
 from ddim_jax.errors import UserError
 from ddim_jax.files import make_folder, remove_left_over, write_whole
 from ddim_jax.images import grid, png_shape, save_png
-from ddim_jax.tables.lines import Comparison, clipping_note, lines, spread_notes, to_csv, to_json, to_markdown
+from ddim_jax.tables.lines import (
+    Comparison,
+    clipping_note,
+    copying_note,
+    lines,
+    spread_notes,
+    to_csv,
+    to_json,
+    to_markdown,
+)
 from ddim_jax.tables.neighbours import Strip, neighbours_picture
 from ddim_jax.tables.report import quality_picture, to_html
 from ddim_jax.tables.rows import Result, Row
@@ -145,7 +154,7 @@ class TableFolder:
 
     def _write(self, results: Sequence[Result], notes: Sequence[str]) -> None:
         table = lines(results, self._compared)
-        notes = [*notes, *spread_notes(table), *clipping_note(table)]
+        notes = [*copying_note(table), *notes, *spread_notes(table), *clipping_note(table)]
         quality = quality_picture(table)
         names = [result.name for result in results]
         grids, nearest = self._pictures(names, ".png"), self._pictures(names, ".nearest.png")

@@ -293,6 +293,23 @@ def spread_notes(table: Sequence[Line]) -> list[str]:
     return notes
 
 
+def copying_note(table: Sequence[Line]) -> list[str]:
+    """Warns of rows whose images are copies of training images; else says nothing."""
+    found = []
+    for line in table:
+        signs = [
+            f"{heading(name)} {format_figure(one.mean)}"
+            for name, one in line.figures.items()
+            if figures.tells_of_copies(name, one.mean)
+        ]
+        if signs:
+            steps = f", S = {line.columns['steps']}" if "steps" in line.columns else ""
+            found.append(f"{sampler_label(line)}{steps}: {', '.join(signs)}")
+    if not found:
+        return []
+    return [f"Warning: images are copies of training images, or nearly so: {'; '.join(found)}. See report.html."]
+
+
 class TableBySteps(NamedTuple):
     """The main figure of one checkpoint by S, as papers print it.
 

@@ -28,7 +28,8 @@ def _norm_in_few_kernels(gradient: Any) -> jax.Array:
     squares = [jnp.sum(jnp.square(leaf), axis=1) for leaf in rows]
     if small:
         squares.append(jnp.square(jnp.concatenate(small)))
-    return jnp.sqrt(jnp.sum(jnp.concatenate(squares)))
+    # The barrier keeps XLA from taking the sum of each piece instead.
+    return jnp.sqrt(jnp.sum(jax.lax.optimization_barrier(jnp.concatenate(squares))))
 
 
 def clip_by_global_norm(largest: float) -> optax.GradientTransformation:

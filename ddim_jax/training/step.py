@@ -286,6 +286,6 @@ def make_train_step(
             )
             if isinstance(new_state, PowerTrainState):
                 new_state = update_power_averages(train, new_state)
-        return new_state, StepMetrics(*mean, global_norm(grads))
+        return new_state, StepMetrics(**mean._asdict(), grad_norm=global_norm(grads))
 
     return train_step

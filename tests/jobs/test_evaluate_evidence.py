@@ -96,6 +96,7 @@ def test_copies_are_caught_and_seen(tmp_path):
     assert figures["pixels_pca_copy_test"] < -10 and figures["pixels_pca_authenticity_held_out"] > 0.5
     (strip,) = (folder / "rows").glob("*.nearest.png")
     assert load_png(strip).ndim == 3
+    assert "Warning: images are copies of training images" in (folder / "table.md").read_text()
     page = (folder / "report.html").read_text()
     assert (
         "Samples nearest to training images" in page and page.count("beside the training images nearest to them") == 1
@@ -103,7 +104,8 @@ def test_copies_are_caught_and_seen(tmp_path):
 
 
 def test_fresh_images_are_not(tmp_path):
-    _, figures = measured(digits(np.arange(1500, 1797)), tmp_path)
+    folder, figures = measured(digits(np.arange(1500, 1797)), tmp_path)
+    assert "Warning: images are copies" not in (folder / "table.md").read_text()
     assert figures["pixel_authenticity"] > 0.5 and figures["pixel_copies"] < 0.01
     assert figures["pixels_pca_copies"] < 0.01
     assert figures["pixels_pca_authenticity"] == figures["pixels_pca_authenticity_held_out"]

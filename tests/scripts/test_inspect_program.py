@@ -200,7 +200,7 @@ def test_command_reports_the_sampler(program, tmp_path, capsys):
             "--topology=cuda:h1",
             "--topology=cuda:h1 is unknown; give one of a100, h100, h200, or several such as h100x8",
         ),
-        ("--topology=cuda:h100x12", "--topology=cuda:h100x12: a machine has 8 devices, so several"),
+        ("--topology=cuda:h100x12", "--topology=cuda:h100x12: more than 8 devices must be a multiple of 8"),
         ("--devices=1000", "--topology=local has 8 devices, not --devices=1000"),
         ("--config.sample.stepz=4", "stepz"),
     ],

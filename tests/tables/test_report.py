@@ -19,6 +19,7 @@ from ddim_jax.tables.lines import (
     clipping_note,
     columns,
     comparison,
+    copying_note,
     estimate,
     format_figure,
     lines,
@@ -313,6 +314,17 @@ def test_a_spread_says_what_it_is():
     assert spread_notes(lines(RESULTS[-1:], COMPARABLE)) == []
     seeds_alone, one = csv.DictReader(io.StringIO(to_csv(table)))
     assert (seeds_alone["fid_lowest"], one["fid_lowest"], one["fid_bootstrap"]) == ("13.0", "", "0.25")
+
+
+def test_copies_are_warned_of_where_there_are_some():
+    copied = result(figures={"fid": 1.0, "copies": 0.5, "copy_test": -12.3, "authenticity": 0.1})
+    fresh = result(steps=20, figures={"fid": 1.0, "copies": 0.009, "copy_test": -2.9, "authenticity": 0.7})
+    (note,) = copying_note(lines([copied, fresh], APART))
+    assert note.startswith(
+        "Warning: images are copies of training images, or nearly so: ddim eta 0, quad_published, S = 10"
+    )
+    assert "near copies 0.5000, C_T -12.30. See" in note and "S = 20" not in note
+    assert copying_note(lines([fresh], APART)) == []
 
 
 def test_deviations_are_read_again_and_older_results_have_none(tmp_path):

@@ -134,8 +134,9 @@ def test_exported_weights(tmp_path, source, form):
 
 
 def test_a_shipped_model(tmp_path):
-    config = changed(tiny_config(CONFIGS / "mnist.py"), train__init_from="mnist-unconditional", model__init="torch", **QUIET)
-    network = ddim_jax.load("mnist-unconditional").config
+    name = "mnist-unconditional"
+    config = changed(tiny_config(CONFIGS / "mnist.py"), train__init_from=name, model__init="torch", **QUIET)
+    network = ddim_jax.load(name).config
     config = dataclasses.replace(
         config,
         model=network.model,
@@ -146,7 +147,7 @@ def test_a_shipped_model(tmp_path):
     assert agreed.data.mean == agreed.data.std == (0.5,)
     state, initial, _ = first_state(config, tmp_path)
     assert initial.step == 2344
-    assert_equal(state.ema_params, ddim_jax.load("mnist-unconditional").params)
+    assert_equal(state.ema_params, ddim_jax.load(name).params)
 
 
 @pytest.mark.slow
