@@ -77,6 +77,12 @@ def test_links_of_the_repository_become_links_of_the_site(text, page, expected):
     assert pages.relinked(text, page) == expected
 
 
+def test_config_keys_become_links_to_their_entries():
+    text = "## `sample.eta`\n`sample.eta`, [`sample.eta`](x.md), `sample.other`\n\n    `sample.eta`\n"
+    linked = "[`sample.eta`](../reference/config/sample.md#sample.eta)"
+    assert pages.keys_linked(text, "tutorials/a.md") == text.replace("\n`sample.eta`", f"\n{linked}", 1)
+
+
 def test_a_source_file_is_a_page_where_something_links_to_it():
     text = "[a](../ddim_jax/names.py) [b](own_data.md) [c](../no_such_file.py)"
     assert list(pages.sources_linked(text, "gallery.md")) == ["ddim_jax/names.py"]

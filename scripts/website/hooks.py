@@ -47,9 +47,11 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Makes links of the repository links of the site."""
+    """Makes links of the repository links of the site, and names of config keys links to what they mean."""
     path = page.file.src_uri
-    return markdown if path.startswith(("source/", "reference/")) else pages.relinked(markdown, path)
+    if path.startswith(("source/", "reference/")):
+        return markdown
+    return pages.keys_linked(pages.relinked(markdown, path), path)
 
 
 def on_page_content(content: str, **_: Any) -> str:

@@ -27,6 +27,13 @@ DOCUMENTS = {
     **{str(path.relative_to(ROOT)): f"models/{path.name}" for path in (ROOT / "ddim_jax" / "pretrained").glob("*.md")},
 }
 
+# What is shown better by a generated page than by its source, and the folder of the pages themselves.
+SHOWN_BY = {
+    "ddim_jax/config/schema.py": "reference/config/index.md",
+    "ddim_jax/diffusion/__init__.py": "reference/api/diffusion.md",
+    "docs": "index.md",
+}
+
 # The order of reading of the mathematics; what is not named follows by name.
 READ_FIRST = {
     "diffusion": (
@@ -245,6 +252,30 @@ def relinked(text: str, page: str) -> str:
     return _outside_fences(text, lambda part: _LINK.sub(replace, part))
 
 
+def keys_linked(text: str, page: str) -> str:
+    """Makes each config key that stands as code a link to its entry, but for headings, and links that there are.
+
+    >>> keys_linked("`sample.eta` and `sample.nothing`", "gallery.md")
+    '[`sample.eta`](reference/config/sample.md#sample.eta) and `sample.nothing`'
+    """
+    known = {key.name for group in groups() for key in documented_keys(group)}
+    to_root = posixpath.relpath(".", posixpath.dirname(page) or ".")
+
+    def replace(match: re.Match[str]) -> str:
+        key = match[1]
+        target = posixpath.normpath(f"{to_root}/reference/config/{key.partition('.')[0]}.md")
+        return f"[`{key}`]({target}#{key})" if key in known else match[0]
+
+    def change(part: str) -> str:
+        lines = part.split("\n")
+        return "\n".join(
+            line if line.startswith(("#", "    ")) else re.sub(r"(?<![\[`])`(\w+\.\w+)`(?![\]`])", replace, line)
+            for line in lines
+        )
+
+    return _outside_fences(text, change)
+
+
 def sources_linked(text: str, page: str) -> Iterator[str]:
     """The files of the repository that are no pages of their own, and to which a page links."""
     found: list[str] = []
@@ -269,8 +300,9 @@ def source_page(path: str) -> str:
 
 def _site_path(target: str, page: str) -> str:
     path = posixpath.normpath(posixpath.join(posixpath.dirname(origin_of(page)), target))
-    if path in DOCUMENTS:
-        return DOCUMENTS[path]
+    known = {**DOCUMENTS, **SHOWN_BY}
+    if path in known:
+        return known[path]
     return path.removeprefix("docs/") if path.startswith("docs/") else f"source/{path}.md"
 
 
