@@ -94,7 +94,7 @@ def config_pages() -> dict[str, str]:
 
 def config_page(group: str) -> str:
     """The keys of a group, each under a heading of its own."""
-    lines = [f"# `{group}`", "", about_group(group), ""]
+    lines = ["---", "search:", "  boost: 2", "---", "", f"# `{group}`", "", about_group(group), ""]
     modes = [mode for mode, of_mode in GROUPS_OF_MODES.items() if group in of_mode]
     if modes:
         lines += ["Read by " + ", ".join(f"[`{mode}`](../modes.md#{mode})" for mode in modes) + ".", ""]
@@ -170,6 +170,8 @@ def api_pages() -> dict[str, str]:
         lines = [f"# {title}: `ddim_jax.{package}`", ""]
         for name in (f"ddim_jax.{package}", *modules_of(package)):
             options = [f"      members: {_defined(package)}"] if name == f"ddim_jax.{package}" else []
+            if name == "ddim_jax.config.schema":  # the keys have pages of their own
+                options = ["      show_signature: false", "      show_docstring_attributes: false"]
             lines += [f"::: {name}", "    options:", "      heading_level: 2", *options, ""]
         pages[f"reference/api/{package}.md"] = "\n".join(lines)
     pipeline.append("| [other modules](modules.md) | files, devices, random numbers, whatever is shared |")
