@@ -130,7 +130,7 @@ def choices(names: Any) -> tuple[str, ...]:
 def add(names: Any, name: str) -> None:
     """Adds a name to a list, so that configs and command lines may use it.
 
-    The mapping of that list needs a row of this name too; ``CONTRIBUTING.md`` has examples.
+    The mapping of that list needs a row of this name too; ``docs/adding.md`` has examples.
 
     Args:
         names: one of the ``Literal`` types of this file.

@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md run, one after the other, and their tests pass."""
+"""The examples of docs/adding.md run, one after the other, and their tests pass."""
 
 import importlib
 import pathlib
@@ -8,7 +8,7 @@ import pytest
 
 from ddim_jax import names
 
-GUIDE = (pathlib.Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
+GUIDE = (pathlib.Path(__file__).parent.parent / "docs" / "adding.md").read_text()
 EXAMPLES = "\n".join(re.findall(r"^```python\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL))
 TESTS = re.findall(r"^def (test_\w+)", EXAMPLES, re.MULTILINE)
 
@@ -26,7 +26,7 @@ def examples():
         patch.setattr(names, "_added", {})
         before = [dict(rows) for rows in mappings]
         defined = {}
-        exec(compile(EXAMPLES, "CONTRIBUTING.md", "exec"), defined)
+        exec(compile(EXAMPLES, "docs/adding.md", "exec"), defined)
         yield defined
     for rows, kept in zip(mappings, before, strict=True):
         rows.clear()

@@ -15,6 +15,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 INSTALLED_AS = {
     "PIL": "pillow",
     "absl": "absl-py",
+    "griffe": "griffelib",
     "importlinter": "import-linter",
     "ml_collections": "ml-collections",
     "orbax": "orbax-checkpoint",
@@ -40,7 +41,8 @@ def imported(*folders):
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add(node.module.split(".")[0])
-    own = {"ddim_jax", "benchmarks", "faults"} | {path.stem for path in [*files, *(ROOT / "scripts").rglob("*.py")]}
+    scripts = [ROOT / "scripts", *(path for path in (ROOT / "scripts").rglob("*") if path.is_dir())]
+    own = {"ddim_jax"} | {path.stem for path in [*files, *scripts, *(ROOT / "scripts").rglob("*.py")]}
     return {INSTALLED_AS.get(name, name).lower().replace("_", "-") for name in found - own - sys.stdlib_module_names}
 
 
@@ -52,7 +54,7 @@ def test_the_package_imports_what_it_declares_and_nothing_else():
         assert package in declared(PROJECT["optional-dependencies"][extra])
 
 
-@pytest.mark.parametrize(("folder", "extras"), [("scripts", ()), ("tests", ("test", "parity", "hub"))])
+@pytest.mark.parametrize(("folder", "extras"), [("scripts", ("docs",)), ("tests", ("test", "parity", "hub"))])
 def test_scripts_and_tests_import_what_is_declared(folder, extras):
     further = [requirement for extra in extras for requirement in PROJECT["optional-dependencies"][extra]]
     assert imported(folder) <= declared([*PROJECT["dependencies"], *further])

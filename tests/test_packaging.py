@@ -13,7 +13,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDERS = ("configs", "ddim_jax", "docs", "scripts", "tests")
-FILES = ("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py")
+FILES = (
+    *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"),
+    *("Dockerfile", ".dockerignore", "mkdocs.yml"),
+)
 
 BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2])"
 
