@@ -6,8 +6,8 @@ The kernel keeps no logits in memory. It has no forward-mode derivatives.
 import jax
 import jax.numpy as jnp
 
-# With fewer pixels the logits are small. The published networks have 256, for which the compiler's text promises 4 % of a
-# training step; whether the kernel keeps that promise, and takes their heads, was not tried on a GPU.
+# With fewer pixels the logits are small. The published networks have 256, where the compiler's text promises 5 % of
+# a training step; whether the kernel keeps that promise, and takes their heads, was not tried on a GPU.
 _FEWEST_PIXELS = 1024
 
 
