@@ -40,7 +40,9 @@ def imported(*folders):
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add(node.module.split(".")[0])
-    own = {"ddim_jax", "benchmarks", "faults"} | {path.stem for path in [*files, *(ROOT / "scripts").rglob("*.py")]}
+    own = {"ddim_jax", "benchmarks", "faults", "inspecting"} | {
+        path.stem for path in [*files, *(ROOT / "scripts").rglob("*.py")]
+    }
     return {INSTALLED_AS.get(name, name).lower().replace("_", "-") for name in found - own - sys.stdlib_module_names}
 
 
@@ -52,7 +54,7 @@ def test_the_package_imports_what_it_declares_and_nothing_else():
         assert package in declared(PROJECT["optional-dependencies"][extra])
 
 
-@pytest.mark.parametrize(("folder", "extras"), [("scripts", ()), ("tests", ("test", "parity", "hub"))])
+@pytest.mark.parametrize(("folder", "extras"), [("scripts", ("tutorials",)), ("tests", ("test", "parity", "hub"))])
 def test_scripts_and_tests_import_what_is_declared(folder, extras):
     further = [requirement for extra in extras for requirement in PROJECT["optional-dependencies"][extra]]
     assert imported(folder) <= declared([*PROJECT["dependencies"], *further])

@@ -45,14 +45,15 @@ pipe
 
 # %% [markdown]
 # ## Draw
-# Labels were given, so classes can be chosen: a row for each, five images of each.
+# Labels were given, so classes can be chosen, by `label=3` or so many of each by `per_class`, which draws the classes in
+# turn: each column is one.
 
 # %%
 drawn = pipe.sample(per_class=5, steps=20)
-ddim_jax.show(drawn.reshape(10, 5, 8, 8, 1).swapaxes(0, 1))
+ddim_jax.show(drawn, columns=10)
 
 # %% [markdown]
-# Each column is a class. After so few steps some are crooked. A quick and honest check: does a plain classifier, which has
+# After so few steps some are crooked. A quick check: does a plain classifier, which has
 # seen only real digits, read them as what they were meant to be?
 
 # %%
@@ -62,16 +63,16 @@ reader = KNeighborsClassifier(3).fit(images[:1500].reshape(1500, -1), labels[:15
 print(f"real digits it has not seen: {reader.score(images[1500:].reshape(-1, 64), labels[1500:]):.0%} read right")
 
 many = pipe.sample(per_class=50, steps=20)
-meant = np.repeat(np.arange(10), 50)
+meant = np.arange(len(many)) % 10
 print(f"drawn digits:                {reader.score(many.reshape(-1, 64), meant):.0%} read right")
 
 # %% [markdown]
 # ## Has it learned by heart?
-# With few images and long training a model may copy. Beside each drawn image stands the nearest real one: alike, but not
+# With few images and long training a model may copy. Under each drawn image stands the nearest real one: alike, but not
 # the same.
 
 # %%
-some = many[::50]
+some = many[:10]
 distance = ((some.reshape(10, 1, 64).astype(float) - images.reshape(1, -1, 64)) ** 2).sum(-1)
 nearest = images[distance.argmin(1)][..., None]
 ddim_jax.show(np.stack([some, nearest]))
