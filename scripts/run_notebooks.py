@@ -28,7 +28,7 @@ TUTORIALS = ROOT / "docs" / "tutorials"
 
 # What a clone can bear.
 _LARGEST_PICTURE = 100_000
-_LARGEST_NOTEBOOK = 600_000
+_LARGEST_NOTEBOOK = 800_000
 
 _CELL_SECONDS = 600
 

@@ -19,6 +19,8 @@
 # which the best possible denoiser is known in closed form.
 
 # %%
+import itertools
+
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
@@ -111,7 +113,7 @@ def ddim(x, steps, eta, fresh_noise):
     """From noise x [n, 2] to samples; returns all points on the way, [steps + 1, n, 2]."""
     way = [x]
     levels = levels_of(steps)
-    for k, (t, t_next) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for k, (t, t_next) in enumerate(itertools.pairwise(levels)):
         a, a_next = alpha_bar[t], alpha_bar[t_next]
         eps = expected_noise(x, a)
         x0 = (x - np.sqrt(1 - a) * eps) / np.sqrt(a)

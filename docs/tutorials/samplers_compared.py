@@ -66,7 +66,8 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# The solvers of second order need a fraction of DDIM's steps. With 5 steps, from above: DDIM, DPM-Solver++ 2M, UniPC,
+# The solvers of second order are nearer after 10 steps, and far nearer after 20; the bars tell how much eight other
+# images might differ. (It is the same noise for all samplers, so differences are surer than the bars look.) With 5 steps, from above: DDIM, DPM-Solver++ 2M, UniPC,
 # and the exact solution.
 
 # %%
@@ -102,9 +103,9 @@ def network(x, time):
 predict = diffusion.make_predict(network, objective="eps")
 
 
-def draw(name, steps, num, eta=0.0):
+def draw(name, steps, num, eta=0.0, spacing="trailing"):
     """Digits [num, 64] drawn by a sampler."""
-    pairs = diffusion.level_pairs(diffusion.sampling_levels("linspace", schedule.num_levels, steps))
+    pairs = diffusion.level_pairs(diffusion.sampling_levels(spacing, schedule.num_levels, steps))
     sampler = diffusion.make_sampler(name, schedule, pairs, eta=eta)
     keys = diffusion.image_keys(0, jax.numpy.arange(num))
     return np.asarray(sampler.run(predict, diffusion.initial_noise(keys, (1, 1, 64)), keys)).reshape(num, 64)
@@ -153,3 +154,23 @@ ax.set_xticks(counts, [str(count) for count in counts])
 ax.minorticks_off()
 ax.legend(fontsize=8)
 plt.show()
+
+# %% [markdown]
+# The bars are the spread of four sets of five hundred; where they overlap, nothing has been shown. From about 20 steps on
+# all samplers are as near to the data as other data are, and this measure of so few images can tell no more. Below that,
+# the second-order solver leads, and among the two kinds of DDIM the one without fresh noise: noise that is added late
+# needs small steps to be taken away again.
+#
+# Which levels are visited matters as much as the sampler. The same five steps, at levels spaced in other ways:
+
+# %%
+for spacing in ("trailing", "uniform", "linspace"):
+    found = {name: distance(draw(name, 5, 500, spacing=spacing), truth) for name in ("ddim", "dpmpp_2m")}
+    print(f"{spacing:9}", *(f"{name} {value:6.2f}" for name, value in found.items()))
+
+# %% [markdown]
+# A solver of second order extrapolates from its last step to the next; where steps differ much in what they change, as
+# at the ends of these lists, that goes wrong. So compare samplers each at its own good spacing, with equal numbers of evaluations and of images.
+#
+# **Where to go on.** With real data, `--mode=evaluate` measures FID and its kin, and `--mode=sweep` fills a table of samplers
+# and steps: [evaluation.md](../evaluation.md). How to need fewer steps still: [few_steps.md](../few_steps.md).
