@@ -143,6 +143,8 @@ class Pipeline:
     average: Mapping[str, Any] | None = None
     _compiled: dict[Any, ShardedMap] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     _guides: dict[Any, Guide] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    # With other weights or settings, by dataclasses.replace, it is another picture.
+    _shown: list[str] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
 
     def __repr__(self) -> str:
         """Returns what is loaded in a line."""
@@ -162,8 +164,14 @@ class Pipeline:
     def _repr_html_(self) -> str:
         """Returns what a notebook shows: the line, and four images drawn in few steps.
 
-        A CPU draws them for a small network alone; a notebook's cell must not hang for minutes.
+        A CPU draws them for a small network alone; a notebook's cell must not hang for minutes. They are drawn once:
+        shown again, the pipeline is the same.
         """
+        if not self._shown:
+            self._shown.append(self._html())
+        return self._shown[0]
+
+    def _html(self) -> str:
         line = html.escape(repr(self))
         height, width, _ = self.config.data.image_shape
         on_cpu = parallel.local_devices()[0].platform == "cpu"

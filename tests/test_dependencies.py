@@ -54,7 +54,9 @@ def test_the_package_imports_what_it_declares_and_nothing_else():
         assert package in declared(PROJECT["optional-dependencies"][extra])
 
 
-@pytest.mark.parametrize(("folder", "extras"), [("scripts", ("docs",)), ("tests", ("test", "parity", "hub"))])
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("scripts", ("docs", "tutorials")), ("tests", ("test", "parity", "hub"))]
+)
 def test_scripts_and_tests_import_what_is_declared(folder, extras):
     further = [requirement for extra in extras for requirement in PROJECT["optional-dependencies"][extra]]
     assert imported(folder) <= declared([*PROJECT["dependencies"], *further])

@@ -239,6 +239,7 @@ def test_a_job_writes_no_picture_of_nan(broken, workdir, monkeypatch):
 
 
 def test_a_pipeline_shows_itself_in_short(pipe):
+    pipe = dataclasses.replace(pipe)
     count = parameter_count(pipe.params)
     assert repr(pipe) == f"<Pipeline of {count:,} parameters after 2 steps; images of 8x8x1>"
     text = pipe._repr_html_()
@@ -247,7 +248,14 @@ def test_a_pipeline_shows_itself_in_short(pipe):
     np.testing.assert_array_equal(picture, np.asarray(ddim_jax.show(pipe.sample(4, steps=4, eta=0.0), columns=4)))
 
 
+def test_a_pipeline_shown_again_draws_nothing(pipe, monkeypatch):
+    text = pipe._repr_html_()
+    monkeypatch.setattr(type(pipe), "sample", lambda *_, **__: pytest.fail("drawn again"))
+    assert pipe._repr_html_() == text
+
+
 def test_a_large_model_on_a_cpu_is_not_drawn_for_a_notebook(pipe, monkeypatch):
+    pipe = dataclasses.replace(pipe)
     monkeypatch.setattr("ddim_jax.pipeline._SHOWN_WEIGHTS_TIMES_PIXELS", 0)
     assert pipe._repr_html_() == f"<p>{html.escape(repr(pipe))}</p>"
 
