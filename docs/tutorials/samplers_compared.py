@@ -149,7 +149,7 @@ for label, (name, eta) in kinds.items():
     ax.errorbar(counts, found.mean(1), found.std(1, ddof=1), fmt="o-", capsize=3, label=label)
     print(f"{label:13}", *(f"{s:3d}: {mean:6.3f}" for s, mean in zip(counts, found.mean(1), strict=True)))
 ax.axhspan(floor.min(), floor.max(), color="tab:gray", alpha=0.3, label="real against real")
-ax.set(xlabel="network evaluations", ylabel="Fréchet distance of pixels", xscale="log", yscale="log")
+ax.set(xlabel="network evaluations", ylabel="Fréchet distance of pixels", xscale="log", ylim=(0, 1.3))
 ax.set_xticks(counts, [str(count) for count in counts])
 ax.minorticks_off()
 ax.legend(fontsize=8)
@@ -158,7 +158,7 @@ plt.show()
 # %% [markdown]
 # The bars are the spread of four sets of five hundred; where they overlap, nothing has been shown. From about 20 steps on
 # all samplers are as near to the data as other data are, and this measure of so few images can tell no more. Below that,
-# the second-order solver leads, and among the two kinds of DDIM the one without fresh noise: noise that is added late
+# the second-order solvers lead, with fresh noise or without, and among the two kinds of DDIM the one without fresh noise: noise that is added late
 # needs small steps to be taken away again.
 #
 # Which levels are visited matters as much as the sampler. The same five steps, at levels spaced in other ways:
