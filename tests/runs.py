@@ -125,7 +125,7 @@ def losses(workdir: pathlib.Path) -> list[tuple[int, float]]:
     path = workdir / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     records = [json.loads(line) for line in lines]
-    return [(record["step"], record["loss"]) for record in records]
+    return [(record["step"], record["loss"]) for record in records if "loss" in record]
 
 
 def reached(workdir: pathlib.Path, step: int) -> bool:

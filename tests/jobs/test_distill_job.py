@@ -89,7 +89,7 @@ def test_checkpoints_hold_the_teacher_and_the_student_of_each_round(student, tea
 
 def test_the_learning_rate_falls_in_each_round(student):
     lines = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
-    rates = [line["learning_rate"] for line in lines]
+    rates = [line["learning_rate"] for line in lines if "loss" in line]
     rate = read_config(student).distill.learning_rate
     np.testing.assert_allclose(rates, 2 * [rate, rate * 2 / 3, rate / 3], rtol=1e-6)
 

@@ -244,7 +244,7 @@ def test_weights_of_nan_are_refused_as_such(tmp_path, monkeypatch, residual):
     leaves, tree = jax.tree.flatten(pipe.variables)
     broken = [np.full_like(leaves[0], np.nan), *leaves[1:]]
     broken = dataclasses.replace(pipe, variables=jax.tree.unflatten(tree, broken))
-    monkeypatch.setattr("ddim_jax.pipeline.load", lambda *unused: broken)
+    monkeypatch.setattr("ddim_jax.pipeline.load", lambda *unused, **also_unused: broken)
     with pytest.raises(UserError, match="the checkpoint has values that are not finite in"):
         export(with_weights(config, format="npz", out=str(tmp_path / "a.npz")), workdir)
     assert not (tmp_path / "a.npz").exists()
