@@ -125,7 +125,9 @@ def test_the_averages_are_those_of_the_formula(tmp_path):
 def test_on_the_host_in_groups_and_in_parts(trained, tmp_path, changes):
     train(small(**changes), tmp_path / "run")
     one, other = restore_trained(trained).state, restore_trained(tmp_path / "run").state
-    assert largest_difference(one.power_averages, other.power_averages) < 1e-5
+    # Parts of a batch add up to another rounding, which Adam inflates where a gradient is nearly 0.
+    rounding = 2e-4 if "train__accumulate" in changes else 1e-5
+    assert largest_difference(one.power_averages, other.power_averages) < rounding
     every = changes.get("train__steps_per_call", 1)
     assert len(list((tmp_path / "run" / "averages").iterdir())) == STEPS // every
 
