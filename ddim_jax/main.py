@@ -12,10 +12,10 @@ import ast
 import contextlib
 import difflib
 import importlib
+import importlib.resources
 import logging
 import os
 import pathlib
-import pkgutil
 import re
 import select
 import shutil
@@ -413,7 +413,7 @@ def _wrapped(text: str, width: int, first: str, others: str) -> list[str]:
 
 def _mode_help(mode: str) -> str:
     """What a mode does: the first line of its job's file, which is read as text, since importing a job imports JAX."""
-    source = pkgutil.get_data("ddim_jax.jobs", f"{_JOBS.get(mode, mode)}.py") or b""
+    source = importlib.resources.files("ddim_jax.jobs").joinpath(f"{_JOBS.get(mode, mode)}.py").read_bytes()
     first_line = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
     return first_line.removeprefix(f"``--mode={mode}``: ").replace("``", "").rstrip(".")
 
