@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ddim_jax.cache import cache_dir, is_trusted
 from ddim_jax.errors import UserError, on_one_line
-from ddim_jax.files import make_folder, whole_file, write_whole, writing
+from ddim_jax.files import MOST_BYTES, check_kind, make_folder, whole_file, write_whole, writing
 from ddim_jax.one_writer import one_writer
 from ddim_jax.records import read_if_sound
 from ddim_jax.version import __version__
@@ -108,6 +108,32 @@ def sha256_of_file(path: pathlib.Path) -> str:
         OSError: it cannot be read.
     """
     return _hash_of_file(path, "sha256")
+
+
+def given_instead(path: str, published: PublishedFile, title: str, setting: str) -> tuple[pathlib.Path, str]:
+    """Finds the file that a user gives instead of a published one, and its SHA-256; warns where it is another.
+
+    Args:
+        path: of the file.
+        published: what it stands for.
+        title: of that, in the warning.
+        setting: key of the config that names the file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    file = pathlib.Path(os.path.expanduser(path))
+    check_kind(file, MOST_BYTES)
+    try:
+        sha256 = sha256_of_file(file)
+    except OSError as error:
+        raise UserError(f"{setting}: {file} cannot be read: {error.strerror}") from error
+    if sha256 != published.sha256:
+        say(
+            f"warning: {file} is not the published {title} (its SHA-256 starts with {sha256[:8]}, not "
+            f"{published.sha256[:8]}); compare figures made with it with each other only"
+        )
+    return file, sha256
 
 
 def fetch(published: PublishedFile) -> pathlib.Path:

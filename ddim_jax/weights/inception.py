@@ -6,7 +6,6 @@ use (under two names, the same bytes). The file's hash belongs to every figure: 
 
 import contextlib
 import functools
-import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -18,13 +17,11 @@ from flax import traverse_util
 
 from ddim_jax.cache import cache_dir
 from ddim_jax.errors import UserError
-from ddim_jax.files import MOST_BYTES, check_kind
 from ddim_jax.models.inception import INPUT_SIZE, Inception
 from ddim_jax.npz import load_arrays, save_arrays
-from ddim_jax.weights.download import PublishedFile, fetch, sha256_of_file
+from ddim_jax.weights.download import PublishedFile, fetch, given_instead
 from ddim_jax.weights.shapes import Shape, name_first
 from ddim_jax.weights.torch_file import read_torch_file
-from ddim_jax.writers import say
 
 PUBLISHED = PublishedFile(
     title="Inception weights",
@@ -70,17 +67,7 @@ def inception_variables(path: str = "") -> InceptionWeights:
         if kept is not None:
             return InceptionWeights(kept, PUBLISHED.sha256)
         return _convert(fetch(PUBLISHED), PUBLISHED.sha256)
-    file = pathlib.Path(os.path.expanduser(path))
-    check_kind(file, MOST_BYTES)
-    try:
-        sha256 = sha256_of_file(file)
-    except OSError as error:
-        raise UserError(f"{PUBLISHED.setting}: {file} cannot be read: {error.strerror}") from error
-    if sha256 != PUBLISHED.sha256:
-        say(
-            f"warning: {file} is not the published Inception network (its SHA-256 starts with {sha256[:8]}, not "
-            f"{PUBLISHED.sha256[:8]}); compare figures made with it with each other only"
-        )
+    file, sha256 = given_instead(path, PUBLISHED, "Inception network", PUBLISHED.setting)
     kept = _read_kept(sha256)
     return InceptionWeights(kept, sha256) if kept is not None else _convert(file, sha256)
 

@@ -9,7 +9,6 @@ The file's hash belongs to every figure: other weights make another metric.
 """
 
 import math
-import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -20,7 +19,6 @@ import numpy as np
 from flax import traverse_util
 
 from ddim_jax.errors import UserError
-from ddim_jax.files import MOST_BYTES, check_kind
 from ddim_jax.models.vision_transformer import (
     CLIP_B32,
     CLIP_L14_336,
@@ -31,10 +29,9 @@ from ddim_jax.models.vision_transformer import (
 )
 from ddim_jax.names import lookup
 from ddim_jax.weights.array_files import is_safetensors, read_safetensors
-from ddim_jax.weights.download import PublishedFile, fetch, sha256_of_file
+from ddim_jax.weights.download import PublishedFile, fetch, given_instead
 from ddim_jax.weights.shapes import Shape, array_shapes, different_shapes, name_first
 from ddim_jax.weights.torch_file import read_torch_file
-from ddim_jax.writers import say
 
 _KEY = "eval.extractor_path"
 
@@ -120,17 +117,7 @@ def transformer_variables(name: str, path: str = "") -> TransformerWeights:
     if not path:
         file, sha256 = fetch(published), published.sha256
     else:
-        file = pathlib.Path(os.path.expanduser(path))
-        check_kind(file, MOST_BYTES)
-        try:
-            sha256 = sha256_of_file(file)
-        except OSError as error:
-            raise UserError(f"{_KEY}: {file} cannot be read: {error.strerror}") from error
-        if sha256 != published.sha256:
-            say(
-                f"warning: {file} is not the published file {published.name} (its SHA-256 starts with {sha256[:8]}, "
-                f"not {published.sha256[:8]}); compare figures made with it with each other only"
-            )
+        file, sha256 = given_instead(path, published, f"file {published.name}", _KEY)
     return TransformerWeights(convert_state(_read(file), network, str(file)), sha256)
 
 
