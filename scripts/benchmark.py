@@ -3,7 +3,8 @@
     python scripts/benchmark.py --config=configs/cifar10.py:bf16 --batch 256 --peers --json speed.json
 
 Each task runs several times after a first run, which compiles and warms up; the table has the medians. Programs that do
-the same task take turns, A B A B ..., so that a machine which slows down slows all of them. What compiling took ahead
+the same task take turns, A B A B ..., so that a machine which slows down slows all of them; with ``--apart`` each in a
+process of its own, as its users start it, which on a CPU is the fair way. What compiling took ahead
 of time, and the first run, stand apart. TFLOP/s count convolutions and matrix products by hand, the backward pass as
 two forward ones; the share is of the devices' data sheet, or of ``--peak``.
 
@@ -40,21 +41,26 @@ from typing import Any
 import jax
 from absl import flags
 from benchmarks import evaluation, networks, processes, profiling, rows, storage, training
+from benchmarks.apart import Turn, measure_apart, turn_of
 from benchmarks.machine import describe_machine, known_peak
-from benchmarks.peers import Peers
-from benchmarks.rows import Row, note
+from benchmarks.peers import Peers, peer_names
+from benchmarks.rows import OURS, Row, note
 from benchmarks.setting import Setting
 from ml_collections import config_flags
 
 from ddim_jax import parallel
 from ddim_jax.config import Config, from_config_dict
 from ddim_jax.errors import UserError
+from ddim_jax.huge_pages import restart_with_huge_pages
 from ddim_jax.main import cpu_devices
 
 _REPOSITORY = pathlib.Path(__file__).parent.parent
 
 # In the order in which they run: the first two need processes of their own.
 SUBJECTS = ("startup", "memory", "train", "sample", "forward", "inception", "frechet", "data", "checkpoint")
+
+# Those that programs can do in processes of their own.
+_APART = ("train", "sample", "forward", "inception")
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -66,6 +72,10 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     )
     parser.add_argument("--only", default=",".join(SUBJECTS), help="subjects, with commas between them (%(default)s)")
     parser.add_argument("--peers", action="store_true", help="run other projects' programs beside ours")
+    parser.add_argument(
+        "--apart", action="store_true", help="each program in a process of its own, as its users run it"
+    )
+    parser.add_argument("--serve", metavar="PROGRAM", default="", help=argparse.SUPPRESS)
     parser.add_argument("--ddim-code", type=pathlib.Path, metavar="DIR", help="checkout of ermongroup/ddim")
     parser.add_argument("--score-sde", type=pathlib.Path, metavar="DIR", help="checkout of yang-song/score_sde")
     parser.add_argument("--batch", type=int, default=16, help="images at a time, over all devices (%(default)s)")
@@ -102,6 +112,8 @@ def _read_config(config_flags_given: Sequence[str], batch: int) -> Config:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints, and writes the file."""
     options, config_arguments = _parse(arguments)
+    if options.serve == OURS:
+        restart_with_huge_pages(pathlib.Path(__file__).stem)
     try:
         config = _read_config(config_arguments, options.batch)
         with tempfile.TemporaryDirectory() as made:
@@ -121,6 +133,7 @@ def _measure(options: argparse.Namespace, config_arguments: list[str], config: C
         options.calls,
         tuple(options.steps),
         options.profile,
+        turn_of(options.serve) if options.serve else Turn(),
     )
     found: dict[str, list[Row]] = {}
     # Before JAX and PyTorch have taken the devices.
@@ -128,9 +141,15 @@ def _measure(options: argparse.Namespace, config_arguments: list[str], config: C
         if subject in chosen:
             found[subject] = measure(setting)
 
+            _write(options, {}, found)
+    if options.apart:
+        # While this process has no device of its own.
+        for subject in filter(chosen.__contains__, _APART):
+            found[subject] = measure_apart(_commands(subject, options, config_arguments, images))
+
     parallel.share_cpu(cpu_devices(config, parallel.usable_cores()))
     peers = None
-    if options.peers:
+    if options.peers and options.serve != OURS:
         # So that both find room on one GPU.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         peers = _peers(options)
@@ -148,13 +167,30 @@ def _measure(options: argparse.Namespace, config_arguments: list[str], config: C
         "checkpoint": lambda: storage.measure_checkpoint(setting),
     }
     for subject, measure in measures.items():
-        if subject in chosen:
+        if subject in chosen and subject not in found:
             found[subject] = measure()
             # A run that is cut short leaves what it found.
             _write(options, machine, found)
             jax.clear_caches()
     _write(options, machine, found)
-    _print(options, machine, found, _peak(options, setting))
+    if not options.serve:
+        _print(options, machine, found, _peak(options, setting))
+
+
+def _commands(
+    subject: str, options: argparse.Namespace, config_arguments: Sequence[str], images: pathlib.Path
+) -> dict[str, list[str]]:
+    """The commands that measure one subject, for each program."""
+    names = [OURS]
+    if options.peers:
+        names += peer_names(subject, options.ddim_code is not None, options.score_sde is not None)
+    command = [sys.executable, __file__, *config_arguments, "--only", subject, "--images", str(images)]
+    command += ["--batch", str(options.batch), "--repeats", str(options.repeats), "--calls", str(options.calls)]
+    command += ["--steps", *map(str, options.steps)]
+    for flag, value in {"--ddim-code": options.ddim_code, "--score-sde": options.score_sde}.items():
+        command += [] if value is None else [flag, str(value)]
+    ours = [*command, "--profile", str(options.profile)] if options.profile else command
+    return {name: ours if name == OURS else [*command, "--peers"] for name in names}
 
 
 def _peers(options: argparse.Namespace) -> Peers:

@@ -4,7 +4,7 @@ import importlib
 import pathlib
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from unittest import mock
 
@@ -13,8 +13,8 @@ import numpy as np
 import scipy.linalg
 
 from benchmarks import torch_peers
-from benchmarks.peers import Peers
-from benchmarks.rows import OURS, Program, Row, Task, lazily, take_turns, with_details, with_remark
+from benchmarks.peers import PYTORCH_FID, TORCH_FIDELITY, Peers
+from benchmarks.rows import OURS, Program, Row, Task, take_turns, with_details, with_remark
 from benchmarks.setting import Setting
 from ddim_jax.measuring import extractors
 from ddim_jax.metrics.frechet import frechet_distance
@@ -35,19 +35,23 @@ def measure_inception(setting: Setting, peers: Peers | None) -> list[Row]:
     The weights are random, and the same for torch-fidelity and pytorch-fid, where these are installed.
     """
     state = _random_state()
-    weights = InceptionWeights(convert_state(state, "random weights"), "random")
-    per_device = -(-setting.batch // jax.local_device_count())
-    with mock.patch.object(extractors, "inception_variables", lambda path: weights):
-        extractor = extractors.inception_extractor("", "tf1", per_device)
     images = np.random.default_rng(1).integers(0, 256, (setting.batch, 32, 32, 3), np.uint8)
-    programs = {OURS: Program(lambda: extractor(images).features)}
+    programs: dict[str, Callable[[], Program]] = {OURS: lambda: _inception_program(state, images)}
     with tempfile.TemporaryDirectory() as folder:
         if peers is not None:
             file = pathlib.Path(folder) / "random.pth"
             peers.torch.save({name: peers.torch.tensor(array) for name, array in state.items()}, file)
             programs |= _torch_programs(peers.torch, file, images)
-        turns = take_turns(Task("Inception features", setting.batch), programs, setting.repeats, setting.traces)
+        turns = setting.compare(Task("Inception features", setting.batch), programs)
     return [_with_agreement(row, turns.results) for row in turns.rows]
+
+
+def _inception_program(state: Mapping[str, np.ndarray], images: np.ndarray) -> Program:
+    weights = InceptionWeights(convert_state(state, "random weights"), "random")
+    per_device = -(-len(images) // jax.local_device_count())
+    with mock.patch.object(extractors, "inception_variables", lambda path: weights):
+        extractor = extractors.inception_extractor("", "tf1", per_device)
+    return Program(lambda: extractor(images).features)
 
 
 def _random_state() -> dict[str, np.ndarray]:
@@ -63,8 +67,8 @@ def _random_state() -> dict[str, np.ndarray]:
     return {name: array.astype(np.float32) for name, array in state.items()}
 
 
-def _torch_programs(torch: Any, file: pathlib.Path, images: np.ndarray) -> dict[str, Program]:
-    """Programs that bring uint8 images to the device, and features back."""
+def _torch_programs(torch: Any, file: pathlib.Path, images: np.ndarray) -> dict[str, Callable[[], Program]]:
+    """Makers of programs that bring uint8 images to the device, and features back."""
     planes = torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     device = torch_peers.torch_device(torch)
 
@@ -90,7 +94,7 @@ def _torch_programs(torch: Any, file: pathlib.Path, images: np.ndarray) -> dict[
 
         return Program(run)
 
-    return {"torch-fidelity": lazily(fidelity), "pytorch-fid": lazily(pytorch_fid)}
+    return {TORCH_FIDELITY: fidelity, PYTORCH_FID: pytorch_fid}
 
 
 def _with_agreement(row: Row, results: Mapping[str, np.ndarray]) -> Row:
@@ -100,11 +104,11 @@ def _with_agreement(row: Row, results: Mapping[str, np.ndarray]) -> Row:
     seconds = _MANY_IMAGES / row.images_per_second
     row = with_remark(row, f"{_MANY_IMAGES:,} images in {seconds:,.0f} s")
     row = with_details(row, seconds_for_50000_images=seconds)
-    if row.program == "pytorch-fid":
+    if row.program == PYTORCH_FID:
         return with_remark(row, "another resizing, no logits")
-    if row.program == OURS:
+    ours = results.get(OURS)
+    if row.program == OURS or ours is None:
         return row
-    ours = results[OURS]
     error = np.abs(results[row.program] - ours).max() / ours.std()
     return with_remark(row, f"features differ by {error:.0e} of their spread at most")
 
@@ -117,9 +121,13 @@ def measure_frechet(setting: Setting, peers: Peers | None, dimension: int) -> li
     rows = []
     for num in (2 * dimension, min(1000, dimension // 2)):
         a, b = _random_gaussian(num, dimension, 0), _random_gaussian(num, dimension, 1)
-        programs = {OURS: Program(lambda a=a, b=b: frechet_distance(a, b))}
+        functions: dict[str, Callable[[Gaussian, Gaussian], float]] = {OURS: frechet_distance}
         if peers is not None:
-            programs["scipy.linalg.sqrtm"] = Program(lambda a=a, b=b: _distance_by_square_root(a, b))
+            functions["scipy.linalg.sqrtm"] = _distance_by_square_root
+        programs = {
+            name: lambda function=function, a=a, b=b: Program(lambda: function(a, b))
+            for name, function in functions.items()
+        }
         turns = take_turns(Task(f"Fréchet distance, d = {dimension:,}, N = {num:,}"), programs, setting.repeats)
         for row in turns.rows:
             found, ours = turns.results.get(row.program), turns.results[OURS]

@@ -1,6 +1,7 @@
 """A forward pass, and sampling by DDIM."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.peers import Peers
-from benchmarks.rows import OURS, Program, Row, Task, take_turns, with_details, with_remark
+from benchmarks.rows import OURS, Program, Row, Task, with_details, with_remark
 from benchmarks.setting import Setting, time_compilation
 from ddim_jax import parallel
 from ddim_jax.config import Config
@@ -42,17 +43,27 @@ def forward_flop(config: Config) -> float:
 
 def measure_forward(setting: Setting, peers: Peers | None) -> list[Row]:
     """One pass of the network without dropout, from float32 images on the device."""
-    config, devices = setting.config, setting.devices
-    model, variables = build_model(config), random_params(config)
+    config = setting.config
+    variables = random_params(config)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((setting.batch, *config.data.image_shape)).astype(np.float32)
     times = rng.integers(0, config.diffusion.num_levels, setting.batch).astype(np.float32)
     label = np.zeros(setting.batch, np.int32) if config.model.num_classes else None
 
+    theirs = peers.forward(config, variables["params"], x, times, setting.calls) if peers else {}
+    images = setting.batch * setting.calls
+    task = Task("forward", images, images * forward_flop(config))
+    ours = functools.partial(_forward_program, setting, variables, (x, times, label))
+    turns = setting.compare(task, {OURS: ours, **theirs})
+    return [_with_distance(row, turns.results) for row in turns.rows]
+
+
+def _forward_program(setting: Setting, variables: Any, arguments: tuple[np.ndarray | None, ...]) -> Program:
+    model, devices = build_model(setting.config), setting.devices
     on_devices = parallel.replicate(variables, devices)
     # A program that returns its arguments leaves them on the devices.
     keep = parallel.map_over_batch(lambda _, inputs: inputs, devices)
-    inputs = keep(0, parallel.split_batch((x, times, label), len(devices)))
+    inputs = keep(0, parallel.split_batch(arguments, len(devices)))
     forward: Any = parallel.map_over_batch(lambda variables, inputs: model.apply(variables, *inputs), devices)
     ahead = time_compilation(lambda: forward.lower(on_devices, inputs).compile())
 
@@ -60,19 +71,13 @@ def measure_forward(setting: Setting, peers: Peers | None) -> list[Row]:
         outputs = [ahead.result(on_devices, inputs) for _ in range(setting.calls)]
         return parallel.join_batch(outputs[-1])
 
-    images = setting.batch * setting.calls
-    ours = Program(run, ahead.lower_seconds, ahead.compile_seconds, ahead.result.as_text)
-    theirs = peers.forward(config, variables["params"], x, times, setting.calls) if peers else {}
-    turns = take_turns(
-        Task("forward", images, images * forward_flop(config)), {OURS: ours, **theirs}, setting.repeats, setting.traces
-    )
-    return [_with_distance(row, turns.results) for row in turns.rows]
+    return Program(run, ahead.lower_seconds, ahead.compile_seconds, ahead.result.as_text)
 
 
 def _with_distance(row: Row, results: Mapping[str, Any]) -> Row:
     """Says how far a peer's output is from ours."""
-    ours, theirs = results[OURS], results.get(row.program)
-    if row.program == OURS or theirs is None:
+    ours, theirs = results.get(OURS), results.get(row.program)
+    if row.program == OURS or ours is None or theirs is None:
         return row
     error = np.max(np.abs(theirs - ours)) / np.max(np.abs(ours))
     return with_remark(row, f"output differs by {error:.0e}")
@@ -88,8 +93,19 @@ def measure_sample(setting: Setting, peers: Peers | None) -> list[Row]:
 
 
 def _measure_trajectory(setting: Setting, peers: Peers | None) -> list[Row]:
-    config, devices = setting.config, setting.devices
+    config = setting.config
     variables = random_params(config)
+    # Guidance asks the network twice in each step.
+    guided = 2 if config.model.num_classes and config.sample.guidance_scale != 1 else 1
+    flop = setting.batch * build_sampler(config).evaluations * guided * forward_flop(config)
+    theirs = peers.sample(config, variables["params"], setting.batch) if peers else {}
+    task = Task(f"sample, {config.sample.steps} steps", setting.batch, flop)
+    ours = functools.partial(_sample_program, setting, variables)
+    return [_with_many(row) for row in setting.compare(task, {OURS: ours, **theirs}).rows]
+
+
+def _sample_program(setting: Setting, variables: Any) -> Program:
+    config, devices = setting.config, setting.devices
     sampler = build_sampler(config)
     on_devices = parallel.replicate(Given(variables, as_data(sampler.table)), devices)
     items = parallel.split_batch(blank_items(config, setting.batch), len(devices))
@@ -99,14 +115,7 @@ def _measure_trajectory(setting: Setting, peers: Peers | None) -> list[Row]:
     def run() -> np.ndarray:
         return parallel.join_batch(ahead.result(on_devices, items)).result
 
-    # Guidance asks the network twice in each step.
-    guided = 2 if config.model.num_classes and config.sample.guidance_scale != 1 else 1
-    flop = setting.batch * sampler.evaluations * guided * forward_flop(config)
-    ours = Program(run, ahead.lower_seconds, ahead.compile_seconds, ahead.result.as_text)
-    theirs = peers.sample(config, variables["params"], setting.batch) if peers else {}
-    task = Task(f"sample, {config.sample.steps} steps", setting.batch, flop)
-    rows = take_turns(task, {OURS: ours, **theirs}, setting.repeats, setting.traces).rows
-    return [_with_many(row) for row in rows]
+    return Program(run, ahead.lower_seconds, ahead.compile_seconds, ahead.result.as_text)
 
 
 def _with_many(row: Row) -> Row:

@@ -6,9 +6,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
-from benchmarks.profiling import profile
+from benchmarks.profiling import Operation, profile
 
 _HEAD = (
     *("task", "program", "median", "fastest - slowest", "images/s", "peer / ours", "processor time", "peer / ours"),
@@ -41,12 +42,14 @@ class Program(NamedTuple):
         lower_seconds: what tracing and lowering took; None where it is compiled at its first run, if at all.
         compile_seconds: what compiling took after that.
         text: returns the compiled program, which says where in our code its operations come from.
+        details: see :class:`Row`.
     """
 
     run: Callable[[], Any]
     lower_seconds: float | None = None
     compile_seconds: float | None = None
     text: Callable[[], str] = str
+    details: Mapping[str, Any] = {}
 
 
 class Row(NamedTuple):
@@ -108,18 +111,6 @@ def note(message: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
 
 
-def lazily(build: Callable[[], Program]) -> Program:
-    """A program that is made in its first run, which does not count: a peer that cannot be made here is left out."""
-    made: list[Program] = []
-
-    def run() -> Any:
-        if not made:
-            made.append(build())
-        return made[0].run()
-
-    return Program(run)
-
-
 def left_out(task: str, program: str, error: Exception) -> Row:
     """The row of a program that cannot run here; its remark is the first line of the reason."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -127,37 +118,48 @@ def left_out(task: str, program: str, error: Exception) -> Row:
     return Row(task, program, remark=f"cannot run here: {reason}")
 
 
-def take_turns(task: Task, programs: Mapping[str, Program], repeats: int, traces: pathlib.Path | None = None) -> Turns:
+def take_turns(
+    task: Task,
+    programs: Mapping[str, Callable[[], Program]],
+    repeats: int,
+    traces: pathlib.Path | None = None,
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Turns:
     """Runs A B A B ..., so that a machine which slows down slows all of them.
 
-    The first round compiles and warms up, and does not count. A peer that fails in it (it may need more memory than
-    there is, or a compiler that is not at hand) gets a row with the reason; ours must run.
+    The first round makes the programs, compiles and warms up, and does not count. A peer that fails in it (it may not
+    be installed, need more memory than there is, or a compiler that is not at hand) gets a row with the reason; ours
+    must run.
 
     Args:
         task: what they do.
-        programs: by name.
+        programs: functions that make them, by name.
         repeats: rounds that count.
         traces: folder for the trace of one more run of ours; None makes none.
+        turn: entered for each run.
     """
     note(task.name)
+    made: dict[str, Program] = {}
     rows: dict[str, Row] = {}
     results: dict[str, Any] = {}
     seconds: dict[str, list[float]] = {}
     processor_seconds: dict[str, list[float]] = {}
-    for turn in range(repeats + 1):
-        for name, program in programs.items():
-            if turn and name not in results:
+    for count in range(repeats + 1):
+        for name, make in programs.items():
+            if count and name not in results:
                 continue
-            start, processor_start = time.perf_counter(), time.process_time()
             try:
-                results[name] = program.run()
+                with turn():
+                    program = made[name] if count else made.setdefault(name, make())
+                    start, processor_start = time.perf_counter(), time.process_time()
+                    results[name] = program.run()
+                    now, processor_now = time.perf_counter(), time.process_time()
             except Exception as error:
-                if turn or name == OURS:
+                if count or name == OURS:
                     raise
                 rows[name] = left_out(task.name, name, error)
                 continue
-            now, processor_now = time.perf_counter(), time.process_time()
-            if turn:
+            if count:
                 seconds[name].append(now - start)
                 processor_seconds[name].append(processor_now - processor_start)
             else:
@@ -173,11 +175,12 @@ def take_turns(task: Task, programs: Mapping[str, Program], repeats: int, traces
                     compile_seconds=program.compile_seconds,
                     first_seconds=now - start,
                     flop=task.flop,
+                    details=program.details,
                 )
     for name in results:
         note(f"    {name}: {rows[name].median:.3g} s")
-    if traces is not None:
-        ours = programs[OURS]
+    if traces is not None and OURS in made:
+        ours = made[OURS]
         operations = profile(ours.run, traces / re.sub(r"\W+", "_", task.name), ours.text())
         rows[OURS] = with_details(rows[OURS], operations=operations)
     return Turns([rows[name] for name in programs], results)
@@ -199,6 +202,15 @@ def as_json(row: Row) -> dict[str, Any]:
     if "operations" in details:
         details["operations"] = [operation._asdict() for operation in details["operations"]]
     return {**row._asdict(), "details": details, "median": row.median if row.values else None}
+
+
+def from_json(fields: Mapping[str, Any]) -> Row:
+    """The row that :func:`as_json` told."""
+    row = Row(**{name: value for name, value in fields.items() if name in Row._fields})
+    if "operations" in row.details:
+        operations = [Operation(**operation) for operation in row.details["operations"]]
+        row = with_details(row, operations=operations)
+    return row
 
 
 def markdown(rows: Sequence[Row], peak: float | None = None) -> str:

@@ -1,13 +1,15 @@
 """What all subjects are given, and compiling ahead of time."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from jax import monitoring
 
+from benchmarks.apart import Turn
+from benchmarks.rows import Program, Task, Turns, take_turns
 from ddim_jax import parallel
 from ddim_jax.config import Config
 
@@ -28,6 +30,7 @@ class Setting(NamedTuple):
         asked_calls: the wanted :attr:`calls`; 0 leaves it to the backend.
         steps: numbers of DDIM steps.
         traces: folder for traces of one more repeat of each of our programs; None makes none.
+        turn: which programs run in this process, and when.
     """
 
     config: Config
@@ -36,6 +39,7 @@ class Setting(NamedTuple):
     asked_calls: int
     steps: tuple[int, ...]
     traces: Path | None
+    turn: Turn = Turn()
 
     @property
     def config_name(self) -> str:
@@ -56,6 +60,11 @@ class Setting(NamedTuple):
     def devices(self) -> parallel.Devices:
         """The devices that share a batch."""
         return parallel.training_devices(self.batch)
+
+    def compare(self, task: Task, programs: Mapping[str, Callable[[], Program]]) -> Turns:
+        """Runs those of the programs that belong to this process in turns, as :func:`benchmarks.rows.take_turns`."""
+        chosen = {name: make for name, make in programs.items() if self.turn.program in ("", name)}
+        return take_turns(task, chosen, self.repeats, self.traces, self.turn.waits)
 
 
 class Compiled(NamedTuple):

@@ -93,7 +93,7 @@ def _measure_batches(setting: Setting, data: DataConfig, train_row: Row | None) 
             pass
 
     task = Task(f"data, cache = {data.cache}", count * setting.batch)
-    (row,) = take_turns(task, {OURS: Program(run)}, setting.repeats).rows
+    (row,) = take_turns(task, {OURS: lambda: Program(run)}, setting.repeats).rows
     if hasattr(batches, "close"):
         batches.close()  # pyright: ignore
     if data.cache == "device":

@@ -1,12 +1,14 @@
 """The training step as the training job runs it."""
 
+import functools
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 
 from benchmarks.networks import forward_flop, random_params
 from benchmarks.peers import Peers
-from benchmarks.rows import OURS, Program, Row, Task, take_turns, with_details
+from benchmarks.rows import OURS, Program, Row, Task
 from benchmarks.setting import Setting, time_compilation
 from ddim_jax import memory, parallel
 from ddim_jax.data.batch_order import BatchOrder
@@ -26,11 +28,25 @@ def measure_train(setting: Setting, peers: Peers | None) -> list[Row]:
     The host dispatches a step while others are in flight, as in the job, and hears of the last loss at the end of a
     repeat.
     """
+    config = setting.config
+    source = open_images(config.data)
+    size = config.train.steps_per_call
+    groups = -(-setting.calls // size)
+    theirs: dict[str, Callable[[], Program]] = {}
+    if peers is not None:
+        batch = _first_images(setting, source)
+        theirs = peers.train(config, random_params(config)["params"], batch, groups * size)
+    images = setting.batch * groups * size
+    task = Task("train", images, 3 * images * forward_flop(config))
+    return setting.compare(task, {OURS: functools.partial(_train_program, setting, source, groups), **theirs}).rows
+
+
+def _train_program(setting: Setting, source: Source, groups: int) -> Program:
+    """``groups`` dispatches of the training step."""
     config, devices = setting.config, setting.devices
     model = build_model(config, parallel.mean_over_devices)
     total_steps = config.train.steps
     optimizer = make_optimizer(config.train, total_steps)
-    source = open_images(config.data)
     on_device = live_on_devices(len(source), config.data, devices, memory.free_bytes(devices))
     program = make_program(config, model, optimizer, total_steps, devices, images_on_device=on_device)
     ahead = time_compilation(lambda: compile_ahead(program, config, model, optimizer, total_steps, len(source)))
@@ -39,7 +55,6 @@ def measure_train(setting: Setting, peers: Peers | None) -> list[Row]:
     average = HostAverage(config.train, state) if config.train.ema_on_host else None
     state = parallel.replicate(state if average is None else average.part_for_devices(state), devices)
     size = config.train.steps_per_call
-    groups = -(-setting.calls // size)
     steps_done = 0
 
     def run() -> float:
@@ -53,16 +68,8 @@ def measure_train(setting: Setting, peers: Peers | None) -> list[Row]:
             in_flight.add(result)
         return float(in_flight.drain()[-1].metrics.loss[-1])
 
-    images = setting.batch * groups * size
-    ours = Program(run, ahead.lower_seconds, ahead.compile_seconds, program.text)
-    theirs: dict[str, Program] = {}
-    if peers is not None:
-        batch = _first_images(setting, source)
-        theirs = peers.train(config, random_params(config)["params"], batch, groups * size)
-    task = Task("train", images, 3 * images * forward_flop(config))
-    rows = take_turns(task, {OURS: ours, **theirs}, setting.repeats, setting.traces).rows
-    needed = ahead.result
-    return [with_details(rows[0], program_bytes=None if needed is None else needed.total), *rows[1:]]
+    details = {"program_bytes": None if ahead.result is None else ahead.result.total}
+    return Program(run, ahead.lower_seconds, ahead.compile_seconds, program.text, details)
 
 
 def _first_images(setting: Setting, source: Source) -> np.ndarray:

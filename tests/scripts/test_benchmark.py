@@ -4,12 +4,37 @@ import importlib
 import json
 import os
 import pathlib
+import sys
 import types
 import warnings
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
+
+# A process of two tasks, with one of three programs.
+_PROGRAM = f"""
+import importlib, json, pathlib, sys
+sys.path.insert(0, {str(ROOT / "scripts")!r})
+from benchmarks import rows
+from benchmarks.apart import turn_of
+
+diary, _, name, _, file = sys.argv[1:]
+turn = turn_of(name)
+
+def make():
+    if name == "absent":
+        importlib.import_module("absent")
+    return rows.Program(run)
+
+def run():
+    print("heard by nobody")
+    with open(diary, "a") as pages:
+        print(name, file=pages)
+
+found = [rows.take_turns(rows.Task(task), {{name: make}}, 2, turn=turn.waits).rows for task in ("first", "second")]
+pathlib.Path(file).write_text(json.dumps({{"subjects": {{"train": [rows.as_json(*each) for each in found]}}}}))
+"""
 
 
 def load(name):
@@ -69,7 +94,7 @@ def test_programs_take_turns_and_the_first_round_does_not_count():
     calls = []
 
     def program(name):
-        return rows.Program(lambda: calls.append(name) or name, lower_seconds=1.0, compile_seconds=2.0)
+        return lambda: rows.Program(lambda: calls.append(name) or name, lower_seconds=1.0, compile_seconds=2.0)
 
     turns = rows.take_turns(
         rows.Task("task", images=4, flop=8.0), {"ddim_jax": program("a"), "peer": program("b")}, repeats=2
@@ -86,13 +111,36 @@ def test_peer_that_cannot_run_gets_a_row_with_the_reason():
     def fail():
         raise ImportError("No module named 'peer'\nsecond line")
 
-    programs = {"ddim_jax": rows.Program(lambda: 1), "peer": rows.lazily(fail)}
+    programs = {"ddim_jax": lambda: rows.Program(lambda: 1), "peer": fail}
     ours, theirs = rows.take_turns(rows.Task("task"), programs, repeats=1).rows
     assert ours.values and not theirs.values
     assert "No module named 'peer'" in rows.markdown([ours, theirs])
     assert "second line" not in theirs.remark
     with pytest.raises(ImportError):
-        rows.take_turns(rows.Task("task"), {"ddim_jax": rows.lazily(fail)}, repeats=1)
+        rows.take_turns(rows.Task("task"), {"ddim_jax": fail}, repeats=1)
+
+
+def test_programs_in_processes_of_their_own_take_turns(tmp_path):
+    apart = load("benchmarks.apart")
+    program = tmp_path / "program.py"
+    program.write_text(_PROGRAM)
+    diary = tmp_path / "diary.txt"
+    commands = {name: [sys.executable, str(program), str(diary)] for name in ("ddim_jax", "peer", "absent")}
+    found = apart.measure_apart(commands)
+    assert [(row.task, row.program, len(row.values)) for row in found] == [
+        *(("first", "ddim_jax", 2), ("first", "peer", 2), ("first", "absent", 0)),
+        *(("second", "ddim_jax", 2), ("second", "peer", 2), ("second", "absent", 0)),
+    ]
+    # Rounds: each once, but for the one that cannot run.
+    assert diary.read_text().split()[:6] == ["ddim_jax", "peer"] * 3
+    assert found[2].remark == "cannot run here: No module named 'absent'"
+
+
+def test_a_process_that_fails_ends_the_comparison(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text("raise SystemExit(3)")
+    with pytest.raises(RuntimeError, match="ddim_jax ended with status 3"):
+        load("benchmarks.apart").measure_apart({"ddim_jax": [sys.executable, str(program)]})
 
 
 def test_ratios_are_peer_by_ours_within_a_task():
