@@ -39,6 +39,10 @@ MAX_STEPS_IN_FLIGHT = 8
 
 _FAKE_DEVICES_FLAG = "xla_force_host_platform_device_count"
 
+# Orders a program such that several threads of one device find something to do. That keeps more values at a time (of a
+# CIFAR-10 training step 1,080 instead of 670 MiB), and gains nothing where each core is a device.
+_MANY_THREADS_FLAG = "xla_cpu_enable_concurrency_optimized_scheduler"
+
 # Where a launcher lists the GPUs that it lets a process see.
 _SEEN_GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
@@ -287,13 +291,18 @@ def _rank_on_machine(environment: Mapping[str, str]) -> tuple[int, int] | None:
 def share_cpu(devices: int) -> None:
     """Shares the cores of a CPU among some devices, unless the environment says among how many.
 
+    Where each core is one, it asks for programs that need little memory, which those for many threads do not.
+
     XLA gives an operation of a small network to one core, so that without this the others would idle. Must run before
     the first JAX computation; other backends ignore it.
 
     Args:
         devices: how many.
     """
-    decided = jax.config.values["jax_num_cpu_devices"] > 0 or _FAKE_DEVICES_FLAG in os.environ.get("XLA_FLAGS", "")
+    flags = os.environ.get("XLA_FLAGS", "")
+    if devices >= usable_cores() and _MANY_THREADS_FLAG not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{_MANY_THREADS_FLAG}=false".strip()
+    decided = jax.config.values["jax_num_cpu_devices"] > 0 or _FAKE_DEVICES_FLAG in flags
     if not decided:
         jax.config.update("jax_num_cpu_devices", devices)
 

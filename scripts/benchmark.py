@@ -71,7 +71,12 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
         allow_abbrev=False,
     )
     parser.add_argument("--only", default=",".join(SUBJECTS), help="subjects, with commas between them (%(default)s)")
-    parser.add_argument("--peers", action="store_true", help="run other projects' programs beside ours")
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        metavar="NAME",
+        help="run other projects' programs beside ours: all, or those of the table",
+    )
     parser.add_argument(
         "--apart", action="store_true", help="each program in a process of its own, as its users run it"
     )
@@ -133,7 +138,7 @@ def _measure(options: argparse.Namespace, config_arguments: list[str], config: C
         options.calls,
         tuple(options.steps),
         options.profile,
-        turn_of(options.serve) if options.serve else Turn(),
+        turn_of(options.serve) if options.serve else Turn((OURS, *options.peers) if options.peers else ()),
     )
     found: dict[str, list[Row]] = {}
     # Before JAX and PyTorch have taken the devices.
@@ -149,7 +154,7 @@ def _measure(options: argparse.Namespace, config_arguments: list[str], config: C
 
     parallel.share_cpu(cpu_devices(config, parallel.usable_cores()))
     peers = None
-    if options.peers and options.serve != OURS:
+    if options.peers is not None and options.serve != OURS:
         # So that both find room on one GPU.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         peers = _peers(options)
@@ -182,8 +187,9 @@ def _commands(
 ) -> dict[str, list[str]]:
     """The commands that measure one subject, for each program."""
     names = [OURS]
-    if options.peers:
+    if options.peers is not None:
         names += peer_names(subject, options.ddim_code is not None, options.score_sde is not None)
+        names = [name for name in names if name in (OURS, *options.peers) or not options.peers]
     command = [sys.executable, __file__, *config_arguments, "--only", subject, "--images", str(images)]
     command += ["--batch", str(options.batch), "--repeats", str(options.repeats), "--calls", str(options.calls)]
     command += ["--steps", *map(str, options.steps)]

@@ -61,6 +61,21 @@ def test_fake_devices_of_a_flag_count_as_decided(monkeypatch):
     parallel.share_cpu(2)
 
 
+def test_programs_for_many_threads_are_made_only_for_many_threads(monkeypatch):
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(parallel, "usable_cores", lambda: 4)
+
+    def flags(given, devices):
+        monkeypatch.setenv("XLA_FLAGS", given)
+        parallel.share_cpu(devices)
+        return os.environ["XLA_FLAGS"]
+
+    assert flags("", 2) == ""
+    assert flags("--a=1", 4) == "--a=1 --xla_cpu_enable_concurrency_optimized_scheduler=false"
+    chosen = "--xla_cpu_enable_concurrency_optimized_scheduler=true"
+    assert flags(chosen, 4) == chosen
+
+
 @pytest.mark.parametrize(
     ("channels", "cores", "devices"), [(32, 2, 2), (32, 64, 8), (64, 6, 6), (128, 2, 2), (128, 64, 2)]
 )

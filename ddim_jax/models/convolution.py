@@ -13,10 +13,15 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from ddim_jax.models import winograd
 from ddim_jax.models.initialization import initializers
 from ddim_jax.names import Initialization
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+# From so many channels on, of the image and of the result, Winograd's form took less time than the plain one on a CPU
+# with AVX-512, for results and gradients of images, and for gradients of kernels (docs/performance.md has the table).
+_FEWEST_CHANNELS, _FEWEST_FOR_KERNELS = 64, 128
 
 
 class Conv(nn.Module):
@@ -120,11 +125,15 @@ class Dense(nn.Module):
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """Correlates images with a kernel, padded as TensorFlow's SAME.
 
-    It is ``jax.lax.conv_general_dilated``, derivatives included. But on the CPU the derivatives are told in other words
-    of the same meaning: XLA runs a convolution there by a fast routine only where images are stored as [n, h, w, c] and
-    kernels as [h, w, in, out], and puts others into that form outside of loops alone. The gradients that JAX derives
-    are stored otherwise, and inside ``lax.scan`` (several steps in one dispatch, accumulated gradients) they took 20 to
-    100 times as long. Here each operand is transposed first, so that the gradients find that form everywhere.
+    It is ``jax.lax.conv_general_dilated``, derivatives included. But on the CPU, which multiplies slowly and has a
+    large cache, 3x3 kernels with many channels in float32 take Winograd's form, with less than half the
+    multiplications, and the same result but for rounding (:mod:`ddim_jax.models.winograd`).
+
+    And the derivatives of others are told in other words of the same meaning there: XLA runs a convolution by a fast
+    routine only where images are stored as [n, h, w, c] and kernels as [h, w, in, out], and puts others into that form
+    outside of loops alone. The gradients that JAX derives are stored otherwise, and inside ``lax.scan`` (several steps
+    in one dispatch, accumulated gradients) they took 20 to 100 times as long. Here each operand is transposed first, so
+    that the gradients find that form everywhere.
 
     Args:
         x: [n, h, w, c].
@@ -134,7 +143,16 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     Returns:
         [n, ceil(h / stride), ceil(w / stride), features].
     """
-    return _convolve(x, kernel, stride, _DIMENSIONS)
+    plain = functools.partial(_convolve, stride=stride, dimensions=_DIMENSIONS)
+    if not _multiplies_less(x, kernel, stride, _FEWEST_CHANNELS):
+        return plain(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=winograd.convolve, default=plain)
+
+
+def _multiplies_less(x: jax.Array, kernel: jax.Array, stride: int, fewest_channels: int) -> bool:
+    """Whether Winograd's form is there, and quicker on a CPU."""
+    several = min(kernel.shape[2:]) >= fewest_channels
+    return several and stride == 1 and kernel.shape[:2] == (3, 3) and x.dtype == kernel.dtype == jnp.float32
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, stride: int, dimensions: tuple[str, str, str]) -> jax.Array:
@@ -153,10 +171,18 @@ def _convolve_jvp(stride: int, primals: tuple, tangents: tuple) -> tuple[jax.Arr
     x_tangent, kernel_tangent = tangents
     plain = functools.partial(_convolve, stride=stride, dimensions=_DIMENSIONS)
 
+    # Backwards both are computed anew from what is there anyway, in another order, so that XLA does not keep what the
+    # first time has made of them: that is larger.
+    anew = jax.checkpoint(functools.partial(winograd.convolve, rows_first=False))
+
     def by_image(x_tangent: jax.Array, kernel: jax.Array) -> jax.Array:
+        if _multiplies_less(x_tangent, kernel, stride, _FEWEST_CHANNELS):
+            return anew(x_tangent, kernel)
         return _convolve(x_tangent, kernel.transpose(0, 1, 3, 2), stride, ("NHWC", "HWOI", "NHWC"))
 
     def by_kernel(x: jax.Array, kernel_tangent: jax.Array) -> jax.Array:
+        if _multiplies_less(x, kernel_tangent, stride, _FEWEST_FOR_KERNELS):
+            return anew(x, kernel_tangent)
         swapped = x.transpose(3, 1, 2, 0), kernel_tangent.transpose(2, 0, 1, 3)
         return _convolve(*swapped, stride, ("CHWN", "IHWO", "HWNC")).transpose(2, 0, 1, 3)
 

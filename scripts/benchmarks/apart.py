@@ -22,14 +22,14 @@ _READY, _GO, _DONE = "ready", "go", "done"
 
 
 class Turn(NamedTuple):
-    """The side of a process that has one program.
+    """Which programs a process runs, and when.
 
     Attributes:
-        program: its name; empty where one process runs all programs.
-        waits: waits for a turn, and tells when it is over.
+        programs: their names; none where it runs all.
+        waits: entered for each run: waits for a turn, and tells when it is over.
     """
 
-    program: str = ""
+    programs: tuple[str, ...] = ()
     waits: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
 
@@ -50,7 +50,7 @@ def turn_of(program: str) -> Turn:
         finally:
             print(_DONE, file=answers, flush=True)
 
-    return Turn(program, waits)
+    return Turn((program,), waits)
 
 
 def measure_apart(commands: Mapping[str, Sequence[str]]) -> list[Row]:
