@@ -68,6 +68,8 @@ def test_the_order_of_reading_names_modules_that_exist(package):
         ("[a](docs/own_data.md#from-files)", "index.md", "[a](own_data.md#from-files)"),
         ("[a](../README.md)", "own_data.md", "[a](index.md)"),
         ("[a](../../ddim_jax/names.py)", "tutorials/index.md", "[a](../source/ddim_jax/names.py.md)"),
+        ("[a](b.ipynb#c)", "tutorials/index.md", "[a](b.md#c)"),
+        ("[a](docs/tutorials/b.ipynb)", "index.md", "[a](tutorials/b.md)"),
         ("![a](images/a.png)", "gallery.md", "![a](images/a.png)"),
         ("[a](#here) [b](https://example.org/c)", "gallery.md", "[a](#here) [b](https://example.org/c)"),
         ("```\n[a](../README.md)\n```\n", "own_data.md", "```\n[a](../README.md)\n```\n"),

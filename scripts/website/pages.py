@@ -305,6 +305,8 @@ def _site_path(target: str, page: str) -> str:
     known = {**DOCUMENTS, **SHOWN_BY}
     if path in known:
         return known[path]
+    if path.endswith(".ipynb"):
+        path = f"{path.removesuffix('.ipynb')}.md"  # the page that is made of the notebook
     return path.removeprefix("docs/") if path.startswith("docs/") else f"source/{path}.md"
 
 
