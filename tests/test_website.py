@@ -131,6 +131,11 @@ def test_inline_code_is_broken_between_its_words_and_parts(text, parts):
     assert re.sub(r"</?(?:span|wbr)[^>]*>", "", made) == f"<p><code>{text}</code></p>"
 
 
+def test_a_module_in_a_heading_is_broken_between_its_words():
+    heading = '<h2><span class="doc doc-module-name">a.b_c</span></h2>'
+    assert breakable(heading) == heading.replace("a.b_c", "a.<wbr>b_<wbr>c")
+
+
 def test_blocks_of_code_and_code_with_links_stay_as_they_are():
     text = '<pre><code>--a</code></pre><code><a href="x">--b</a></code><code>name_of_a_function</code>'
     assert breakable(text) == text

@@ -1,4 +1,4 @@
-"""Where code that stands in a line of text may be broken: narrow screens break flags and names at odd places.
+"""Where code that stands in a line of text, or a heading, may be broken: narrow screens break it at odd places.
 
 Browsers end a line after each hyphen, so that ``--mode=sample`` is torn into ``--`` and ``mode=sample``.
 """
@@ -9,13 +9,15 @@ import re
 # Longer words are cut where a reader would: a phone has room for some forty characters of code.
 LONGEST_WHOLE = 30
 
+# The name of a module in its heading.
+_MODULE = re.compile(r'(?<=doc-module-name">)[\w.]+(?=</span>)')
 _CODE = re.compile(r"<pre.*?</pre>|<code(?P<attributes>[^>]*)>(?P<text>[^<]+)</code>", re.DOTALL)
 # After a dot, an equals sign and the like between two words, but not inside a number.
 _CUT = re.compile(r"""(?<=[\w)"'][./=,:(-])(?<!\d\.)(?<!\de-)(?=[\w"'({\[])""")
 
 
 def breakable(content: str) -> str:
-    """A page whose inline code breaks between words, or between the parts of a long word, and nowhere else.
+    """A page whose inline code breaks between words, or between the parts of a long word or name, and nowhere else.
 
     Args:
         content: HTML.
@@ -30,7 +32,7 @@ def breakable(content: str) -> str:
         words = re.split(r"(\s+)", html.unescape(match["text"]))
         return f"<code{match['attributes']}>{''.join(_parts(word) for word in words)}</code>"
 
-    return _CODE.sub(replace, content)
+    return _CODE.sub(replace, _MODULE.sub(lambda match: re.sub(r"([._])", r"\1<wbr>", match[0]), content))
 
 
 def _parts(word: str) -> str:
