@@ -183,7 +183,8 @@ class Pipeline:
             return f"<p>{line}</p><p>{html.escape(str(error))}</p>"
         file = io.BytesIO()
         show(self.pictures(images), columns=_SHOWN_IMAGES).save(file, format="PNG")
-        return f'<p>{line}</p><img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+        data = base64.b64encode(file.getvalue()).decode()
+        return f'<p>{line}</p><img alt="Four images that it draws" src="data:image/png;base64,{data}">'
 
     @property
     def params(self) -> Any:

@@ -23,6 +23,7 @@ def load(name):
 
 
 pages = load("pages")
+breakable = load("wrapping").breakable
 GENERATED = pages.generated()
 SETTINGS = (ROOT / "mkdocs.yml").read_text()
 NAVIGATION = re.findall(r"^ +- (?:[^:\n]+: )?([\w/]+\.md)$", SETTINGS.partition("\nnav:\n")[2], re.MULTILINE)
@@ -68,6 +69,8 @@ def test_the_order_of_reading_names_modules_that_exist(package):
         ("[a](docs/own_data.md#from-files)", "index.md", "[a](own_data.md#from-files)"),
         ("[a](../README.md)", "own_data.md", "[a](index.md)"),
         ("[a](../../ddim_jax/names.py)", "tutorials/index.md", "[a](../source/ddim_jax/names.py.md)"),
+        ("[a](b.ipynb#c)", "tutorials/index.md", "[a](b.md#c)"),
+        ("[a](docs/tutorials/b.ipynb)", "index.md", "[a](tutorials/b.md)"),
         ("![a](images/a.png)", "gallery.md", "![a](images/a.png)"),
         ("[a](#here) [b](https://example.org/c)", "gallery.md", "[a](#here) [b](https://example.org/c)"),
         ("```\n[a](../README.md)\n```\n", "own_data.md", "```\n[a](../README.md)\n```\n"),
@@ -93,18 +96,49 @@ def test_a_notebook_becomes_text_code_and_pictures(tmp_path):
     path = tmp_path / "first.ipynb"
     picture = {"data": {"image/png": "aGVsbG8="}, "output_type": "display_data"}
     printed = {"name": "stdout", "output_type": "stream", "text": ["1\n", "2\n"]}
+    more = {"name": "stdout", "output_type": "stream", "text": ["3\n"]}
     bar = {"name": "stderr", "output_type": "stream", "text": ["50%"]}
     cells = [
         {"cell_type": "markdown", "source": ["# First\n", "text"]},
-        {"cell_type": "code", "source": ["print(1)"], "outputs": [printed, bar, picture]},
+        {"cell_type": "code", "source": ["print(1)"], "outputs": [printed, bar, more, picture]},
     ]
     path.write_text(pages.json.dumps({"cells": cells}))
     text, pictures = pages.notebook_page(path)
     assert [line for line in text.split("\n") if line] == [
-        *("# First", "text", "```python", "print(1)", "```", "```text", "1", "2", "```"),
+        *("# First", "text", "```python", "print(1)", "```", "```{ .text .no-copy }", "1", "2", "3", "```"),
         "![Output of the cell above](first_0.png)",
     ]
     assert pictures == {"first_0.png": b"hello"}
+
+
+def test_notebooks_stand_in_the_order_of_their_first_page():
+    first = (ROOT / "docs" / "tutorials" / "index.md").read_text()
+    assert [path.name for path in pages.notebooks()] == re.findall(r"\]\((\w+\.ipynb)\)", first)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("--mode=sample", ["--mode=sample"]),
+        ("a-b &lt;c-d&gt;", ["a-b", "&lt;c-d&gt;"]),
+        ("--config.sample.guidance_scale=0.02", ["--config.", "sample.", "guidance_scale=", "0.02"]),
+        ("published:score-sde-1e-3-continuous", ["published:", "score-", "sde-", "1e-3-", "continuous"]),
+    ],
+)
+def test_inline_code_is_broken_between_its_words_and_parts(text, parts):
+    made = breakable(f"<p><code>{text}</code></p>")
+    assert [part for part in re.split(r"<[^>]*>|\s+", made) if part] == parts
+    assert re.sub(r"</?(?:span|wbr)[^>]*>", "", made) == f"<p><code>{text}</code></p>"
+
+
+def test_a_module_in_a_heading_is_broken_between_its_words():
+    heading = '<h2><span class="doc doc-module-name">a.b_c</span></h2>'
+    assert breakable(heading) == heading.replace("a.b_c", "a.<wbr>b_<wbr>c")
+
+
+def test_blocks_of_code_and_code_with_links_stay_as_they_are():
+    text = '<pre><code>--a</code></pre><code><a href="x">--b</a></code><code>name_of_a_function</code>'
+    assert breakable(text) == text
 
 
 def test_docstrings_become_markdown():

@@ -106,12 +106,12 @@ class Range(NamedTuple):
 def _number(value: float | None) -> str:
     """A bound in words.
 
-    >>> _number(1000), _number(2**31), _number(10**12), _number(1e-6)
-    ('1000', '2^31', '1,000,000,000,000', '1e-06')
+    >>> _number(1000), _number(-10_000), _number(2**31), _number(10**12), _number(1e-6)
+    ('1000', '-10,000', '2^31', '1,000,000,000,000', '1e-06')
     """
     if value in (LARGEST_INDEX, LARGEST_INDEX + 1):
         return "2^31 - 1" if value == LARGEST_INDEX else "2^31"
-    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if value and value > 9999 else str(value)
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if value and abs(value) > 9999 else str(value)
 
 
 class Key(NamedTuple):

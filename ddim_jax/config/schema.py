@@ -84,16 +84,17 @@ class DataConfig:
     """Where images come from and how they are prepared.
 
     Attributes:
-        source: ``digits`` (bundled with scikit-learn, no download), ``folder`` (a tree of image
-            files) or ``tfds`` (a TensorFlow Datasets name).
+        source: ``digits`` (bundled with scikit-learn, no download), ``folder`` (a tree of image files), ``tfds`` (a
+            TensorFlow Datasets name), ``array`` (a ``.npy`` or ``.npz`` file) or ``parquet`` (a folder of such files).
         name: TFDS name, e.g. ``cifar10``; for the other sources only a label.
-        split: which images, e.g. ``train``, ``train[:90%]`` or ``train+validation``; ``digits`` and ``folder`` have one
-            split, ``train``, and its slices.
+        split: which images, e.g. ``train``, ``train[:90%]`` or ``train+validation``; sources other than ``tfds`` have
+            one split, ``train``, and its slices.
         validation: split of the images whose loss ``train.validate_every`` watches; empty for none.
         dir: TFDS data directory; empty means TFDS's own default.
-        path: root of the ``folder`` source; its first-level sub-folders are the classes.
+        path: folder of the sources ``folder``, whose first-level sub-folders are the classes, and ``parquet``; file of
+            ``array``.
         image_size: height and width of the images that the network sees, in pixels; one number for squares.
-        channels: of the images: 1 (grey), 3 (RGB), 4 (RGB with alpha), or any other number of arrays.
+        channels: of the images: 1 (grey), 3 (RGB), 4 (RGB with alpha), or any other number.
         dtype: type of the images' values: ``uint8``, ``uint16`` or ``float32``; samples have it too.
         range: the lowest and the highest value of the images, or of each channel, one pair after the other. Empty for
             all that integers can hold; of floats it is measured then, when training starts, and kept in the workdir.
@@ -109,7 +110,7 @@ class DataConfig:
         condition_blur: of ``blur``: standard deviation of the Gaussian filter, in pixels.
         condition_noise: of ``noise``: standard deviation of what is added, for pixels in [0, 1].
         condition_augmentation: largest noise level, in [0, 1], that training adds to the picture that is given, and
-            tells the network; so that it bears pictures less perfect than the data (Ho et al. 2022).
+            tells the network; so that it copes with pictures less perfect than the data (Ho et al. 2022).
         condition_path: of ``paired``: the folder or array of these pictures, where they are not beside the images.
         condition_size: of ``paired``: height and width of these pictures; 0 for those of the images.
         condition_channels: of ``paired``: their channels; 0 for as many as the images have.

@@ -97,8 +97,9 @@ def expected_noise(x, a, xp=np):
 # \sqrt{\bar\alpha_t}$. That is noised again to level $t'$. Some of the noise is the old one, and some, as much as
 # $\eta$ says, is fresh:
 #
-# $$x_{t'} = \sqrt{\bar\alpha_{t'}}\,\hat x_0 + \sqrt{1 - \bar\alpha_{t'} - \sigma^2}\,\hat\varepsilon + \sigma z,
-# \qquad \sigma = \eta \sqrt{\frac{1 - \bar\alpha_{t'}}{1 - \bar\alpha_t}} \sqrt{1 - \frac{\bar\alpha_t}{\bar\alpha_{t'}}}.$$
+# $$x_{t'} = \sqrt{\bar\alpha_{t'}}\,\hat x_0 + \sqrt{1 - \bar\alpha_{t'} - \sigma^2}\,\hat\varepsilon + \sigma z,$$
+#
+# $$\sigma = \eta \sqrt{\frac{1 - \bar\alpha_{t'}}{1 - \bar\alpha_t}} \sqrt{1 - \frac{\bar\alpha_t}{\bar\alpha_{t'}}}.$$
 #
 # With $\eta = 0$ nothing is fresh: the same start always ends at the same point. With $\eta = 1$ it is DDPM.
 

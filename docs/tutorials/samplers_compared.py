@@ -173,4 +173,4 @@ for spacing in ("trailing", "uniform", "linspace"):
 # at the ends of these lists, that goes wrong. So compare samplers each at its own good spacing, with equal numbers of evaluations and of images.
 #
 # **Where to go on.** With real data, `--mode=evaluate` measures FID and its kin, and `--mode=sweep` fills a table of samplers
-# and steps: [evaluation.md](../evaluation.md). How to need fewer steps still: [few_steps.md](../few_steps.md).
+# and steps: [evaluation](../evaluation.md). How to need fewer steps still: [few steps](../few_steps.md).

@@ -89,5 +89,5 @@ print(ddim_jax.load("runs/short").step, "steps")
 
 # %% [markdown]
 # **Where to go on.** Images in folders, in `.npz` or Parquet files, other sizes, colours and values are in
-# [own_data.md](../own_data.md), longer recipes in [recipes.md](../recipes.md).
+# [own data](../own_data.md), longer recipes in [recipes](../recipes.md).
 # [Samplers compared](samplers_compared.ipynb) says how many steps to draw with.

@@ -1,4 +1,4 @@
-"""What the site's builder calls: it adds the generated pages, mends links, and sets formulas.
+"""What the site's builder calls: it adds the generated pages, mends links, sets formulas and says where code breaks.
 
 mkdocs build --strict
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 import latex2mathml.converter
 import pages
+import wrapping
 from mkdocs.structure.files import File
 
 
@@ -55,7 +56,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Sets formulas as MathML, which browsers draw without any program."""
+    """Sets formulas as MathML, which browsers draw without any program, and keeps flags and names in one piece."""
 
     def formula(match: re.Match[str]) -> str:
         text = html.unescape(match["text"])
@@ -63,4 +64,4 @@ def on_page_content(content: str, **_: Any) -> str:
         return latex2mathml.converter.convert(text, display=display)
 
     pattern = r'<(?P<tag>div|span) class="arithmatex">\\[(\[](?P<text>.*?)\\[)\]]</(?P=tag)>'
-    return re.sub(pattern, formula, content, flags=re.DOTALL)
+    return wrapping.breakable(re.sub(pattern, formula, content, flags=re.DOTALL))

@@ -195,8 +195,9 @@ def _defined(package: str) -> list[str]:
 
 
 def notebooks() -> list[pathlib.Path]:
-    """The notebooks of ``docs/tutorials/``, in order of their names."""
-    return sorted((DOCS / "tutorials").glob("*.ipynb"))
+    """The notebooks of ``docs/tutorials/``, in the order in which its first page names them."""
+    first = (DOCS / "tutorials" / "index.md").read_text()
+    return sorted((DOCS / "tutorials").glob("*.ipynb"), key=lambda path: first.find(path.name))
 
 
 def notebook_page(path: pathlib.Path) -> tuple[str, dict[str, bytes]]:
@@ -209,9 +210,22 @@ def notebook_page(path: pathlib.Path) -> tuple[str, dict[str, bytes]]:
             lines += [source, ""]
         elif cell["cell_type"] == "code" and source.strip():
             lines += [_fenced(source, "python"), ""]
-            for output in cell["outputs"]:
+            for output in _joined(cell["outputs"]):
                 lines += [_shown(output, path.stem, pictures), ""]
     return "\n".join(lines), pictures
+
+
+def _joined(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Outputs in which what was printed in several calls is one."""
+    joined: list[dict[str, Any]] = []
+    for output in outputs:
+        if output.get("name") == "stderr":  # bars that show how far a call is
+            continue
+        if joined and output.get("name") == "stdout" == joined[-1].get("name"):
+            joined[-1] = {**joined[-1], "text": [*joined[-1]["text"], *output["text"]]}
+        else:
+            joined.append(output)
+    return joined
 
 
 def _shown(output: dict[str, Any], stem: str, pictures: dict[str, bytes]) -> str:
@@ -224,9 +238,9 @@ def _shown(output: dict[str, Any], stem: str, pictures: dict[str, bytes]) -> str
             return f"![Output of the cell above]({name})"
     if "text/html" in data:
         return f'<div class="output">{"".join(data["text/html"])}</div>'
-    # Bars that show how far a call is are written to the error stream.
     text = "".join(output.get("text", data.get("text/plain", "")))
-    return "" if output.get("name") == "stderr" or not text.strip() else _fenced(text.rstrip(), "text")
+    # Nobody copies it, and the button would lie upon it.
+    return "" if not text.strip() else _fenced(text.rstrip(), "{ .text .no-copy }")
 
 
 # --- links --------------------------------------------------------------------------------------
@@ -305,6 +319,8 @@ def _site_path(target: str, page: str) -> str:
     known = {**DOCUMENTS, **SHOWN_BY}
     if path in known:
         return known[path]
+    if path.endswith(".ipynb"):
+        path = f"{path.removesuffix('.ipynb')}.md"  # the page that is made of the notebook
     return path.removeprefix("docs/") if path.startswith("docs/") else f"source/{path}.md"
 
 
