@@ -83,7 +83,8 @@ def _run_job(mode: str, config: Config, workdir: str | None) -> bool:
         Whether the job is complete; training is not where a signal stopped it.
     """
     name = _JOBS.get(mode, mode)
-    job = getattr(importlib.import_module(f"ddim_jax.jobs.{name}"), name)
+    with process.importing():
+        job = getattr(importlib.import_module(f"ddim_jax.jobs.{name}"), name)
     with process.interrupts_raised():
         result = job(config, workdir)
     return mode not in _TRAINING or result is None
@@ -508,9 +509,10 @@ def run(argv: Sequence[str] | None = None) -> int:
         flags.FLAGS.mark_as_parsed()
         _check_environment()
         # Imports JAX, which takes a while.
-        from ddim_jax import parallel
-        from ddim_jax.compilation import keep_compiled_programs
-        from ddim_jax.writers import say
+        with process.importing():
+            from ddim_jax import parallel
+            from ddim_jax.compilation import keep_compiled_programs
+            from ddim_jax.writers import say
 
         keep_compiled_programs(config.train.compilation_cache)
         parallel.share_cpu(cpu_devices(config, parallel.usable_cores()))

@@ -161,6 +161,12 @@ def test_mistakes_in_flags_are_found_before_jax_is_imported(tmp_path):
     assert result.stdout == "2 []\n"
 
 
+def test_training_does_not_import_what_few_runs_need(tmp_path):
+    """The one takes as long to import as JAX, the other a tenth of a second."""
+    program = ("-c", "import sys, ddim_jax.jobs.train; print({'scipy.stats', 'grain'} & set(sys.modules))")
+    assert command(tmp_path, program=program).stdout == "set()\n"
+
+
 def test_flags_beside_a_preset_are_known_as_given():
     flags = ("--config.sample.eta=0.5", "--config.sample.clip=none", "--config.sample.steps=5")
     config, own = main.parse(["main", f"--config={ROOT}/configs/celeba.py", "--workdir=w", *flags])

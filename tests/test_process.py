@@ -154,3 +154,18 @@ def test_a_job_that_saves_nothing_ends_without_traceback(tmp_path):
         run.process.send_signal(signal.SIGINT)
         assert run.wait() == 130
     assert run.output.endswith("ddim_jax: interrupted\n") and "Traceback" not in run.output
+
+
+def test_the_garbage_collector_passes_over_what_the_program_imports(monkeypatch):
+    before = gc.get_freeze_count()
+    with process.importing():
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == before
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "ddim_jax.main"])
+    try:
+        with process.importing():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
-import grain
 import numpy as np
 
 from ddim_jax.config import DataConfig
@@ -113,6 +112,8 @@ def train_batches(source: Source, config: DataConfig, order: BatchOrder, start_s
 
     if in_memory:
         return (batch_at(step) for step in itertools.count(start_step))
+    import grain  # only here, for it takes a tenth of a second
+
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=max(config.prefetch, config.threads))
     return iter(grain.MapDataset.range(start_step, sys.maxsize).map(batch_at).to_iter_dataset(options))
 

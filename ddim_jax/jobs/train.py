@@ -104,10 +104,11 @@ def train(config: Config, workdir: epath.PathLike) -> int | None:
         def compile_beside() -> concurrent.futures.Future[memory.ProgramMemory | None]:
             return compiler.submit(compile_ahead, program, config, model, optimizer, total_steps, len(source))
 
-        ahead = parallel.process_count() == 1
-        compiling = compile_beside() if ahead and not resumed else None
+        # First, for the compiler needs it too, and tracing is done by one thread at a time.
         like = abstract_state(config, model, optimizer)
         num_params = parameter_count(like.params)
+        ahead = parallel.process_count() == 1
+        compiling = compile_beside() if ahead and not resumed else None
         # Beside the compiling: both take seconds.
         state = None if resumed else init_state(config, model, optimizer)
         batches = None

@@ -17,7 +17,6 @@ All are of any space in which distances mean something: features of a network, o
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from ddim_jax.errors import UserError
 from ddim_jax.metrics.features import check_pair
@@ -175,6 +174,9 @@ def copy_test(samples: np.ndarray, held_out: np.ndarray) -> float:
         samples: [n], distances of samples to their nearest training image.
         held_out: [m], of held-out images.
     """
+    # Imported here, for it takes as long as importing JAX, and few runs come here.
+    import scipy.stats
+
     n, m = len(samples), len(held_out)
     ranks = scipy.stats.rankdata(np.concatenate([samples, held_out]))
     farther = ranks[:n].sum() - n * (n + 1) / 2

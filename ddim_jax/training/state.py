@@ -1,6 +1,7 @@
 """What a training run carries from step to step, and how it starts."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -129,19 +130,19 @@ def init_state(config: Config, model: Model, optimizer: optax.GradientTransforma
 
     The moving averages start at the initial values, as in DDPM and DDIM.
     """
-    # Run once, so compiled with little effort: optimising dozens of random draws takes longer than making them.
-    init = jax.jit(_make_init(config, model, optimizer), compiler_options={"xla_backend_optimization_level": 0})
-    return init(root_key(config.seed, Stream.INIT))
+    return _init_program(config, model, optimizer)(root_key(config.seed, Stream.INIT))
 
 
 def abstract_state(config: Config, model: Model, optimizer: optax.GradientTransformation) -> TrainState:
     """Shapes and dtypes of :func:`init_state`, without computing anything."""
-    return jax.eval_shape(_make_init(config, model, optimizer), root_key(config.seed, Stream.INIT))
+    key = jax.eval_shape(lambda: root_key(config.seed, Stream.INIT))
+    return _init_program(config, model, optimizer).eval_shape(key)
 
 
-def _make_init(
-    config: Config, model: Model, optimizer: optax.GradientTransformation
-) -> Callable[[jax.Array], TrainState]:
+@functools.lru_cache(maxsize=1)
+def _init_program(config: Config, model: Model, optimizer: optax.GradientTransformation) -> Any:
+    """Makes the state before the first step from a key: a program, traced once for its shapes and its values."""
+
     def init(key: jax.Array) -> TrainState:
         variables = model.init(key, jnp.zeros((1, *config.data.image_shape)), jnp.zeros((1,)))
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
@@ -155,7 +156,8 @@ def _make_init(
         )
         return with_power_averages(state, config.train, params, batch_stats)
 
-    return init
+    # Run once, so compiled with little effort: optimising dozens of random draws takes longer than making them.
+    return jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def ema_decay(train: TrainConfig, step: jax.Array) -> jax.Array:

@@ -224,6 +224,17 @@ def test_the_start_depends_on_the_seed_alone():
     assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), abstract_state(CONFIG, model, optimizer))
 
 
+def test_the_start_is_traced_once_for_shapes_and_values(monkeypatch):
+    """Tracing takes half a second, and no other thread can do anything meanwhile."""
+    traced = []
+    monkeypatch.setattr(_WithBatchNorm, "init", lambda *given: traced.append(given) or nn.Module.init(*given))
+    model, optimizer = _WithBatchNorm(), make_optimizer(CONFIG.train, 10)
+    for _ in range(2):
+        abstract_state(CONFIG, model, optimizer)
+        init_state(CONFIG, model, optimizer)
+    assert len(traced) == 1
+
+
 class _WithBatchNorm(nn.Module):
     """The smallest network with running statistics."""
 
