@@ -22,17 +22,16 @@ def whole_numbers(*shape, seed=0):
 
 # Of 32x32 pixels two images are multiplied at a time: three, and five, are parts of one.
 @pytest.mark.parametrize("shape", [(1, 2, 2), (3, 4, 6), (2, 5, 7), (1, 1, 3), (5, 32, 32), (4, 32, 32)])
-@pytest.mark.parametrize("rows_first", [True, False])
-def test_whole_numbers_come_out_exactly(shape, rows_first):
+def test_whole_numbers_come_out_exactly(shape):
     x = whole_numbers(*shape, 5)
     # The transformed kernel has quarters.
     kernel = 4 * whole_numbers(3, 3, 5, 3, seed=1)
     cotangent = whole_numbers(*shape, 3, seed=2)
-    result, pull_back = jax.vjp(lambda x, kernel: winograd.convolve(x, kernel, rows_first), x, kernel)
-    expected, pull_back_plain = jax.vjp(plain, x, kernel)
-    np.testing.assert_array_equal(result, expected)
-    for gradient, gradient_plain in zip(pull_back(cotangent), pull_back_plain(cotangent), strict=True):
-        np.testing.assert_array_equal(gradient, gradient_plain)
+    expected, pull_back = jax.vjp(plain, x, kernel)
+    by_image, by_kernel = pull_back(cotangent)
+    np.testing.assert_array_equal(winograd.convolve(x, kernel), expected)
+    np.testing.assert_array_equal(winograd.image_gradient(cotangent, kernel), by_image)
+    np.testing.assert_array_equal(winograd.kernel_gradient(x, cotangent), by_kernel)
 
 
 def test_rounding_is_a_few_times_that_of_the_plain_form():
@@ -103,9 +102,7 @@ import jax
 import jax.numpy as jnp
 from ddim_jax.models.convolution import convolve
 
-x, kernel = jnp.zeros((8, 32, 32, 64)), jnp.zeros((3, 3, 64, 64))
-
-def temporary(layers):
+def temporary(layers, x, kernel):
     def loss(kernel):
         y = x
         for _ in range(layers):
@@ -114,11 +111,16 @@ def temporary(layers):
 
     return jax.jit(jax.grad(loss)).lower(kernel).compile().memory_analysis().temp_size_in_bytes
 
-print((temporary(12) - temporary(2)) / 10 / x.nbytes)
+# Of the second all tiles are multiplied at a time.
+for x, kernel in [
+    (jnp.zeros((8, 32, 32, 64)), jnp.zeros((3, 3, 64, 64))),
+    (jnp.zeros((8, 16, 16, 128)), jnp.zeros((3, 3, 128, 128))),
+]:
+    print((temporary(12, x, kernel) - temporary(2, x, kernel)) / 10 / x.nbytes)
 """
 
 
 def test_of_each_layer_only_its_image_is_kept_for_the_gradients():
     """Not its tiles, four times as large: in programs as the command makes them."""
     done = subprocess.run([sys.executable, "-c", _MEMORY], capture_output=True, text=True, check=True, timeout=300)
-    assert float(done.stdout) < 2.5
+    assert max(map(float, done.stdout.split())) < 3.5
