@@ -15,6 +15,7 @@ The subjects:
 - ``train``: the training step, as the training job runs it;
 - ``sample``: trajectories of DDIM;
 - ``forward``: the network alone;
+- ``convolution``: 3x3 convolutions in Winograd's form beside XLA's, by which the network chooses on a CPU;
 - ``inception``, ``frechet``: what takes the time of an evaluation;
 - ``data``: batches, by each way to keep images, against what training consumes;
 - ``checkpoint``: how long a save holds up training.
@@ -40,7 +41,7 @@ from typing import Any
 
 import jax
 from absl import flags
-from benchmarks import evaluation, networks, processes, profiling, rows, storage, training
+from benchmarks import convolutions, evaluation, networks, processes, profiling, rows, storage, training
 from benchmarks.apart import Turn, measure_apart, turn_of
 from benchmarks.machine import describe_machine, known_peak
 from benchmarks.peers import Peers, peer_names
@@ -57,7 +58,9 @@ from ddim_jax.main import cpu_devices
 _REPOSITORY = pathlib.Path(__file__).parent.parent
 
 # In the order in which they run: the first two need processes of their own.
-SUBJECTS = ("startup", "memory", "train", "sample", "forward", "inception", "frechet", "data", "checkpoint")
+SUBJECTS = (
+    *("startup", "memory", "train", "sample", "forward", "convolution", "inception", "frechet", "data", "checkpoint"),
+)
 
 # Those that programs can do in processes of their own.
 _APART = ("train", "sample", "forward", "inception")
@@ -166,6 +169,7 @@ def _measure(options: argparse.Namespace, config_arguments: list[str], config: C
         "train": lambda: training.measure_train(setting, peers),
         "sample": lambda: networks.measure_sample(setting, peers),
         "forward": lambda: networks.measure_forward(setting, peers),
+        "convolution": lambda: convolutions.measure_convolutions(setting),
         "inception": lambda: evaluation.measure_inception(setting, peers),
         "frechet": lambda: evaluation.measure_frechet(setting, peers, options.dimension),
         "data": lambda: storage.measure_data(setting, next(iter(found.get("train", [])), None)),
