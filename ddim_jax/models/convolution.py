@@ -172,24 +172,26 @@ def _convolve_jvp(stride: int, primals: tuple, tangents: tuple) -> tuple[jax.Arr
     x_tangent, kernel_tangent = tangents
     plain = functools.partial(_convolve, stride=stride, dimensions=_DIMENSIONS)
 
-    def with_gradient(gradient: Callable[[jax.Array, jax.Array], jax.Array], operand: jax.Array) -> Any:
-        """The function of a tangent that reverse mode transposes into this gradient, and computes from the operand."""
+    def with_gradient(
+        gradient: Callable[[jax.Array, jax.Array], jax.Array], tangent: jax.Array, operand: jax.Array
+    ) -> jax.Array:
+        """What reverse mode, which keeps the operand alone for it, transposes into ``gradient(of_result, operand)``."""
         of_result = jax.ShapeDtypeStruct((*x.shape[:3], kernel.shape[-1]), x.dtype)
 
         @jax.checkpoint
-        def function(tangent: jax.Array, operand: jax.Array) -> jax.Array:
+        def change(tangent: jax.Array, operand: jax.Array) -> jax.Array:
             return jax.linear_transpose(lambda of_result: gradient(of_result, operand), of_result)(tangent)[0]
 
-        return lambda tangent: function(tangent, operand)
+        return change(tangent, operand)
 
     def by_image(x_tangent: jax.Array, kernel: jax.Array) -> jax.Array:
         if _multiplies_less(x_tangent, kernel, stride, _FEWEST_CHANNELS):
-            return with_gradient(winograd.image_gradient, kernel)(x_tangent)
+            return with_gradient(winograd.image_gradient, x_tangent, kernel)
         return _convolve(x_tangent, kernel.transpose(0, 1, 3, 2), stride, ("NHWC", "HWOI", "NHWC"))
 
     def by_kernel(x: jax.Array, kernel_tangent: jax.Array) -> jax.Array:
         if _multiplies_less(x, kernel_tangent, stride, _FEWEST_FOR_KERNELS):
-            return with_gradient(lambda gradient, x: winograd.kernel_gradient(x, gradient), x)(kernel_tangent)
+            return with_gradient(lambda of_result, x: winograd.kernel_gradient(x, of_result), kernel_tangent, x)
         swapped = x.transpose(3, 1, 2, 0), kernel_tangent.transpose(2, 0, 1, 3)
         return _convolve(*swapped, stride, ("CHWN", "IHWO", "HWNC")).transpose(2, 0, 1, 3)
 

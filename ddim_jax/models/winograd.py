@@ -81,8 +81,7 @@ def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
 
     zeros = jnp.zeros((16, x.shape[-1], gradient.shape[-1]), x.dtype)
     products, _ = lax.scan(add, zeros, (x.reshape(parts), gradient.reshape(*parts[:-1], -1)))
-    columns = _times(2 * _G.T, products.reshape(4, 4, *zeros.shape[1:]))
-    return _times(2 * _G.T, columns.swapaxes(0, 1))
+    return _both_sides(2 * _G.T, products.reshape(4, 4, *zeros.shape[1:]))
 
 
 def _convolve(x: jax.Array, transformed_kernel: jax.Array, axis: int) -> jax.Array:
@@ -92,8 +91,7 @@ def _convolve(x: jax.Array, transformed_kernel: jax.Array, axis: int) -> jax.Arr
         n, height, width, _ = images.shape
         rows, columns = math.ceil(height / 2), math.ceil(width / 2)
         products = _products(_transformed_tiles(images, _B), transformed_kernel, 2, axis)
-        sums = _times(_A, products.reshape(4, 4, n, rows, columns, -1))
-        pixels = _times(_A, sums.swapaxes(0, 1))
+        pixels = _both_sides(_A, products.reshape(4, 4, n, rows, columns, -1))
         image = pixels.transpose(2, 3, 0, 4, 1, 5).reshape(n, 2 * rows, 2 * columns, -1)
         return image[:, :height, :width]
 
@@ -137,8 +135,12 @@ def _transformed_pixels(gradient: jax.Array) -> jax.Array:
 
 def _transformed_kernel(kernel: jax.Array, matrix: np.ndarray) -> jax.Array:
     """G g Gᵀ: [16, c, features] of a kernel [3, 3, c, features]."""
-    rows = _times(matrix, kernel)
-    return _times(matrix, rows.swapaxes(0, 1)).reshape(16, *kernel.shape[2:])
+    return _both_sides(matrix, kernel).reshape(16, *kernel.shape[2:])
+
+
+def _both_sides(matrix: np.ndarray, x: jax.Array) -> jax.Array:
+    """The product matrix · x · matrixᵀ of arrays x [columns, columns, ...], transposed: [rows, rows, ...]."""
+    return _times(matrix, _times(matrix, x).swapaxes(0, 1))
 
 
 def _times(matrix: np.ndarray, entries: Any) -> jax.Array:

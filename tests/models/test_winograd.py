@@ -111,7 +111,7 @@ def temporary(layers, x, kernel):
 
     return jax.jit(jax.grad(loss)).lower(kernel).compile().memory_analysis().temp_size_in_bytes
 
-# Of the second all tiles are multiplied at a time.
+# The second has as many tiles as are multiplied at a time.
 for x, kernel in [
     (jnp.zeros((8, 32, 32, 64)), jnp.zeros((3, 3, 64, 64))),
     (jnp.zeros((8, 16, 16, 128)), jnp.zeros((3, 3, 128, 128))),
