@@ -124,7 +124,8 @@ def flops(closed: Any) -> int:
     """Operations of the convolutions and matrix products in a traced function, from ``jax.make_jaxpr``.
 
     The usual count: padding is computed with like any pixel, and all else, a few percent, is left out. (XLA's own count
-    leaves the padding out and depends on the backend.)
+    leaves the padding out and depends on the backend.) What has forms of its own for some platforms, as convolutions do
+    on a CPU, is counted in the form of all others; of other branches the longest counts.
     """
     return _jaxpr_flops(closed.jaxpr)
 
@@ -140,6 +141,9 @@ def _jaxpr_flops(jaxpr: Jaxpr) -> int:
             kernel = _shape(equation.invars[1])
             features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
             total += 2 * math.prod(_shape(equation.outvars[0])) * math.prod(kernel) // features
+        elif equation.primitive.name == "cond":
+            branches = [_jaxpr_flops(branch.jaxpr) for branch in equation.params["branches"]]
+            total += branches[-1] if equation.params.get("branches_platforms") else max(branches)
         else:
             repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
             total += repeats * sum(map(_jaxpr_flops, _inner_jaxprs(equation.params)))

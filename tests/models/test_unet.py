@@ -11,6 +11,7 @@ from flax import traverse_util
 
 from ddim_jax.config import Config, DataConfig, ModelConfig
 from ddim_jax.errors import UserError
+from ddim_jax.jobs.describe import flops
 from ddim_jax.models import NETWORKS, build_model, parameter_count, with_forward_mode
 from ddim_jax.models.dropout import dropout_each, kept_each
 from ddim_jax.models.flash_attention import flash_attention_width
@@ -205,18 +206,20 @@ def test_openais_network_equals_its_equations():
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "multipliers", "count"),
+    ("name", "size", "multipliers", "count", "gflop"),
     [
-        ("CIFAR-10", 32, (1, 2, 2, 2), 35_746_307),
-        ("CelebA", 64, (1, 2, 2, 2, 4), 78_700_803),
-        ("LSUN", 256, (1, 1, 2, 2, 4, 4), 113_673_219),
+        ("CIFAR-10", 32, (1, 2, 2, 2), 35_746_307, 12.444),
+        ("CelebA", 64, (1, 2, 2, 2, 4), 78_700_803, 48.101),
+        ("LSUN", 256, (1, 1, 2, 2, 4, 4), 113_673_219, 497.03),
     ],
 )
-def test_published_parameter_counts(name, size, multipliers, count):
+def test_published_parameter_counts_and_their_operations(name, size, multipliers, count, gflop):
     config = Config(data=DataConfig(image_size=size), model=ModelConfig(multipliers=multipliers))
     model = build_model(config)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)), jnp.zeros(1))
+    image, moment = jnp.zeros((1, size, size, 3)), jnp.zeros(1)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image, moment)
     assert parameter_count(shapes) == count
+    assert flops(jax.make_jaxpr(model.apply)(shapes, image, moment)) == pytest.approx(gflop * 1e9, rel=1e-4)
     attention_levels = {key.split("_")[1] for key in shapes["params"] if "_attention_" in key}
     assert attention_levels == {str((size // 16).bit_length() - 1)}
 
