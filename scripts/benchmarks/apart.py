@@ -26,11 +26,15 @@ class Turn(NamedTuple):
 
     Attributes:
         programs: their names; none where it runs all.
-        waits: entered for each run: waits for a turn, and tells when it is over.
+        waits: entered for each turn: waits for it, and tells when it is over.
+        runs_before: runs at the beginning of a turn that do not count. After a pause the first one is slower where the
+            machine is a virtual one that lends its free memory to others: each page has to be fetched back. Who trains
+            or samples makes no pauses.
     """
 
     programs: tuple[str, ...] = ()
     waits: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+    runs_before: int = 0
 
 
 def turn_of(program: str) -> Turn:
@@ -50,7 +54,7 @@ def turn_of(program: str) -> Turn:
         finally:
             print(_DONE, file=answers, flush=True)
 
-    return Turn((program,), waits)
+    return Turn((program,), waits, runs_before=1)
 
 
 def measure_apart(commands: Mapping[str, Sequence[str]]) -> list[Row]:

@@ -124,6 +124,7 @@ def take_turns(
     repeats: int,
     traces: pathlib.Path | None = None,
     turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+    runs_before: int = 0,
 ) -> Turns:
     """Runs A B A B ..., so that a machine which slows down slows all of them.
 
@@ -136,7 +137,8 @@ def take_turns(
         programs: functions that make them, by name.
         repeats: rounds that count.
         traces: folder for the trace of one more run of ours; None makes none.
-        turn: entered for each run.
+        turn: entered for each turn of a program.
+        runs_before: runs at the beginning of a turn, but for the first, that do not count.
     """
     note(task.name)
     made: dict[str, Program] = {}
@@ -151,6 +153,8 @@ def take_turns(
             try:
                 with turn():
                     program = made[name] if count else made.setdefault(name, make())
+                    for _ in range(runs_before if count else 0):
+                        program.run()
                     start, processor_start = time.perf_counter(), time.process_time()
                     results[name] = program.run()
                     now, processor_now = time.perf_counter(), time.process_time()

@@ -64,7 +64,7 @@ class Setting(NamedTuple):
     def compare(self, task: Task, programs: Mapping[str, Callable[[], Program]]) -> Turns:
         """Runs those of the programs that belong to this process in turns, as :func:`benchmarks.rows.take_turns`."""
         chosen = {name: make for name, make in programs.items() if name in self.turn.programs or not self.turn.programs}
-        return take_turns(task, chosen, self.repeats, self.traces, self.turn.waits)
+        return take_turns(task, chosen, self.repeats, self.traces, self.turn.waits, self.turn.runs_before)
 
 
 class Compiled(NamedTuple):
