@@ -54,8 +54,8 @@ def shrink(config: ConfigTree) -> ConfigTree:
         config.data.image_size = side if sides[0] == sides[1] else (height, width)
         if config.data.source != "digits" and config.data.resize == "none":
             config.data.resize = "bilinear"
-        # A narrow network shrinks too, to half of its width or less, in whole groups of two channels or more.
-        config.model.channels = min(32, max(8, config.model.channels // 16 * 8))
+        # To half of its width or less, in whole groups of two channels or more.
+        config.model.channels = min(16, max(8, config.model.channels // 16 * 8))
         config.model.num_groups = min(8, config.model.channels // 2)
         config.model.num_blocks = 1
         config.data.cache = "none"

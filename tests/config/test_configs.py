@@ -51,7 +51,7 @@ def test_every_config_and_variant_loads_and_shrinks(name):
         config = load(name, variant)
         tiny = load(name, f"{variant},tiny")
         assert tiny.data.image_size <= config.data.image_size
-        assert tiny.model.channels <= min(32, config.model.channels / 2)
+        assert tiny.model.channels <= min(16, config.model.channels / 2)
         assert tiny.train.steps == 4
         assert tiny.diffusion.objective == config.diffusion.objective
         assert tiny.model.name == config.model.name
