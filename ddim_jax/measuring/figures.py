@@ -24,6 +24,7 @@ from ddim_jax.metrics.extrapolation import SMALLEST_SHARE, frechet_at_infinity, 
 from ddim_jax.metrics.frechet import frechet_distance
 from ddim_jax.metrics.kernel_distance import gaussian_distance, kernel_distance
 from ddim_jax.metrics.memorization import Neighbours, authentic, copy_test, near_copy, neighbours
+from ddim_jax.metrics.precision_recall import Overlap
 
 # The extractors whose figures have the names that papers use.
 _INCEPTION = "inception"
@@ -237,14 +238,22 @@ def _gaussian(sums: FeatureSums, reference: Reference, settings: EvalConfig) -> 
 
 
 def _precision_recall(sums: FeatureSums, reference: Reference, settings: EvalConfig) -> Sequence[float]:
-    assert reference.features is not None, "features of single images are needed"
-    found = fast_overlap(sums.kept_features, reference.features, settings.neighbours)
+    found = _overlap(sums, reference, settings)
     return [found.precision, found.recall]
 
 
 def _density_coverage(sums: FeatureSums, reference: Reference, settings: EvalConfig) -> Sequence[float]:
+    return _overlap(sums, reference, settings).density_coverage
+
+
+def _overlap(sums: FeatureSums, reference: Reference, settings: EvalConfig) -> Overlap:
+    """What both metrics are read from: of fifty thousand images it takes minutes."""
     assert reference.features is not None, "features of single images are needed"
-    return fast_overlap(sums.kept_features, reference.features, settings.neighbours).density_coverage
+    known = sums.derived.get("overlap")
+    if known is None or known[0] is not reference.features:
+        found = fast_overlap(sums.kept_features, reference.features, settings.neighbours)
+        sums.derived["overlap"] = known = (reference.features, found)
+    return known[1]
 
 
 def _too_few_neighbours(words: str, metric: str) -> Callable[[Counts, EvalConfig], str]:

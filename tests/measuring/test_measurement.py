@@ -12,6 +12,7 @@ from ddim_jax.errors import UserError
 from ddim_jax.measuring import feature_sums
 from ddim_jax.measuring.extractor import Extractor, FeatureProgram, Features
 from ddim_jax.measuring.measurement import Measurement
+from ddim_jax.measuring.neighbours import fast_overlap
 from ddim_jax.measuring.reference_file import Reference
 from ddim_jax.metrics.frechet import frechet_distance
 from ddim_jax.metrics.inception_score import InceptionSums
@@ -90,6 +91,24 @@ def test_further_figures_are_of_the_kept_features():
         "coverage": expected.coverage,
     }
     assert measurement.figures(REAL._replace(features=None)) == {}
+
+
+def test_precision_and_coverage_are_read_from_the_same_distances(monkeypatch):
+    compared = []
+
+    def overlap(generated, real, k):
+        compared.append(real)
+        return fast_overlap(generated, real, k)
+
+    monkeypatch.setattr("ddim_jax.measuring.figures.fast_overlap", overlap)
+    measurement = measured(metrics=("precision_recall", "density_coverage"))
+    other = reference(REAL.features + 1)
+    for real in (REAL, other):
+        found = measurement.figures(real)
+        kept = measurement._sums.kept_features
+        assert found["precision"] == precision_recall(kept, real.features, 3).precision
+        assert found["coverage"] == density_coverage(kept, real.features, 3).coverage
+    assert len(compared) == 2
 
 
 def test_a_set_compared_with_itself():
