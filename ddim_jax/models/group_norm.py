@@ -219,7 +219,9 @@ def _backward(num_groups: int, eps: float, swish: bool, remembered: tuple, gradi
     if offset is not None:
         centred_sum = moments.of_channels - moments.mean
         of_offset = factor * of_u_sum - pixels * (constant + slope * centred_sum)
-    return tuple(of_parts), of_offset, jnp.sum(of_u_with_x, axis=0), jnp.sum(of_u_sum, axis=0), None
+    # As one sum again, of which the optimiser's kernels for scale and bias are one too.
+    of_scale_and_bias = jnp.sum(jax.lax.complex(of_u_with_x, of_u_sum), axis=0)
+    return tuple(of_parts), of_offset, of_scale_and_bias.real, of_scale_and_bias.imag, None
 
 
 norm_in_few_passes.defvjp(_forward, _backward)

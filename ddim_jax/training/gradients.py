@@ -1,5 +1,6 @@
 """What is done with a gradient as a whole: its norm, clipping, and how it lies in memory."""
 
+import collections
 from typing import Any
 
 import jax
@@ -9,6 +10,9 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 # Values of a large array that an NVIDIA GPU adds up at a time.
 _ROW = 1024
+
+# Of an array of so many values or fewer, starting a kernel takes an NVIDIA GPU longer than what an optimiser does to them.
+_SMALL = 512 * 512
 
 
 def global_norm(gradient: Any) -> jax.Array:
@@ -47,14 +51,33 @@ def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(optax.clip_by_global_norm(largest).init, update)
 
 
-def laid_out_as_parameters(gradient: Any) -> Any:
-    """The same gradient, which lies in memory on NVIDIA GPUs as parameters do.
+def arranged_for_optimizer(gradient: Any) -> Any:
+    """The same gradient, arranged in the memory of an NVIDIA GPU such that an optimiser needs few kernels and no copies.
 
-    cuDNN gives those of kernels in another order. XLA would have the optimiser work in that, and copy parameters and
-    averages to it and back.
+    It lies there as parameters do. cuDNN gives gradients of kernels in another order, and XLA would have the optimiser
+    work in that, and copy parameters and averages to it and back.
+
+    And small arrays of one shape are parts of one. Of what reads the same array XLA makes one kernel; the update of
+    each parameter would be a kernel of its own.
     """
 
-    def ordered(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: with_layout_constraint(leaf, Layout(tuple(range(leaf.ndim)))), tree)
+    def arranged(tree: Any) -> Any:
+        return _with_small_ones_together(
+            jax.tree.map(lambda leaf: with_layout_constraint(leaf, Layout(tuple(range(leaf.ndim)))), tree)
+        )
 
-    return jax.lax.platform_dependent(gradient, cuda=ordered, default=lambda tree: tree)
+    return jax.lax.platform_dependent(gradient, cuda=arranged, default=lambda tree: tree)
+
+
+def _with_small_ones_together(tree: Any) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    alike = collections.defaultdict(list)
+    for place, leaf in enumerate(leaves):
+        if leaf.size <= _SMALL:
+            alike[leaf.shape, leaf.dtype].append(place)
+    for places in alike.values():
+        # The barrier keeps XLA from taking each piece from where it was.
+        together = jax.lax.optimization_barrier(jnp.stack([leaves[place] for place in places]))
+        for row, place in enumerate(places):
+            leaves[place] = jax.lax.index_in_dim(together, row, keepdims=False)
+    return jax.tree.unflatten(structure, leaves)

@@ -22,7 +22,7 @@ from ddim_jax.pixels import to_float
 from ddim_jax.random_streams import Stream, example_keys, normal_each, root_key
 from ddim_jax.training.augmentation import augment
 from ddim_jax.training.conditions import batch_condition
-from ddim_jax.training.gradients import global_norm, laid_out_as_parameters
+from ddim_jax.training.gradients import arranged_for_optimizer, global_norm
 from ddim_jax.training.state import PowerTrainState, TrainState, ema_decay, update_ema, update_power_averages
 
 
@@ -271,7 +271,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Any, *constants: Any) -> tuple[TrainState, StepMetrics]:
         mean, batch_stats, grads = mean_over_devices(gradient(state, batch, constants))
-        grads = laid_out_as_parameters(grads)
+        grads = arranged_for_optimizer(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new_state = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""The gradient as a whole: its norm, and clipping by it."""
+"""The gradient as a whole: its norm, clipping by it, and how it is arranged for an optimiser."""
 
 import jax
 import numpy as np
@@ -8,6 +8,8 @@ import pytest
 from ddim_jax.training import gradients
 
 SHAPES = ((3, 3, 16, 64), (7,), (128, 64), (1024,), (3, 5), ())
+# Those that an NVIDIA GPU gets together, once more, and one that is too large.
+ALIKE = (*SHAPES, (7,), (3, 5), (7,), (513, 512), (513, 512))
 
 
 @pytest.fixture
@@ -35,6 +37,15 @@ def test_clipping_is_that_of_optax(gradient, largest):
         np.testing.assert_array_equal(leaf, other)
 
 
-def test_layout_leaves_values_alone(gradient):
-    ordered = jax.jit(gradients.laid_out_as_parameters)(gradient)
-    jax.tree.map(np.testing.assert_array_equal, ordered, gradient)
+@pytest.mark.parametrize("arranged", [gradients.arranged_for_optimizer, gradients._with_small_ones_together])
+def test_arranging_leaves_values_alone(arranged):
+    rng = np.random.default_rng(0)
+    gradient = [rng.standard_normal(shape).astype(np.float32) for shape in ALIKE]
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(arranged)(gradient), gradient)
+
+
+def test_small_arrays_of_one_shape_are_parts_of_one():
+    gradient = [np.zeros(shape, np.float32) for shape in ALIKE]
+    text = str(jax.make_jaxpr(gradients._with_small_ones_together)(gradient))
+    assert "f32[3,7]" in text and "f32[2,3,5]" in text
+    assert "f32[2,513,512]" not in text
