@@ -11,7 +11,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 # Values of a large array that an NVIDIA GPU adds up at a time.
 _ROW = 1024
 
-# Of an array of so many values or fewer, starting a kernel takes an NVIDIA GPU longer than what an optimiser does to them.
+# Starting a kernel takes an NVIDIA GPU longer than what an optimiser does to so many values.
 _SMALL = 512 * 512
 
 
@@ -52,7 +52,7 @@ def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
 
 
 def arranged_for_optimizer(gradient: Any) -> Any:
-    """The same gradient, arranged in the memory of an NVIDIA GPU such that an optimiser needs few kernels and no copies.
+    """The same gradient, arranged in the memory of NVIDIA GPUs so that the optimiser needs few kernels and no copies.
 
     It lies there as parameters do. cuDNN gives gradients of kernels in another order, and XLA would have the optimiser
     work in that, and copy parameters and averages to it and back.
