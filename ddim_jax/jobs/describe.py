@@ -125,7 +125,7 @@ def flops(closed: Any) -> int:
 
     The usual count: padding is computed with like any pixel, and all else, a few percent, is left out. (XLA's own count
     leaves the padding out and depends on the backend.) What has forms of its own for some platforms, as convolutions do
-    on a CPU, is counted in the form of all others; of other branches the longest counts.
+    on a CPU, is counted in the form of all others; of other branches the one with most operations counts.
     """
     return _jaxpr_flops(closed.jaxpr)
 

@@ -76,6 +76,8 @@ def _with_small_ones_together(tree: Any) -> Any:
         if leaf.size <= _SMALL:
             alike[leaf.shape, leaf.dtype].append(place)
     for places in alike.values():
+        if len(places) == 1:
+            continue
         # The barrier keeps XLA from taking each piece from where it was.
         together = jax.lax.optimization_barrier(jnp.stack([leaves[place] for place in places]))
         for row, place in enumerate(places):

@@ -48,4 +48,4 @@ def test_small_arrays_of_one_shape_are_parts_of_one():
     gradient = [np.zeros(shape, np.float32) for shape in ALIKE]
     text = str(jax.make_jaxpr(gradients._with_small_ones_together)(gradient))
     assert "f32[3,7]" in text and "f32[2,3,5]" in text
-    assert "f32[2,513,512]" not in text
+    assert text.count(" = optimization_barrier ") == 2
