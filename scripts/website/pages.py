@@ -310,7 +310,8 @@ def source_page(path: str) -> str:
         text = "\n".join(sorted(item.name for item in file.iterdir() if not item.name.startswith(("_", "."))))
     else:
         text = file.read_text()
-    front = f"---\ntitle: {path}\nsearch:\n  exclude: true\n---\n\n"
+    # The place of contents, which it has none of, is for its long lines.
+    front = f"---\ntitle: {path}\nhide:\n  - toc\nsearch:\n  exclude: true\n---\n\n"
     return f"{front}# `{path}`\n\n{_fenced(text, _LANGUAGES.get(file.suffix, 'text'))}\n"
 
 
