@@ -27,7 +27,7 @@ from ddim_jax.tables.rows import Row, images_row, model_rows
 from ddim_jax.training.averages import Plan, averaged_variables, plan_average
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
 from ddim_jax.training.checksums import by_path
-from ddim_jax.training.guide import load_guide
+from ddim_jax.training.guide import with_guide
 from ddim_jax.training.state import TrainState, abstract_state, make_optimizer
 from ddim_jax.workdir import best_dir, checkpoint_dir, config_for_job
 
@@ -95,6 +95,7 @@ class _ModelImages:
     """Images of a model's checkpoints, drawn."""
 
     def __init__(self, config: Config, workdir: epath.PathLike) -> None:
+        config, self._guide = with_guide(config)
         self.name = epath.Path(workdir).absolute().name
         self.num = config.eval.num
         self.shape = config.data.image_shape
@@ -110,7 +111,6 @@ class _ModelImages:
         if self._conditions is not None:
             self.drawn_from = {**self._conditions.identity(), "per_condition": config.sample.per_condition}
         self._model = build_model(config)
-        self._guide = load_guide(config)
         self._like = abstract_state(config, self._model, make_optimizer(config.train, 1))
         self._workdir = workdir
         self._plans: dict[tuple[int, float], Plan] = {}

@@ -1,6 +1,7 @@
 """The network that another one is led away from while sampling: autoguidance (``sample.guide_workdir``)."""
 
-from ddim_jax.config import Config, flatten
+from ddim_jax import parallel
+from ddim_jax.config import Config, flatten, with_sample
 from ddim_jax.configured import Guide
 from ddim_jax.errors import UserError
 from ddim_jax.models import build_model
@@ -27,6 +28,22 @@ def load_guide(config: Config) -> Guide | None:
         raise UserError(f"sample.guide_workdir={sample.guide_workdir}: {error}") from error
     check_guide(config, trained.config)
     return Guide(build_model(trained.config), select_weights(trained.state, sample.ema), trained.step)
+
+
+def with_guide(config: Config) -> tuple[Config, Guide | None]:
+    """Reads the guide, and says in the config which checkpoint it is: results depend on it, and are named by it.
+
+    All processes of a run call this, and get the same checkpoint.
+
+    Raises:
+        UserError: see :func:`load_guide`.
+    """
+    guide = load_guide(config)
+    if guide is None or config.sample.guide_checkpoint is not None:
+        return config, guide
+    newest = parallel.value_of_main_process(guide.step)
+    config = with_sample(config, guide_checkpoint=newest)
+    return config, guide if guide.step == newest else load_guide(config)
 
 
 def check_guide(config: Config, guide: Config) -> None:

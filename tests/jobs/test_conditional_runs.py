@@ -1,6 +1,7 @@
 """Runs on pictures made from the images: trained, resumed, guided by another run, begun from one without conditions."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from small import metrics, small_digits
 
 import ddim_jax
-from ddim_jax.config import Config, WeightsConfig
+from ddim_jax.config import Config, EvalConfig, WeightsConfig, with_sample
 from ddim_jax.errors import UserError
+from ddim_jax.jobs.evaluate import evaluate
 from ddim_jax.jobs.export import export
 from ddim_jax.jobs.train import train
 from ddim_jax.models import build_model
@@ -81,6 +83,20 @@ def test_an_earlier_checkpoint_guides_a_later_one(workdir):
     # At scale 1 the guide is not asked.
     at_one = pipe.upscale(small, steps=3, guide_workdir="/nowhere")
     np.testing.assert_array_equal(at_one, unguided)
+
+
+def test_rows_are_of_the_guides_newest_checkpoint(tmp_path, plain):
+    guide = tmp_path / "guide"
+    settings = EvalConfig(num=4, steps=(2,), extractor="pixels", metrics=("fid",), batch_size=4)
+    config = dataclasses.replace(small_digits(), eval=settings)
+    config = with_sample(config, guide_workdir=str(guide), guidance_scale=2.0)
+    found = []
+    for steps in (1, 1, 2):
+        train(changed(small_digits(), train__steps=steps, train__learning_rate=0.1), guide)
+        folder = evaluate(config, plain)
+        rows = [json.loads(path.read_text()) for path in (folder / "rows").glob("*.json")]
+        found.append({row["figures"]["pixels_frechet"] for row in rows})
+    assert [len(figures) for figures in found] == [1, 1, 2]
 
 
 def test_a_guide_must_be_of_the_same_images_and_conditions(workdir, plain):
