@@ -469,7 +469,7 @@ def test_a_config_that_cannot_be_opened_is_one_line(tmp_path, monkeypatch, capsy
         ("def get_config():\n    return get_config()\n", "line 2: RecursionError"),
         ("import mine\nimport no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("", "AttributeError: module 'config_config' has no attribute 'get_config'"),
-        ("\0", "SyntaxError: source code string cannot contain null bytes"),
+        ("\0", "Error: source code string cannot contain null bytes"),  # a SyntaxError since Python 3.11.4
     ],
 )
 def test_a_config_file_that_ends_the_program_does_not(tmp_path, text, line):
