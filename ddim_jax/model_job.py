@@ -94,7 +94,13 @@ class ModelJob:
         return with_tuned(config, self.workdir, self.pipe.step, config.sample.guide_checkpoint)
 
     def folder(
-        self, mode: str, name: str, settings: Any = None, make: bool = True, drawn_from: Any = None
+        self,
+        mode: str,
+        name: str,
+        settings: Any = None,
+        make: bool = True,
+        drawn_from: Any = None,
+        images: str | None = None,
     ) -> epath.Path:
         """``WORKDIR/MODE/stepN-NAME-HASH``.
 
@@ -104,6 +110,8 @@ class ModelJob:
             settings: the job's own group of the config; with ``config.sample`` and the step it decides the results.
             make: see :func:`~ddim_jax.workdir.job_dir`.
             drawn_from: says which conditions images are drawn from; None where a class says it all.
+            images: stands for the real images of the job, see :func:`~ddim_jax.data.first_images.digest_of_images`; None
+                where it has none.
         """
         decides = {
             "checkpoint_step": self.pipe.step,
@@ -114,6 +122,8 @@ class ModelJob:
             decides["average"] = self.pipe.average
         if drawn_from is not None:
             decides["drawn_from"] = drawn_from
+        if images is not None:
+            decides["images"] = images
         if self.tuned:
             decides["tuned"] = self.tuned
         return job_dir(self.workdir, mode, f"step{self.pipe.step}-{name}", decides, make)
