@@ -685,7 +685,7 @@ class Pipeline:
             return config
         guide = self._guide(config)
         of_weights = with_sample(config, ema=self.ema, ema_width=self.average["width"] if self.average else 0.0)
-        sample = with_tuned(of_weights, self.workdir, self.step, guide and guide.step).sample
+        sample = with_tuned(of_weights, self.workdir, self.step, guide, self.average).sample
         return with_sample(config, **{name: getattr(sample, name) for name in FILLED_IN})
 
     def _check_room(self, count: int, name: str, value: int) -> None:
