@@ -110,8 +110,8 @@ class ModelJob:
             settings: the job's own group of the config; with ``config.sample`` and the step it decides the results.
             make: see :func:`~ddim_jax.workdir.job_dir`.
             drawn_from: says which conditions images are drawn from; None where a class says it all.
-            images: stands for the job's real images, see :func:`~ddim_jax.data.first_images.digest_of_images`; None where
-                it has none.
+            images: stands for the real images that the job reads, see
+                :func:`~ddim_jax.data.first_images.digest_of_images`; None where it reads none.
         """
         decides = {
             "checkpoint_step": self.pipe.step,

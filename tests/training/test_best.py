@@ -12,7 +12,7 @@ from runs import checkpoint_steps, digest, final_state
 from small import small_digits
 
 import ddim_jax
-from ddim_jax.config import EvalConfig
+from ddim_jax.config import EvalConfig, with_sample
 from ddim_jax.errors import UserError
 from ddim_jax.jobs.train import train
 from ddim_jax.measuring.extractor import Extractor, FeatureProgram, Features
@@ -200,6 +200,30 @@ def test_figures_of_other_settings_are_not_compared_with(finished, tmp_path, cap
     train(CONFIG, workdir)
     assert "figures of other settings" in capsys.readouterr().err
     assert record(workdir) == record(finished)
+
+
+@pytest.mark.slow
+def test_figures_of_images_that_were_drawn_otherwise_are_not_compared_with(finished, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    config = with_sample(with_train(CONFIG, steps=6), steps=3)
+    train(config, workdir)
+    assert "figures of other settings" in capsys.readouterr().err
+    measured = record(workdir)["measured"]
+    assert list(measured) == ["4", "6"] and measured["4"] != record(finished)["measured"]["4"]
+    best = record(workdir)["best_step"]
+    assert best == int(min(measured, key=measured.get)) == ddim_jax.load(workdir, "best").step
+    train(with_train(config, steps=8), workdir)
+    assert list(record(workdir)["measured"]) == ["4", "6", "8"]
+
+
+def test_a_record_of_an_earlier_version_is_gone_on_with(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    found = {key: value for key, value in record(finished).items() if key not in ("drawn_by", "computed_by")}
+    (workdir / "best.json").write_text(json.dumps(found))
+    train(with_train(CONFIG, steps=6), workdir)
+    assert list(record(workdir)["measured"]) == ["2", "4", "6"]
 
 
 @pytest.mark.parametrize("damaged", ["", "[]", '{"best_step": 4'])
