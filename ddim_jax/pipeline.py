@@ -755,10 +755,11 @@ class Pipeline:
         count = len(items.index)
         batch_size = reusable_batch_size_for(config, count)
         settings = program_config(config)
-        key = (make.__name__, settings.sample, batch_size.size, len(table.kept))
+        guide = self._guide(config)
+        # Another pipeline, made by dataclasses.replace, shares what is compiled.
+        key = (make.__name__, settings, self.model, guide and guide.model, batch_size.size, len(table.kept))
         run = self._compiled.get(key)
         batch = (*given, items) if given else items
-        guide = self._guide(config)
         devices = parallel.local_devices()
         of_guide = None if guide is None else parallel.replicate(guide.variables, devices)
         all_given = programs.Given(parallel.replicate(self.variables, devices), table, of_guide)
