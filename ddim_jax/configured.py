@@ -204,11 +204,13 @@ class Guide(NamedTuple):
         model: the network; of the same images, noise levels and conditions.
         variables: its weights.
         step: number of steps that it was trained.
+        sha256: of the weights, which another run in the same workdir replaces.
     """
 
     model: Model
     variables: Any
     step: int = 0
+    sha256: str = ""
 
 
 def build_predict(

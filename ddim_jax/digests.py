@@ -34,13 +34,13 @@ def digest_of_arrays(arrays: Mapping[str, np.ndarray], separator: str = "\n") ->
     for name in sorted(arrays):
         array = arrays[name]
         sha.update(f"{name} {array.dtype} {array.shape}{separator}".encode())
-        sha.update(array.tobytes())
+        sha.update(_bytes_of(array))
     return sha.hexdigest()
 
 
 def crc32_of_array(array: np.ndarray) -> str:
     """CRC-32 of an array's values in C order, as eight hexadecimal digits."""
-    return crc32_of_bytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return crc32_of_bytes(_bytes_of(array))
 
 
 def crc32_of_bytes(content: bytes | memoryview) -> str:
@@ -50,3 +50,8 @@ def crc32_of_bytes(content: bytes | memoryview) -> str:
     '5de211bf'
     """
     return f"{zlib.crc32(content):08x}"
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    """The values in C order, of which no copy is made where they lie so."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

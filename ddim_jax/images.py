@@ -11,11 +11,15 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from ddim_jax.files import whole_file
 
 _TITLE_HEIGHT = 22
 _FONT_SIZE = 14
+
+# By this name a PNG holds its note.
+_NOTE = "ddim_jax"
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Grey, RGB and RGB with alpha, by PNG's number of the type of colour.
@@ -143,15 +147,28 @@ def png_holds(dtype: str, channels: int) -> bool:
     return channels in _PNG_HOLDS.get(dtype, ())
 
 
-def save_png(path: epath.PathLike, image: np.ndarray) -> None:
+def save_png(path: epath.PathLike, image: np.ndarray, note: str = "") -> None:
     """Writes an image [h, w, c] that :func:`png_holds` as PNG; the file appears whole or not at all.
 
     A run can be killed at any moment and resumes by the files that exist, so a half-written one must never carry the
     final name.
+
+    Args:
+        path: the file.
+        image: the image.
+        note: text in the file that nobody sees, for :func:`png_note`.
     """
-    picture = to_pillow(image)
+    picture, info = to_pillow(image), PngInfo()
+    if note:
+        info.add_text(_NOTE, note)
     with whole_file(path) as partial, partial.open("wb") as file:
-        picture.save(file, format="PNG")
+        picture.save(file, format="PNG", pnginfo=info)
+
+
+def png_note(path: epath.PathLike) -> str:
+    """The note in a PNG that :func:`png_shape` finds whole; empty where there is none."""
+    with epath.Path(path).open("rb") as file, Image.open(file) as picture:
+        return str(picture.info.get(_NOTE, ""))
 
 
 def save_gif(path: epath.PathLike, frames: Sequence[np.ndarray], frame_ms: int) -> None:

@@ -73,7 +73,7 @@ class ModelJob:
             config = with_sample(config, guide_checkpoint=parallel.value_of_main_process(pipe.guide.step))
             pipe = dataclasses.replace(pipe, config=config)
         if steps is None:
-            config = with_tuned(config, workdir, pipe.step, config.sample.guide_checkpoint)
+            config = with_tuned(config, workdir, pipe.step, pipe.guide, pipe.average)
             return cls(workdir, config, dataclasses.replace(pipe, config=config), started)
         job = cls(workdir, config, pipe, started)
         if config.sample.spacing != "tuned":
@@ -91,10 +91,16 @@ class ModelJob:
                 :func:`~ddim_jax.sampling.tuned_steps.with_tuned`.
         """
         config = with_sample(self.config, steps=steps, **settings)
-        return with_tuned(config, self.workdir, self.pipe.step, config.sample.guide_checkpoint)
+        return with_tuned(config, self.workdir, self.pipe.step, self.pipe.guide, self.pipe.average)
 
     def folder(
-        self, mode: str, name: str, settings: Any = None, make: bool = True, drawn_from: Any = None
+        self,
+        mode: str,
+        name: str,
+        settings: Any = None,
+        make: bool = True,
+        drawn_from: Any = None,
+        images: str | None = None,
     ) -> epath.Path:
         """``WORKDIR/MODE/stepN-NAME-HASH``.
 
@@ -104,6 +110,8 @@ class ModelJob:
             settings: the job's own group of the config; with ``config.sample`` and the step it decides the results.
             make: see :func:`~ddim_jax.workdir.job_dir`.
             drawn_from: says which conditions images are drawn from; None where a class says it all.
+            images: stands for the real images that the job reads, see
+                :func:`~ddim_jax.data.first_images.digest_of_images`; None where it reads none.
         """
         decides = {
             "checkpoint_step": self.pipe.step,
@@ -112,8 +120,12 @@ class ModelJob:
         }
         if self.pipe.average is not None:
             decides["average"] = self.pipe.average
+        if self.pipe.guide is not None:
+            decides["guide"] = self.pipe.guide.sha256
         if drawn_from is not None:
             decides["drawn_from"] = drawn_from
+        if images is not None:
+            decides["images"] = images
         if self.tuned:
             decides["tuned"] = self.tuned
         return job_dir(self.workdir, mode, f"step{self.pipe.step}-{name}", decides, make)

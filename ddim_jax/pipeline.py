@@ -685,7 +685,7 @@ class Pipeline:
             return config
         guide = self._guide(config)
         of_weights = with_sample(config, ema=self.ema, ema_width=self.average["width"] if self.average else 0.0)
-        sample = with_tuned(of_weights, self.workdir, self.step, guide and guide.step).sample
+        sample = with_tuned(of_weights, self.workdir, self.step, guide, self.average).sample
         return with_sample(config, **{name: getattr(sample, name) for name in FILLED_IN})
 
     def _check_room(self, count: int, name: str, value: int) -> None:
@@ -755,10 +755,11 @@ class Pipeline:
         count = len(items.index)
         batch_size = reusable_batch_size_for(config, count)
         settings = program_config(config)
-        key = (make.__name__, settings.sample, batch_size.size, len(table.kept))
+        guide = self._guide(config)
+        # Another pipeline, made by dataclasses.replace, shares what is compiled.
+        key = (make.__name__, settings, self.model, guide and guide.model, batch_size.size, len(table.kept))
         run = self._compiled.get(key)
         batch = (*given, items) if given else items
-        guide = self._guide(config)
         devices = parallel.local_devices()
         of_guide = None if guide is None else parallel.replicate(guide.variables, devices)
         all_given = programs.Given(parallel.replicate(self.variables, devices), table, of_guide)

@@ -194,9 +194,10 @@ _DESCRIBING = ("data", "model", "diffusion")
 def measured_statistics(workdir: epath.PathLike, config: Config) -> DataConfig | None:
     """The data of a run in this workdir, if they are those of a config but for what it leaves to be measured.
 
-    Mean, standard deviation and range of them are what that run has measured.
+    Mean, standard deviation and range of them are what that run has measured. Of one that is set aside nothing is taken
+    over: its images may have been others, since where they lie does not count.
     """
-    if not config_path(workdir).exists():
+    if not config_path(workdir).exists() or (config.train.overwrite and not is_resumed(workdir, config)):
         return None
     trained = read_config(workdir)
     changed = _binding_differences(trained, config, ("data",)).keys() - set(_left_open(config.data))

@@ -12,7 +12,7 @@ from PIL import Image
 from small import small_digits
 
 import ddim_jax
-from ddim_jax.config import with_sample
+from ddim_jax.config import with_sample, with_values
 from ddim_jax.data.sources import DigitsSource
 from ddim_jax.errors import UserError
 from ddim_jax.images import load_png
@@ -55,6 +55,14 @@ def test_images_are_uint8_and_a_function_of_seed_and_index(pipe):
     )
     np.testing.assert_array_equal(pipe.sample(1, seed=3, start=7), images[7:])
     assert not np.array_equal(pipe.sample(8, seed=4), images)
+
+
+def test_what_is_compiled_is_of_its_own_network(pipe):
+    """Though another pipeline was made of it, which shares what is compiled."""
+    pipe.sample(2, steps=2)
+    other = dataclasses.replace(pipe, config=with_values(pipe.config, {"diffusion.objective": "x0"}))
+    alone = dataclasses.replace(other, _compiled={})
+    np.testing.assert_array_equal(other.sample(2, steps=2), alone.sample(2, steps=2))
 
 
 def test_the_api_draws_what_the_command_draws(pipe, workdir):

@@ -11,6 +11,7 @@ from ddim_jax.workdir import (
     binding_values,
     config_for_job,
     job_dir,
+    measured_statistics,
     prepare_for_training,
     read_config,
     write_run_record,
@@ -58,6 +59,17 @@ def test_overwrite_sets_the_old_run_aside_and_only_once(tmp_path):
     assert len(replaced) == 1
     assert (replaced[0] / "metrics.jsonl").read_text() == "old"
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_what_is_set_aside_says_nothing_of_other_images(tmp_path):
+    """Of the same split of another folder, which the config's binding keys do not tell from the first."""
+    prepare_for_training(tmp_path, with_changes(data__mean=(0.1,), data__std=(0.2,), data__path="first"))
+    left_open = {"data__mean": (), "data__std": (), "data__path": "second"}
+    moved = measured_statistics(tmp_path, with_changes(**left_open))
+    assert moved is not None and moved.mean == (0.1,)
+    assert measured_statistics(tmp_path, with_changes(**left_open, train__overwrite=True)) == moved
+    other = with_changes(**left_open, train__overwrite=True, model__channels=64)
+    assert measured_statistics(tmp_path, other) is None
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path):

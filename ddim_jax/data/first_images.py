@@ -10,6 +10,7 @@ from ddim_jax.data.prepared import open_images
 from ddim_jax.data.reading import Images, load_images
 from ddim_jax.data.sources import FolderSource, Source
 from ddim_jax.data.transforms import ImageError, decode_image, prepare_image
+from ddim_jax.digests import digest_of_arrays
 from ddim_jax.errors import UserError
 from ddim_jax.files import check_kind, read_file
 
@@ -39,6 +40,15 @@ def read_first_images(data: DataConfig, split: str, path: str, num: int, key: st
         # Who runs a model of others often has not its data.
         raise UserError(f"{error}; or name other images by {key}") from error
     return _read(source, data, num)
+
+
+def digest_of_images(images: Images, **beside: np.ndarray) -> str:
+    """What stands for images, and for arrays beside them, in the name of a job's folder: a hash of all their values.
+
+    Files may be replaced by others of the same names.
+    """
+    arrays = {name: array for name, array in {**images._asdict(), **beside}.items() if array is not None}
+    return digest_of_arrays(arrays)
 
 
 def _read_path(data: DataConfig, path: str, num: int, key: str) -> Images:

@@ -6,7 +6,7 @@ from etils import epath
 from ddim_jax import parallel
 from ddim_jax.config import Config
 from ddim_jax.configured import pictures
-from ddim_jax.data.first_images import read_first_images
+from ddim_jax.data.first_images import digest_of_images, read_first_images
 from ddim_jax.data.transforms import decode_image
 from ddim_jax.errors import UserError
 from ddim_jax.files import check_kind, read_file
@@ -37,7 +37,7 @@ def edit(config: Config, workdir: epath.PathLike) -> None:
         noised, result = job.pipe.recover(real.image, settings.level, labels=labels, progress=True)
         between = pictures(job.config, noised)
         titles = ["original", f"noised, t={settings.level}", "recovered"]
-        name = f"recover-t{settings.level}"
+        name, digest = f"recover-t{settings.level}", digest_of_images(real)
     else:
         mask = read_mask(settings.mask, job.config.data.image_shape[:2])
         result = job.pipe.inpaint(
@@ -45,8 +45,8 @@ def edit(config: Config, workdir: epath.PathLike) -> None:
         )
         between = np.where(mask[..., None], pictures(job.config, real.image), np.uint8(128))
         titles = ["original", "known part", "inpainted"]
-        name = "inpaint"
-    folder = job.folder("edit", f"{name}-{sampler_name(job.config.sample)}", settings)
+        name, digest = "inpaint", digest_of_images(real, mask=mask)
+    folder = job.folder("edit", f"{name}-{sampler_name(job.config.sample)}", settings, images=digest)
     shown = pictures(job.config, result)
     rows = [
         [image[None] for image in row] for row in zip(pictures(job.config, real.image), between, shown, strict=True)

@@ -8,7 +8,6 @@ moment, and several such jobs may fill one table, each taking the next row that 
 import concurrent.futures
 import contextlib
 import dataclasses
-import hashlib
 import os
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -27,7 +26,7 @@ from ddim_jax.measuring.extractor import Extractor
 from ddim_jax.measuring.extractors import make_extractor
 from ddim_jax.measuring.figures import Counts, check_known, chosen_metrics, computed_by, heading
 from ddim_jax.measuring.measurement import Measurement
-from ddim_jax.measuring.reference import reference_for
+from ddim_jax.measuring.reference import reference_for, values_of
 from ddim_jax.measuring.reference_file import Reference
 from ddim_jax.measuring.training_images import TrainingImages, training_facts, training_images
 from ddim_jax.measuring.wanted import NO_WEIGHTS, Known
@@ -392,15 +391,10 @@ def _claim(
 
 def _shared_settings(settings: EvalConfig, extractor: Extractor, reference: Reference, num: int) -> dict[str, Any]:
     """Returns all that rows must share to be compared."""
-    provenance = reference.provenance
-    if not provenance:
-        # Of a file that does not say what it is, the numbers themselves do.
-        values = reference.mean.tobytes() + reference.covariance.tobytes()
-        provenance = {"values_sha256": hashlib.sha256(values).hexdigest()}
     return {
         "num": num,
         "extractor": extractor.provenance,
-        "reference": provenance,
+        "reference": reference.provenance or values_of(reference),
         "metrics": {"names": sorted(settings.metrics), **computed_by(settings)},
     }
 

@@ -2,17 +2,20 @@
 
 import contextlib
 import time
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
+from ddim_jax.digests import digest_of_arrays
 from ddim_jax.errors import UserError
 from ddim_jax.files import make_folder
 from ddim_jax.models import parameter_count
 from ddim_jax.one_writer import check_no_other_writer, one_writer
 from ddim_jax.training.checkpoint import Checkpoints, newest_step
+from ddim_jax.training.checksums import by_path
 from ddim_jax.training.state import TrainState, fresh_optimizer_state, make_optimizer, with_power_averages
 from ddim_jax.weights.download import sha256_of_file
 from ddim_jax.weights.forms import Weights, read_weights
@@ -109,10 +112,20 @@ def _finish(workdir: epath.Path, weights: Weights, started: float) -> None:
     is_untouched = newest_step(checkpoint_dir(workdir)) == weights.step
     if record.get("sha256") != sha256_of_file(weights.file) or not is_untouched:
         raise _refused(workdir)
+    # Of one file there may be several imports; earlier versions did not write the hash of what they had taken.
+    taken = _taken(weights)
+    if any(record.get(key, value) != value for key, value in taken.items()):
+        raise _refused(workdir)
     if not is_resumed(workdir, weights.config):
         raise _refused(workdir)
     if "seconds" not in record:
         _record(workdir, weights, seconds=_seconds_since(started))
+
+
+def _taken(weights: Weights) -> dict[str, Any]:
+    """What was taken of a file."""
+    arrays = {name: np.asarray(leaf) for name, leaf in by_path(weights.variables).items()}
+    return {"averaged": weights.averaged, "weights_sha256": digest_of_arrays(arrays)}
 
 
 def _refused(workdir: epath.Path) -> UserError:
@@ -152,7 +165,7 @@ def _record(workdir: epath.Path, weights: Weights, **facts: float) -> None:
         mode="import",
         file=str(weights.file.absolute()),
         sha256=sha256_of_file(weights.file),
-        averaged=weights.averaged,
+        **_taken(weights),
         checkpoint_step=weights.step,
         **({"origin": weights.origin} if weights.origin else {}),
         **facts,

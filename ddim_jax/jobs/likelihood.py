@@ -13,7 +13,7 @@ from etils import epath
 from ddim_jax import parallel
 from ddim_jax.conditions import DataCondition
 from ddim_jax.config import Config, LikelihoodConfig
-from ddim_jax.data.first_images import read_first_images
+from ddim_jax.data.first_images import digest_of_images, read_first_images
 from ddim_jax.data.reading import Images
 from ddim_jax.errors import UserError
 from ddim_jax.files import write_whole
@@ -62,7 +62,8 @@ def likelihood(config: Config, workdir: epath.PathLike) -> epath.Path:
     _check_classes(real, config.model.num_classes)
     num = len(real.image)
     told = condition_of_images(config, real)
-    folder = job.folder("likelihood", f"{_method_name(settings)}-n{num}", settings, make=False)
+    name = f"{_method_name(settings)}-n{num}"
+    folder = job.folder("likelihood", name, settings, make=False, images=digest_of_images(real))
     run = ShardedMap(program, batch_size_for(config, -(-num // parallel.process_count())))
     variables = parallel.replicate(pipe.variables, parallel.local_devices())
     if not folder.exists():

@@ -10,7 +10,7 @@ from etils import epath
 from ddim_jax import parallel
 from ddim_jax.config import Config, flatten
 from ddim_jax.configured import build_encoder, build_normalization, pictures
-from ddim_jax.data.first_images import read_first_images
+from ddim_jax.data.first_images import digest_of_images, read_first_images
 from ddim_jax.errors import RefutedError, UserError
 from ddim_jax.files import write_whole
 from ddim_jax.images import save_png, table
@@ -47,7 +47,7 @@ def reconstruct(config: Config, workdir: epath.PathLike) -> None:
         # Refused before anything is written.
         build_encoder(job.with_steps(steps), settings.iterations)
     name = sampler_name(dataclasses.replace(job.config.sample, steps=tried[-1]))
-    folder = job.folder("reconstruct", name, settings, make=False)
+    folder = job.folder("reconstruct", name, settings, make=False, images=digest_of_images(real))
 
     errors = {}
     with work_bar(sum(tried), "reconstructing", "step") as bar:

@@ -13,7 +13,7 @@ from ddim_jax import files, parallel
 from ddim_jax.config import Config, DataConfig
 from ddim_jax.configured import build_sampler, pictures
 from ddim_jax.errors import UserError
-from ddim_jax.images import grid, labelled_lines, load_png, png_holds, png_shape, save_png
+from ddim_jax.images import grid, labelled_lines, load_png, png_holds, png_note, png_shape, save_png
 from ddim_jax.model_job import ModelJob, sampler_name
 from ddim_jax.names import ImageFormat
 from ddim_jax.npy import array_form, load_array, save_array
@@ -143,9 +143,8 @@ def _draw(
     if parallel.is_main_process():
         store.finish(indices)
     is_new = computed > 0 or "images" not in recorded
-    if parallel.is_main_process() and (is_new or png_shape(folder / "grid.png") is None):
-        shown = indices[: _grid_images(config, conditions)]
-        save_png(folder / "grid.png", _picture(config, shown, store.read(shown), conditions))
+    if parallel.is_main_process():
+        _draw_grid(config, folder / "grid.png", indices, store, conditions, is_new)
     # A job that found all images in place leaves the record of the one that drew them.
     if parallel.is_main_process() and is_new:
         job.record(
@@ -160,6 +159,21 @@ def _draw(
     if parallel.is_main_process():
         say(f"{len(indices):,} images are in {folder}, the first of them in {folder / 'grid.png'}")
     parallel.barrier("sample written")
+
+
+def _draw_grid(
+    config: Config,
+    path: epath.Path,
+    indices: np.ndarray,
+    store: "ImageFiles | _NpzStore",
+    conditions: ConditionSet | None,
+    is_new: bool,
+) -> None:
+    """Draws the first images, unless none of them is new and the picture is there, of the channels asked for."""
+    note = " ".join(map(str, config.data.shown_channels))
+    if is_new or png_shape(path) is None or png_note(path) != note:
+        shown = indices[: _grid_images(config, conditions)]
+        save_png(path, _picture(config, shown, store.read(shown), conditions), note)
 
 
 def still_written(started: list[concurrent.futures.Future[None]]) -> list[concurrent.futures.Future[None]]:

@@ -68,7 +68,7 @@ def tune(config: Config, workdir: epath.PathLike) -> None:
     needed = values * (4 * (2 * len(levels) + 1) + 8 * 3 * (settings.order + 2))
     check_room(needed, "tune.num", settings.num, f"the states of so many images at {len(levels)} levels")
 
-    facts = network_facts(config, job.pipe.step, config.sample.guide_checkpoint)
+    facts = network_facts(config, job.pipe.step, job.pipe.guide, job.pipe.average)
     path = tuned_path(workdir, facts)
     network = _Network(job.pipe, config, settings.num)
     network.compile()

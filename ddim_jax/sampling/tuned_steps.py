@@ -15,6 +15,7 @@ from typing import Any
 from etils import epath
 
 from ddim_jax.config import Config, Role, SampleConfig, deciding_values, keys_of, with_sample
+from ddim_jax.configured import Guide
 from ddim_jax.digests import digest_of_facts
 from ddim_jax.errors import ConfigError, UserError
 from ddim_jax.files import write_whole
@@ -61,18 +62,26 @@ class TunedSteps:
     tuned_with: Mapping[str, Any]
 
 
-def network_facts(config: Config, step: int, guide_step: int | None) -> dict[str, Any]:
+def network_facts(
+    config: Config, step: int, guide: Guide | None = None, average: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What decides the network as it is sampled, as JSON's types.
 
     Args:
         config: ``sample`` counts.
         step: of the checkpoint.
-        guide_step: of that of ``sample.guide_workdir``; None without one.
+        guide: of ``sample.guide_workdir``; None without one.
+        average: what weights of a width are made of; None for the usual ones.
     """
     # Without guidance nobody asks the guide.
-    guide_step = None if config.sample.guidance_scale == 1 else guide_step
-    sample = dataclasses.replace(config.sample, guide_checkpoint=guide_step)
-    return {"checkpoint_step": step, "sample": deciding_values(sample, _NETWORK)}
+    guide = None if config.sample.guidance_scale == 1 else guide
+    sample = dataclasses.replace(config.sample, guide_checkpoint=None if guide is None else guide.step)
+    facts: dict[str, Any] = {"checkpoint_step": step, "sample": deciding_values(sample, _NETWORK)}
+    if guide is not None:
+        facts["guide"] = guide.sha256
+    if average is not None:
+        facts["average"] = dict(average)
+    return facts
 
 
 def tuned_path(workdir: epath.PathLike, facts: Mapping[str, Any]) -> epath.Path:
@@ -110,14 +119,21 @@ def read_tuned(path: epath.Path) -> dict[int, TunedSteps]:
         raise UserError(f"{path} cannot be used: {error}; {_REMEDY}") from error
 
 
-def with_tuned(config: Config, workdir: epath.PathLike | None, step: int, guide_step: int | None = None) -> Config:
+def with_tuned(
+    config: Config,
+    workdir: epath.PathLike | None,
+    step: int,
+    guide: Guide | None = None,
+    average: Mapping[str, Any] | None = None,
+) -> Config:
     """The config with the levels of ``sample.spacing=tuned`` in it; as it is with another spacing, or where they are.
 
     Args:
         config: the run.
         workdir: of the network; None where it has none.
         step: of its checkpoint.
-        guide_step: see :func:`network_facts`.
+        guide: see :func:`network_facts`.
+        average: likewise.
 
     Raises:
         UserError: nothing is tuned for this network as it is sampled, or not for so many steps, or the file is damaged.
@@ -130,11 +146,11 @@ def with_tuned(config: Config, workdir: epath.PathLike | None, step: int, guide_
             "spacing=tuned: steps are tuned for the network of a workdir, and this one is in none; put it into one by "
             "--mode=import, run --mode=tune there and load that workdir"
         )
-    facts = network_facts(config, step, guide_step)
+    facts = network_facts(config, step, guide, average)
     path = tuned_path(workdir, facts)
     if sample.label is not None and not path.exists():
         # What serves all classes serves each of them.
-        path = tuned_path(workdir, network_facts(with_sample(config, label=None), step, guide_step))
+        path = tuned_path(workdir, network_facts(with_sample(config, label=None), step, guide, average))
     if not path.exists():
         raise UserError(
             f"sample.spacing=tuned: nothing is tuned for step {step} of {os.fspath(workdir)} as it is sampled here; "

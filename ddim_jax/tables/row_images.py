@@ -116,12 +116,14 @@ class _ModelImages:
         self._plans: dict[tuple[int, float], Plan] = {}
         self._loaded: tuple[tuple[int, float], Any] | None = None
         self._checkpoints = self._found(workdir)
-        guide_step = None if self._guide is None else self._guide.step
         self.rows = model_rows(
             config,
             self._checkpoints,
-            lambda config, step: with_tuned(config, workdir, step, guide_step),
+            lambda config, step: with_tuned(
+                config, workdir, step, self._guide, self._average_of(step, config.sample.ema_width)
+            ),
             self._average_of,
+            None if self._guide is None else self._guide.sha256,
         )
         self._batch_size = batch_size_for(config, -(-self.num // parallel.process_count()))
         self._samplers: list[ImageSampler] = []
@@ -197,7 +199,7 @@ class _ModelImages:
                 values = parallel.host_copy(self._variables(row))
                 found[name] = {"sha256": digest_of_arrays(by_path(values)), "ema": self._config.sample.ema}
         if self._guide is not None:
-            found["guide"] = {"step": self._guide.step}
+            found["guide"] = {"step": self._guide.step, "sha256": self._guide.sha256}
         return found
 
     def _drawing(self, row: Row) -> Config:

@@ -171,6 +171,7 @@ def model_rows(
     checkpoints: Iterable[int],
     filled_in: Callable[[Config, int], Config] = lambda config, step: config,
     average_of: Callable[[int, float], dict[str, Any] | None] = lambda step, width: None,
+    guide: str | None = None,
 ) -> list[Row]:
     """Makes the rows that ``config.eval`` asks for: by checkpoint, average, sampler, eta, spacing, S, seed.
 
@@ -181,6 +182,7 @@ def model_rows(
         checkpoints: steps.
         filled_in: puts the levels of the spacing ``tuned`` into a config, by the step of the checkpoint.
         average_of: what an average is made of, as JSON's types, by step and width; None for the usual one.
+        guide: stands for the weights of the network that guides; None where none does.
 
     Raises:
         UserError: the model cannot be sampled so, or ``sample`` has settings that rows would pass over.
@@ -225,12 +227,12 @@ def model_rows(
                     **{"preset": "", "sampler": sampler, "eta": eta, "spacing": spacing, "clip": clip},
                     **{"steps": steps, "seed": seed, "ema_width": width},
                 )
-                rows.append(_model_row(checkpoint, filled_in(drawn, checkpoint).sample, average))
+                rows.append(_model_row(checkpoint, filled_in(drawn, checkpoint).sample, average, guide))
     # Asked for twice, measured once.
     return list({row.name: row for row in rows}.values())
 
 
-def _model_row(checkpoint: int, sample: SampleConfig, average: dict[str, Any] | None) -> Row:
+def _model_row(checkpoint: int, sample: SampleConfig, average: dict[str, Any] | None, guide: str | None) -> Row:
     deciding = deciding_values(sample, _DECIDING)
     plain = dataclasses.asdict(SampleConfig())
     others = {key: value for key, value in deciding.items() if key not in _IN_COLUMNS and value != plain[key]}
@@ -244,6 +246,8 @@ def _model_row(checkpoint: int, sample: SampleConfig, average: dict[str, Any] | 
         identity["tuned"] = {name: list(getattr(sample, name)) for name in ("levels", "sigmas", "coefficients")}
     if average is not None:
         identity["average"] = average
+    if guide is not None:
+        identity["guide"] = guide
     return Row(columns, sample.seed, sample, identity)
 
 

@@ -9,15 +9,15 @@ from etils import epath
 
 from ddim_jax import names, parallel
 from ddim_jax.conditions import DataCondition
-from ddim_jax.config import Config
+from ddim_jax.config import Config, Role, SampleConfig, deciding_values, keys_with
 from ddim_jax.configured import Guide
 from ddim_jax.errors import UserError
 from ddim_jax.files import write_whole
 from ddim_jax.measuring.extractor import Extractor
 from ddim_jax.measuring.extractors import make_extractor
-from ddim_jax.measuring.figures import METRICS, Figure
+from ddim_jax.measuring.figures import METRICS, Figure, computed_by
 from ddim_jax.measuring.measurement import Measurement
-from ddim_jax.measuring.reference import reference_for
+from ddim_jax.measuring.reference import reference_for, values_of
 from ddim_jax.measuring.reference_file import Reference
 from ddim_jax.models import Model
 from ddim_jax.one_writer import Writing
@@ -27,6 +27,9 @@ from ddim_jax.training.checkpoint import Checkpoints, select_weights
 from ddim_jax.training.state import TrainState
 from ddim_jax.workdir import best_dir, best_record_path
 from ddim_jax.writers import MetricWriter, say
+
+# Of what figures must share, what the records of earlier versions do not say.
+_LATER = ("drawn_by", "computed_by", "reference_values")
 
 
 class BestCheckpoint:
@@ -66,6 +69,9 @@ class BestCheckpoint:
         self._sampler = sampler_for(config, model, self._num, guide)
         self._condition = condition
         self._ema = config.sample.ema
+        self._drawn_by = deciding_values(config.sample, keys_with(SampleConfig, Role.PIXELS))
+        if guide is not None:
+            self._drawn_by["guide"] = guide.sha256
         self._extractor = make_extractor(config)
         self._reference = reference_for(config, self._extractor)
         figure = deciding_figure(train.measure_metric, self._extractor, self._reference)
@@ -88,6 +94,7 @@ class BestCheckpoint:
             say(f"{path} is damaged; the best checkpoint is looked for anew")
             return {}
         ours = json.loads(json.dumps(self._settings_record()))
+        ours = {key: value for key, value in ours.items() if key in record or key not in _LATER}
         if any(record.get(key) != value for key, value in ours.items()):
             say(f"{path} holds figures of other settings; the best checkpoint is looked for anew")
             return {}
@@ -102,6 +109,9 @@ class BestCheckpoint:
             "images": self._num,
             "extractor": self._extractor.provenance,
             "reference": self._reference.provenance,
+            "drawn_by": self._drawn_by,
+            "computed_by": computed_by(self._settings),
+            "reference_values": None if self._reference.provenance else values_of(self._reference),
         }
 
     def measure_if_missing(self, step: int, state: TrainState, writer: MetricWriter) -> None:

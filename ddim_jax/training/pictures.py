@@ -12,12 +12,13 @@ from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.conditions import DataCondition
-from ddim_jax.config import Config
+from ddim_jax.config import Config, Role, SampleConfig, deciding_values, keys_with
 from ddim_jax.configured import Guide, pictures
 from ddim_jax.data.batch_order import steps_for_epochs
 from ddim_jax.data.reading import load_images
 from ddim_jax.data.sources import Source
-from ddim_jax.images import as_rgb, grid, labelled_rows, png_shape, save_png
+from ddim_jax.digests import digest_of_facts
+from ddim_jax.images import as_rgb, grid, labelled_rows, png_note, png_shape, save_png
 from ddim_jax.models import Model
 from ddim_jax.sampling.conditions import condition_of_images
 from ddim_jax.sampling.image_sampler import sampler_for
@@ -71,6 +72,7 @@ class TrainingPictures:
         self._sampler = sampler_for(config, model, num, guide)
         self._condition = condition
         self._of_data = of_data
+        self._guide = None if guide is None else guide.sha256
         # Whatever the number of steps, it is the same program.
         self._final_samplers = [
             self._sampler.with_settings(
@@ -125,6 +127,8 @@ class TrainingPictures:
     ) -> None:
         """Draws ``samples/NAME.png`` unless it is there: rows of images of the same noise, from several checkpoints.
 
+        What is there of other settings is drawn anew.
+
         All processes of the run call this, since they restore a checkpoint together; process 0 draws.
 
         Args:
@@ -133,18 +137,18 @@ class TrainingPictures:
             restore: from step to state.
             writer: where it is shown, too.
         """
-        path = self._rows_path(name)
+        path, note = self._rows_path(name), self._note([list(row) for row in rows])
         num = min(_IN_A_ROW, self._config.train.sample_num)
         condition = jax.tree.map(lambda x: x[:num], self._condition)
         drawn = []
-        for label, step, steps in rows if parallel.value_of_main_process(png_shape(path) is None) else ():
+        for label, step, steps in rows if parallel.value_of_main_process(not _is_drawn(path, note)) else ():
             state = restore(step)
             if parallel.is_main_process():
                 sampler = self.of_other_steps(steps, step)._sampler
                 drawn.append((label, pictures(self._config, sampler.draw(self._weights(state), range(num), condition))))
         if drawn:
             picture = labelled_rows(drawn, columns=num)
-            save_png(path, picture)
+            save_png(path, picture, note)
             writer.image(rows[-1][1], name, as_rgb(picture))
         if parallel.is_main_process():
             say(f"wrote {path}")
@@ -157,12 +161,21 @@ class TrainingPictures:
         return self._workdir / "samples" / f"{name}.png"
 
     def draw_final(self, state: TrainState, writer: MetricWriter) -> None:
-        """Draws one picture with a grid for each of ``train.final_sample_steps``, and says where it is."""
+        """Draws one picture with a grid for each of ``train.final_sample_steps``, and says where it is.
+
+        Those that are there of the same settings are left as they are.
+        """
         step = int(parallel.host_copy(state.step))
         path = sample_grid_path(self._workdir, step)
-        drawn = [path, *path.parent.glob(f"{path.stem}_ddim_*.png")]
-        num = self._config.train.sample_num
-        if self._final_samplers and any(png_shape(picture) is None for picture in drawn):
+        there = set(path.parent.glob(f"{path.stem}_ddim_*.png"))
+        wanted = {
+            sample_grid_path(self._workdir, step, f"_ddim_{sampler.config.sample.steps}")
+            for sampler in self._final_samplers
+        }
+        num, note = self._config.train.sample_num, self._note(self._config.train.final_sample_steps)
+        if self._final_samplers and (there != wanted or not all(_is_drawn(each, note) for each in (path, *wanted))):
+            for other in there - wanted:
+                other.unlink(missing_ok=True)
             weights = parallel.replicate(self._weights(state), parallel.local_devices())
             rows = []
             for sampler in self._final_samplers:
@@ -172,16 +185,32 @@ class TrainingPictures:
                     self._write_figures(step, drawn_images, writer)
                 images = pictures(self._config, drawn_images)
                 rows.append((f"DDIM, {sampler.evaluations} steps, eta {self._config.sample.eta:g}", images))
-                save_png(sample_grid_path(self._workdir, step, f"_ddim_{steps}"), grid(images))
+                save_png(sample_grid_path(self._workdir, step, f"_ddim_{steps}"), grid(images), note)
             picture = labelled_rows(rows, columns=max(1, min(16, num // 2)))
-            save_png(path, picture)
+            save_png(path, picture, note)
             writer.image(step, "samples", as_rgb(picture))
         say(f"done: {step:,} steps")
         for picture_path in sorted((self._workdir / "samples").glob(f"step_{step:08d}*.png")):
             say(f"wrote {picture_path}")
 
+    def _note(self, shown: Any) -> str:
+        """What stands for the settings of a picture."""
+        facts = {
+            "shown": shown,
+            "sample": deciding_values(self._config.sample, keys_with(SampleConfig, Role.PIXELS)),
+            "num": self._config.train.sample_num,
+            "channels": self._config.data.shown_channels,
+            "guide": self._guide,
+        }
+        return digest_of_facts(facts)
+
     def _weights(self, state: TrainState) -> Any:
         return select_weights(parallel.host_copy(state), self._config.sample.ema)
+
+
+def _is_drawn(path: epath.Path, note: str) -> bool:
+    """Whether a picture is there, whole and of these settings; those of earlier versions do not say of which."""
+    return png_shape(path) is not None and png_note(path) in ("", note)
 
 
 def data_figures_for(config: Config, source: Source) -> PixelFigures | None:

@@ -68,7 +68,7 @@ def test_the_images_of_a_job_are_decided_by_these_keys():
 
 def test_folders_have_the_names_that_they_always_had(tmp_path):
     """The hashes of version 0.1.0."""
-    pipe = dataclasses.make_dataclass("Pipe", ["step", "average"])(7, None)
+    pipe = dataclasses.make_dataclass("Pipe", ["step", "average", "guide"])(7, None, None)
     config = Config()
     job = ModelJob(tmp_path, config, pipe, 0.0)
     assert job.folder("sample", "ddim-S50-eta0-n64").name == "step7-ddim-S50-eta0-n64-f10d2d31"

@@ -13,7 +13,9 @@ from ddim_jax.config import Config, EvalConfig, WeightsConfig, with_sample
 from ddim_jax.errors import UserError
 from ddim_jax.jobs.evaluate import evaluate
 from ddim_jax.jobs.export import export
+from ddim_jax.jobs.sample import sample
 from ddim_jax.jobs.train import train
+from ddim_jax.jobs.tune import tune
 from ddim_jax.models import build_model
 from ddim_jax.training.initial_weights import read_initial_weights
 from ddim_jax.training.state import init_state, make_optimizer
@@ -97,6 +99,26 @@ def test_rows_are_of_the_guides_newest_checkpoint(tmp_path, plain):
         rows = [json.loads(path.read_text()) for path in (folder / "rows").glob("*.json")]
         found.append({row["figures"]["pixels_frechet"] for row in rows})
     assert [len(figures) for figures in found] == [1, 1, 2]
+
+
+def test_another_guide_in_the_same_workdir_draws_other_images(tmp_path, plain):
+    """After as many steps, set aside by ``train.overwrite``."""
+    guide = tmp_path / "guide"
+    settings = EvalConfig(num=4, steps=(2,), extractor="pixels", metrics=("fid",), batch_size=4)
+    config = dataclasses.replace(small_digits(), eval=settings)
+    config = with_sample(config, guide_workdir=str(guide), guidance_scale=2.0, num=2, steps=2)
+    tuning = changed(config, tune__steps=(2,), tune__num=4, tune__fine_steps=6, tune__order=1)
+    images, rows = [], []
+    for seed in (0, 1):
+        other = changed(small_digits(), train__steps=1, train__overwrite=True)
+        train(dataclasses.replace(other, seed=seed), guide)
+        images.append((sample(config, plain) / "000000.png").read_bytes())
+        rows.append(len(list((evaluate(config, plain) / "rows").glob("*.json"))))
+        with pytest.raises(UserError, match="nothing is tuned for"):
+            sample(with_sample(config, spacing="tuned"), plain)
+        tune(tuning, plain)
+        sample(with_sample(config, spacing="tuned"), plain)
+    assert images[0] != images[1] and rows == [1, 2]
 
 
 def test_a_guide_must_be_of_the_same_images_and_conditions(workdir, plain):

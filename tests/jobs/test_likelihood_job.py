@@ -152,6 +152,16 @@ def test_labels_matter_and_guidance_does_not(workdir, tmp_path):
     assert abs(apart[1] - together[1]) > 1e-4
 
 
+def test_files_that_were_replaced_are_other_images(workdir, tmp_path):
+    """As many of the same names."""
+    found = []
+    for grey in (10, 200):
+        for name in "ab":
+            save_png(tmp_path / f"{name}.png", np.full((8, 8, 1), grey, np.uint8))
+        found.append(values_in(likelihood(changed(path=str(tmp_path)), workdir))["bits_per_dim"])
+    assert (found[0] != found[1]).all()
+
+
 def test_an_image_alone_has_no_standard_error(workdir):
     folder = likelihood(changed(num=1), workdir)
     assert read(folder, "likelihood.json")["standard_error"] is None

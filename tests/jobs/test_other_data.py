@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -153,6 +154,16 @@ def test_a_job_shows_the_channels_that_its_command_line_names(workdir):
         folders.append(load_png(only_folder(workdir, "sweep") / "sweep.png"))
     assert not np.array_equal(folders[0], folders[1])
     assert np.ptp(folders[2][40:].astype(int), axis=-1).max() > 0
+
+
+def test_a_grid_of_images_that_are_there_shows_the_channels_asked_for(workdir):
+    grids, times = [], []
+    for channels in ((), (1,), (1,), ()):
+        path = sample(changed(CONFIG, data__shown_channels=channels, sample__num=2), workdir) / "grid.png"
+        grids.append(path.read_bytes())
+        times.append(os.stat(path).st_mtime_ns)
+    assert grids[0] == grids[3] != grids[1] == grids[2]
+    assert times[1] == times[2]
 
 
 @pytest.mark.slow

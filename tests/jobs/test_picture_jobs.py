@@ -184,6 +184,25 @@ def test_a_picture_from_a_file_is_cropped_and_resized(workdir, tmp_path):
     assert load_png(folder / "000000.png").shape == (8, 8, 1)
 
 
+@pytest.mark.parametrize("mode", ["edit", "reconstruct"])
+def test_pictures_of_files_that_are_not_there_any_more_are_none_of_these(workdir, tmp_path, mode):
+    config = dataclasses.replace(
+        changed("edit", path=str(tmp_path), level=2),
+        reconstruct=ReconstructConfig(path=str(tmp_path), num=5, steps=(2,), shown=2),
+    )
+    before = set((workdir / mode).glob("*"))
+    for count in (3, 1):
+        for number in range(count):
+            save_png(tmp_path / f"{number}.png", np.full((8, 8, 1), 20 * count, np.uint8))
+        for number in range(count, 3):
+            (tmp_path / f"{number}.png").unlink(missing_ok=True)
+        {"edit": edit, "reconstruct": reconstruct}[mode](config, workdir)
+    folders = set((workdir / mode).glob("*")) - before
+    assert sorted(json.loads((folder / "run.json").read_text())["images"] for folder in folders) == [1, 3]
+    if mode == "edit":
+        assert sorted(len(list(folder.glob("0*.png"))) for folder in folders) == [1, 3]
+
+
 def test_a_sweep_draws_every_setting_from_the_same_noise(workdir):
     sweep(CONFIG, workdir)
     picture = load_png(only_folder(workdir, "sweep") / "sweep.png")

@@ -22,6 +22,7 @@ from ddim_jax.jobs.export import export
 from ddim_jax.jobs.import_weights import import_weights
 from ddim_jax.jobs.sample import sample
 from ddim_jax.jobs.train import train
+from ddim_jax.jobs.tune import tune
 from ddim_jax.training.averages import plan_average
 from ddim_jax.training.checkpoint import restore_trained
 from ddim_jax.training.checksums import by_path
@@ -367,3 +368,14 @@ def test_a_snapshot_that_cannot_be_used(workdir, capsys):
     assert "is not one of step 7 of this run: delete it" in one_line(capsys, *asked)
     path.unlink()
     assert ddim_jax.load(workdir, ema_width=0.08).average["snapshots"] == [*range(1, 7), *range(8, STEPS)]
+
+
+def test_steps_are_tuned_for_the_average_of_the_snapshots_that_are_there(workdir):
+    config = changed(small(), tune__steps=(2,), tune__num=4, tune__fine_steps=6, tune__order=1)
+    config = with_sample(config, ema_width=0.07, steps=2, num=1)
+    tune(config, workdir)
+    drawing = with_sample(config, spacing="tuned")
+    assert sample(drawing, workdir) == sample(drawing, workdir)
+    next(iter(sorted((workdir / "averages").iterdir()))).unlink()
+    with pytest.raises(UserError, match="nothing is tuned for"):
+        sample(drawing, workdir)

@@ -11,6 +11,7 @@ from small import changed, metrics, plain_digits
 
 from ddim_jax import memory
 from ddim_jax.errors import UserError
+from ddim_jax.images import load_png, save_png
 from ddim_jax.jobs.train import train
 from ddim_jax.pipeline import load
 from ddim_jax.training.checkpoint import Checkpoints
@@ -63,6 +64,29 @@ def test_pictures_that_are_damaged_are_drawn_again_and_whole_ones_left(tmp_path)
     times = [path.stat().st_mtime_ns for path in paths]
     train(config, tmp_path)
     assert [path.stat().st_mtime_ns for path in paths] == times
+
+
+@pytest.mark.slow
+def test_final_pictures_are_of_the_settings_asked_for(tmp_path):
+    config = changed_digits(train__steps=1, train__sample_num=2, **{**SHORT, "train__final_sample_steps": (1, 2)})
+    train(config, tmp_path)
+    path = tmp_path / "samples" / "step_00000001.png"
+    first = path.read_bytes()
+    # Of an earlier version, which wrote no note, a picture is left as it is.
+    save_png(path, load_png(path))
+    old = path.read_bytes()
+    train(config, tmp_path)
+    assert path.read_bytes() == old
+    train(changed(config, train__final_sample_steps=(2, 3)), tmp_path)
+    assert [each.name for each in sorted(path.parent.iterdir())] == [
+        f"step_00000001{end}.png" for end in ("", "_ddim_2", "_ddim_3")
+    ]
+    seeded = changed(config, train__final_sample_steps=(2, 3), sample__seed=1)
+    of_seed_0 = path.read_bytes()
+    train(seeded, tmp_path)
+    assert path.read_bytes() not in (first, of_seed_0)
+    train(config, tmp_path)
+    assert path.read_bytes() == first
 
 
 @pytest.mark.slow

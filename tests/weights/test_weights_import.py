@@ -489,6 +489,9 @@ def test_a_workdir_with_a_run_is_refused_and_left_alone(imported):
     changed = dataclasses.replace(small_config(), seed=7)
     with pytest.raises(UserError, match="holds a run of another config: seed"):
         import_weights(dataclasses.replace(changed, weights=importing(imported.parent / "ckpt.pth").weights), imported)
+    # Of the same file the raw weights.
+    with pytest.raises(UserError, match="holds a run already: choose another --workdir"):
+        import_weights(importing(imported.parent / "ckpt.pth", ema=False), imported)
     # The same import is done already.
     import_weights(importing(imported.parent / "ckpt.pth"), imported)
     assert sorted((path, path.stat().st_mtime_ns) for path in imported.rglob("*")) == before
