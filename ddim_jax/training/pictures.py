@@ -163,19 +163,16 @@ class TrainingPictures:
     def draw_final(self, state: TrainState, writer: MetricWriter) -> None:
         """Draws one picture with a grid for each of ``train.final_sample_steps``, and says where it is.
 
-        Those that are there of the same settings are left as they are.
+        Those that are there of the same settings are left as they are, and those of other steps.
         """
         step = int(parallel.host_copy(state.step))
         path = sample_grid_path(self._workdir, step)
-        there = set(path.parent.glob(f"{path.stem}_ddim_*.png"))
         wanted = {
             sample_grid_path(self._workdir, step, f"_ddim_{sampler.config.sample.steps}")
             for sampler in self._final_samplers
         }
         num, note = self._config.train.sample_num, self._note(self._config.train.final_sample_steps)
-        if self._final_samplers and (there != wanted or not all(_is_drawn(each, note) for each in (path, *wanted))):
-            for other in there - wanted:
-                other.unlink(missing_ok=True)
+        if self._final_samplers and not all(_is_drawn(each, note) for each in (path, *wanted)):
             weights = parallel.replicate(self._weights(state), parallel.local_devices())
             rows = []
             for sampler in self._final_samplers:
@@ -190,7 +187,8 @@ class TrainingPictures:
             save_png(path, picture, note)
             writer.image(step, "samples", as_rgb(picture))
         say(f"done: {step:,} steps")
-        for picture_path in sorted((self._workdir / "samples").glob(f"step_{step:08d}*.png")):
+        of_other_steps = {*path.parent.glob(f"{path.stem}_ddim_*.png")} - wanted
+        for picture_path in sorted({*path.parent.glob(f"{path.stem}*.png")} - of_other_steps):
             say(f"wrote {picture_path}")
 
     def _note(self, shown: Any) -> str:
