@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from runs import linked_run
 from small import metrics, small_digits
 
 import ddim_jax
@@ -88,14 +89,14 @@ def test_an_earlier_checkpoint_guides_a_later_one(workdir):
 
 
 def test_rows_are_of_the_guides_newest_checkpoint(tmp_path, plain):
-    guide = tmp_path / "guide"
+    guide, workdir = tmp_path / "guide", linked_run(plain, tmp_path / "run")
     settings = EvalConfig(num=4, steps=(2,), extractor="pixels", metrics=("fid",), batch_size=4)
     config = dataclasses.replace(small_digits(), eval=settings)
     config = with_sample(config, guide_workdir=str(guide), guidance_scale=2.0)
     found = []
     for steps in (1, 1, 2):
         train(changed(small_digits(), train__steps=steps, train__learning_rate=0.1), guide)
-        folder = evaluate(config, plain)
+        folder = evaluate(config, workdir)
         rows = [json.loads(path.read_text()) for path in (folder / "rows").glob("*.json")]
         found.append({row["figures"]["pixels_frechet"] for row in rows})
     assert [len(figures) for figures in found] == [1, 1, 2]
@@ -103,7 +104,7 @@ def test_rows_are_of_the_guides_newest_checkpoint(tmp_path, plain):
 
 def test_another_guide_in_the_same_workdir_draws_other_images(tmp_path, plain):
     """After as many steps, set aside by ``train.overwrite``."""
-    guide = tmp_path / "guide"
+    guide, workdir = tmp_path / "guide", linked_run(plain, tmp_path / "run")
     settings = EvalConfig(num=4, steps=(2,), extractor="pixels", metrics=("fid",), batch_size=4)
     config = dataclasses.replace(small_digits(), eval=settings)
     config = with_sample(config, guide_workdir=str(guide), guidance_scale=2.0, num=2, steps=2)
@@ -112,12 +113,12 @@ def test_another_guide_in_the_same_workdir_draws_other_images(tmp_path, plain):
     for seed in (0, 1):
         other = changed(small_digits(), train__steps=1, train__overwrite=True)
         train(dataclasses.replace(other, seed=seed), guide)
-        images.append((sample(config, plain) / "000000.png").read_bytes())
-        rows.append(len(list((evaluate(config, plain) / "rows").glob("*.json"))))
+        images.append((sample(config, workdir) / "000000.png").read_bytes())
+        rows.append(len(list((evaluate(config, workdir) / "rows").glob("*.json"))))
         with pytest.raises(UserError, match="nothing is tuned for"):
-            sample(with_sample(config, spacing="tuned"), plain)
-        tune(tuning, plain)
-        sample(with_sample(config, spacing="tuned"), plain)
+            sample(with_sample(config, spacing="tuned"), workdir)
+        tune(tuning, workdir)
+        sample(with_sample(config, spacing="tuned"), workdir)
     assert images[0] != images[1] and rows == [1, 2]
 
 
