@@ -9,13 +9,12 @@ from etils import epath
 
 from ddim_jax import parallel
 from ddim_jax.config import Config
-from ddim_jax.digests import digest_of_arrays
 from ddim_jax.errors import UserError
 from ddim_jax.files import make_folder
 from ddim_jax.models import parameter_count
 from ddim_jax.one_writer import check_no_other_writer, one_writer
 from ddim_jax.training.checkpoint import Checkpoints, newest_step
-from ddim_jax.training.checksums import by_path
+from ddim_jax.training.checksums import digest_of_weights
 from ddim_jax.training.state import TrainState, fresh_optimizer_state, make_optimizer, with_power_averages
 from ddim_jax.weights.download import sha256_of_file
 from ddim_jax.weights.forms import Weights, read_weights
@@ -124,8 +123,7 @@ def _finish(workdir: epath.Path, weights: Weights, started: float) -> None:
 
 def _taken(weights: Weights) -> dict[str, Any]:
     """What was taken of a file."""
-    arrays = {name: np.asarray(leaf) for name, leaf in by_path(weights.variables).items()}
-    return {"averaged": weights.averaged, "weights_sha256": digest_of_arrays(arrays)}
+    return {"averaged": weights.averaged, "weights_sha256": digest_of_weights(weights.variables)}
 
 
 def _refused(workdir: epath.Path) -> UserError:

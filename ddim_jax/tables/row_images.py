@@ -12,7 +12,6 @@ from ddim_jax import parallel
 from ddim_jax.conditions import DataCondition
 from ddim_jax.config import Config
 from ddim_jax.configured import build_normalization, build_sampler
-from ddim_jax.digests import digest_of_arrays
 from ddim_jax.errors import UserError
 from ddim_jax.measuring.figures import fields_needed
 from ddim_jax.measuring.image_sets import ImageSet, open_image_set, spread_indices
@@ -26,7 +25,7 @@ from ddim_jax.sampling.tuned_steps import with_tuned
 from ddim_jax.tables.rows import Row, images_row, model_rows
 from ddim_jax.training.averages import Plan, averaged_variables, plan_average
 from ddim_jax.training.checkpoint import Checkpoints, select_weights
-from ddim_jax.training.checksums import by_path
+from ddim_jax.training.checksums import digest_of_weights
 from ddim_jax.training.guide import with_guide
 from ddim_jax.training.state import TrainState, abstract_state, make_optimizer
 from ddim_jax.workdir import best_dir, checkpoint_dir, config_for_job
@@ -197,7 +196,7 @@ class _ModelImages:
             name = f"{step}, ema_width {width:g}" if width else str(step)
             if name not in found:
                 values = parallel.host_copy(self._variables(row))
-                found[name] = {"sha256": digest_of_arrays(by_path(values)), "ema": self._config.sample.ema}
+                found[name] = {"sha256": digest_of_weights(values), "ema": self._config.sample.ema}
         if self._guide is not None:
             found["guide"] = {"step": self._guide.step, "sha256": self._guide.sha256}
         return found

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddim_jax.digests import crc32_of_array, crc32_of_bytes
+from ddim_jax.digests import crc32_of_array, crc32_of_bytes, digest_of_arrays
 from ddim_jax.parallel import usable_cores
 
 FILE_NAME = "checksums.json"
@@ -42,6 +42,11 @@ def by_path(state: Any) -> dict[str, Any]:
     """The leaves of a state by their paths, e.g. ``params/conv_in/kernel``."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def digest_of_weights(variables: Any) -> str:
+    """SHA-256 that stands for the weights of a network, see :func:`~ddim_jax.digests.digest_of_arrays`."""
+    return digest_of_arrays({name: np.asarray(leaf) for name, leaf in by_path(variables).items()})
 
 
 def checksums_of(state: Any) -> dict[str, Checksum]:

@@ -1,15 +1,12 @@
 """The network that another one is led away from while sampling: autoguidance (``sample.guide_workdir``)."""
 
-import numpy as np
-
 from ddim_jax import parallel
 from ddim_jax.config import Config, flatten, with_sample
 from ddim_jax.configured import Guide
-from ddim_jax.digests import digest_of_arrays
 from ddim_jax.errors import UserError
 from ddim_jax.models import build_model
 from ddim_jax.training.checkpoint import restore_trained, select_weights
-from ddim_jax.training.checksums import by_path
+from ddim_jax.training.checksums import digest_of_weights
 from ddim_jax.weights.agreement import deciding_values, differences
 
 # Of the network, these alone have to be the same; of data and diffusion, all that decides what its output means.
@@ -32,8 +29,7 @@ def load_guide(config: Config) -> Guide | None:
         raise UserError(f"sample.guide_workdir={sample.guide_workdir}: {error}") from error
     check_guide(config, trained.config)
     variables = select_weights(trained.state, sample.ema)
-    sha256 = digest_of_arrays({name: np.asarray(leaf) for name, leaf in by_path(variables).items()})
-    return Guide(build_model(trained.config), variables, trained.step, sha256)
+    return Guide(build_model(trained.config), variables, trained.step, digest_of_weights(variables))
 
 
 def with_guide(config: Config) -> tuple[Config, Guide | None]:

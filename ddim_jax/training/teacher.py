@@ -8,10 +8,9 @@ import numpy as np
 from etils import epath
 
 from ddim_jax.config import Config, DistillConfig
-from ddim_jax.digests import digest_of_arrays
 from ddim_jax.errors import UserError
 from ddim_jax.training.checkpoint import restore_trained, select_weights
-from ddim_jax.training.checksums import by_path
+from ddim_jax.training.checksums import digest_of_weights
 from ddim_jax.training.initial_weights import checkpoint_named
 from ddim_jax.weights.array_files import read_safetensors
 from ddim_jax.weights.description import KEY, Description
@@ -82,5 +81,4 @@ def _workdir_and_step(named: str) -> tuple[epath.Path, Any]:
 
 
 def _teacher(config: Config, variables: Any, step: int) -> Teacher:
-    arrays = {name: np.asarray(value) for name, value in by_path(variables).items()}
-    return Teacher(config, jax.tree.map(np.asarray, variables), step, digest_of_arrays(arrays))
+    return Teacher(config, jax.tree.map(np.asarray, variables), step, digest_of_weights(variables))
